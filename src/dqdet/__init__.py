@@ -1,0 +1,1 @@
+"""Detection transformers with dynamic query combinations."""

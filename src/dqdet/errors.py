@@ -1,0 +1,8 @@
+"""The one exception for mistakes that a person can mend: bad data, options, files or checkpoints."""
+
+
+class DqdetError(Exception):
+    """Says in one line what is wrong, where (file and entry), and what to do.
+
+    The command line prints the message without a traceback (unless ``--debug``) and exits with status 1.
+    """
