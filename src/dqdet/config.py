@@ -135,4 +135,4 @@ class Config(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     classes: list[str] = []  # class names in label order; filled from the data set
-    category_ids: list[int] = []  # the data set's id of each class, for results in its format; filled likewise
+    category_ids: list[int] = []  # likewise, the data set's id of each class: results are written with them

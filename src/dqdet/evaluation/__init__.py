@@ -1,0 +1,1 @@
+"""From predictions to detections, and from detections to the official metrics."""

@@ -1,0 +1,61 @@
+"""Predictions of a model -> scored, labelled boxes in pixels, as the published evaluations select them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from dqdet.types import Predictions
+
+
+@dataclass
+class ImageDetections:
+    """What was found in one image, best score first."""
+
+    scores: Tensor  # [K] in 0..1, descending
+    labels: Tensor  # [K] int64, index into the class list
+    boxes: Tensor  # [K, 4] x1, y1, x2, y2 in pixels; may reach beyond the image
+    masks: Tensor | None = None  # [K, H, W] bool
+
+
+def detections(
+    predictions: Predictions,
+    sizes: Sequence[tuple[int, int]],
+    classification: Literal["focal", "cross_entropy"],
+    limit: int = 100,
+) -> list[ImageDetections]:
+    """The detections of each image, from the last layer's predictions of the group used at inference.
+
+    With ``focal`` every pair of a query and a class is a candidate with its own sigmoid score, so that a
+    query may be reported under several classes (Deformable-DETR). With ``cross_entropy`` a query is reported
+    once, under its best class; the last logit, "no object", takes part in the softmax only (DETR).
+
+    Args:
+        predictions: of B images.
+        sizes: height and width in pixels of each image, the boxes' unit.
+        classification: ``config.loss.classification`` of the model.
+        limit: the highest-scoring candidates of an image that are kept.
+    """
+    final = predictions.final
+    assert final.boxes is not None, "these predictions have no boxes"
+    logits = final.logits[0].float()  # [B, Q, C]
+    if classification == "focal":
+        scores = logits.sigmoid()  # [B, Q, C]
+        labels = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
+    else:
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1, keepdim=True)  # [B, Q, 1]
+    candidates = scores.shape[-1]  # a query
+
+    scores = scores.flatten(1)  # [B, Q * candidates]
+    scores, kept = scores.topk(min(limit, scores.shape[1]))  # [B, K]
+    labels = labels.flatten(1).gather(1, kept)
+    queries = (kept // candidates).unsqueeze(-1).expand(-1, -1, 4)  # [B, K, 4]
+    boxes = box_convert(final.boxes[0].float(), "cxcywh", "xyxy").gather(1, queries)
+    scale = boxes.new_tensor([(width, height, width, height) for height, width in sizes])  # [B, 4]
+    boxes = boxes * scale.unsqueeze(1)
+    return [ImageDetections(*image) for image in zip(scores, labels, boxes, strict=True)]
