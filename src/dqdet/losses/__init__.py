@@ -1,0 +1,5 @@
+"""Hungarian set losses."""
+
+from dqdet.losses.set_loss import Losses, SetLoss
+
+__all__ = ["Losses", "SetLoss"]

@@ -1,0 +1,27 @@
+"""Box geometry of matching and losses, batched and differentiable. Boxes are (cx, cy, w, h)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """``(cx, cy, w, h) -> (x1, y1, x2, y2)``, ``[..., 4]``."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def generalized_iou(a: Tensor, b: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Generalised IoU (Rezatofighi et al., 2019) of boxes that broadcast: ``[..., 4], [..., 4] -> [...]``.
+
+    Args:
+        epsilon: added to both denominators, as the DAB models do.
+    """
+    a, b = corners(a), corners(b)
+    area_a = (a[..., 2:] - a[..., :2]).prod(-1)
+    area_b = (b[..., 2:] - b[..., :2]).prod(-1)
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    union = area_a + area_b - overlap
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return overlap / (union + epsilon) - (hull - union) / (hull + epsilon)

@@ -1,0 +1,132 @@
+"""The set loss of all families that predict boxes: classification, L1 and generalised IoU (Eq. 2 and 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from dqdet.config import LossConfig
+from dqdet.losses.boxes import generalized_iou
+from dqdet.losses.matching import ALPHA, GAMMA, Matches, match
+from dqdet.types import Predictions, Target
+
+
+@dataclass
+class Losses:
+    """What a step learns from, and what it logs."""
+
+    total: Tensor  # scalar, weighted
+    terms: dict[str, Tensor]  # "group/layer/term" -> scalar, unweighted and detached
+
+
+class SetLoss(nn.Module):
+    """Matches predictions with objects and sums the losses of all layers and groups of queries.
+
+    ``L = L(first group) + beta * L(every other group)``, each group with its own matching, each layer with the
+    same weights. Sums over objects are divided by the number of objects, averaged over all processes.
+    """
+
+    def __init__(self, config: LossConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, predictions: Predictions, targets: list[Target]) -> Losses:
+        """The losses of ``predictions`` (logits ``[L, B, Q, C]``, boxes ``[L, B, Q, 4]``) for B targets."""
+        objects = count_objects(targets, predictions.logits.device)
+        total, terms = self.of_groups(predictions, targets, objects)
+        if predictions.proposals is not None:  # proposals only tell objects from background
+            agnostic = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+            of_proposals, more = self.of_groups(predictions.proposals, agnostic, objects)
+            total, terms = total + of_proposals, terms | more
+        return Losses(total, terms)
+
+    def of_groups(
+        self, predictions: Predictions, targets: list[Target], objects: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        matches = match(predictions, targets, self.config)
+        groups, config = predictions.groups, self.config
+        sizes = torch.tensor(list(groups.values()))
+        ends = sizes.cumsum(0).to(matches.query.device)
+        group = torch.bucketize(matches.query, ends, right=True)  # [M]
+        labels = torch.cat([t.labels for t in targets])
+        boxes = torch.cat([t.boxes for t in targets])
+        first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0).to(matches.image.device)
+        row = first[matches.image] + matches.object  # [M], into the objects of all images
+
+        classify = focal_loss if config.classification == "focal" else cross_entropy_loss
+        class_loss = classify(predictions, matches, labels[row], group, config)  # [L, G]
+        if config.classification == "focal":
+            class_loss = class_loss / objects
+        assert predictions.boxes is not None
+        matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, 4]
+        l1 = (matched - boxes[row]).abs().sum(-1)  # [M]
+        giou = 1 - generalized_iou(matched, boxes[row], config.box_epsilon)  # [M]
+        cell = matches.layer * len(groups) + group  # [M]: layer and group of each pair
+        box_losses = l1.new_zeros(2, class_loss.numel()).index_add(1, cell, torch.stack([l1, giou])) / objects
+
+        losses = torch.stack([class_loss, *box_losses.view(2, *class_loss.shape)])  # [3, L, G]
+        weights = losses.new_tensor([config.class_weight, config.box_weight, config.giou_weight])
+        of_group = losses.new_tensor([1.0] + [config.beta] * (len(groups) - 1))
+        total = torch.einsum("tlg,t,g->", losses, weights, of_group)
+        detached = losses.detach()
+        terms = {
+            f"{name}/{layer}/{term}": detached[t, layer, g]
+            for g, name in enumerate(groups)
+            for layer in range(losses.shape[1])
+            for t, term in enumerate(("class", "box", "giou"))
+        }
+        return total, terms
+
+
+def count_objects(targets: list[Target], device: torch.device) -> Tensor:
+    """Objects of the batch, averaged over all processes, at least 1: scalar."""
+    count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return count.clamp(min=1)
+
+
+def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor, group: Tensor, config: LossConfig) -> Tensor:
+    """Sum of the focal loss (Lin et al., 2017) over images, queries and classes: ``[L, G]``.
+
+    Nearly all of the ``[L, B, Q, C]`` logits are negatives: the loss is theirs, corrected at the M matched places.
+
+    Args:
+        labels: ``[M]`` of the matched objects; group: ``[M]`` of the matched queries.
+    """
+    logits = predictions.logits.float()
+    negatives = _negative_focal(logits).sum((1, 3))  # [L, Q]
+    per_group = [part.sum(1) for part in negatives.split(list(predictions.groups.values()), 1)]
+    losses = torch.stack(per_group, 1)  # [L, G]
+    positive = logits[matches.layer, matches.image, matches.query, labels]  # [M]
+    correction = ALPHA * (-positive).sigmoid() ** GAMMA * F.softplus(-positive) - _negative_focal(positive)
+    cell = matches.layer * losses.shape[1] + group
+    return losses.flatten().index_add(0, cell, correction).view_as(losses)
+
+
+def _negative_focal(logits: Tensor) -> Tensor:
+    return (1 - ALPHA) * logits.sigmoid() ** GAMMA * F.softplus(logits)
+
+
+def cross_entropy_loss(
+    predictions: Predictions, matches: Matches, labels: Tensor, group: Tensor, config: LossConfig
+) -> Tensor:
+    """Cross-entropy over C + 1 classes, averaged with weights over a group's queries of all images: ``[L, G]``.
+
+    The last class is "no object", with the weight ``config.no_object_weight``.
+    """
+    logits = predictions.logits.float()
+    none = logits.shape[-1] - 1
+    wanted = torch.full(logits.shape[:3], none, device=logits.device)  # [L, B, Q]
+    wanted[matches.layer, matches.image, matches.query] = labels
+    nll = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(wanted)
+    weight = torch.where(wanted == none, config.no_object_weight, 1.0)
+    sizes = list(predictions.groups.values())
+    sums = [part.sum((1, 2)) for part in (nll * weight).split(sizes, 2)]  # G of [L]
+    weights = [part.sum((1, 2)) for part in weight.split(sizes, 2)]
+    return torch.stack(sums, 1) / torch.stack(weights, 1)

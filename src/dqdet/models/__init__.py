@@ -1,0 +1,27 @@
+"""The families, by name."""
+
+from __future__ import annotations
+
+from dqdet.config import Config
+from dqdet.models.deformable_detr import DeformableDetr
+from dqdet.models.detector import Detector
+from dqdet.models.detr import Detr
+from dqdet.nn.backbone import Backbone
+
+FAMILIES: dict[str, type[Detector]] = {
+    "detr": Detr,
+    "deformable_detr": DeformableDetr,
+}
+
+
+def create_model(config: Config) -> Detector:
+    """The model that a configuration describes, with its backbone.
+
+    Raises:
+        DqdetError: if the backbone's weights cannot be had or the options contradict each other.
+    """
+    family = FAMILIES[config.model.family]
+    backbone = Backbone(config.model.backbone, family.strides)
+    model = family(config.model, config.queries, len(config.classes), backbone.channels)
+    model.backbone = backbone
+    return model

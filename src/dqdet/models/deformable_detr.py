@@ -1,0 +1,219 @@
+"""Deformable-DETR: Zhu et al., "Deformable DETR", ICLR 2021. Plain, with box refinement, and two-stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dqdet.config import DeformableDetrConfig, QueriesConfig
+from dqdet.errors import DqdetError
+from dqdet.models.detector import Detector
+from dqdet.nn.attention import Attention
+from dqdet.nn.boxes import inverse_sigmoid
+from dqdet.nn.deformable import DeformableAttention
+from dqdet.nn.encoder import DeformableEncoder, FeedForward, Memory, cell_centres
+from dqdet.nn.mlp import MLP
+from dqdet.nn.padding import resize_padding
+from dqdet.nn.position import sine_embedding
+from dqdet.queries import make_queries
+from dqdet.types import Predictions
+
+
+class DeformableDecoderLayer(nn.Module):
+    """Queries see each other, then read a few points of the memory around their references."""
+
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, levels: int, points: int):
+        super().__init__()
+        self.self_attn = Attention(hidden, heads, dropout)
+        self.norm2 = nn.LayerNorm(hidden)  # numbered as published
+        self.cross_attn = DeformableAttention(hidden, heads, levels, points)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.feedforward = FeedForward(hidden, feedforward, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: Iterable[int]) -> Tensor:
+        """``x`` and ``position [B, Q, c]``, ``reference [B, Q, L, 2 or 4]`` -> ``[B, Q, c]``."""
+        query = x + position
+        x = self.norm2(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
+        read = self.cross_attn(x + position, reference, memory.tokens, memory.shapes, memory.padding)
+        return self.feedforward(self.norm1(x + self.dropout(read)))
+
+
+class DecoderInput(NamedTuple):
+    """Where the decoder starts."""
+
+    content: Tensor  # [B, Q, c]
+    position: Tensor  # [B, Q, c]
+    reference: Tensor  # [B, Q, 2] points or [B, Q, 4] boxes, in 0..1 of the valid image
+    groups: dict[str, int]
+    coefficients: Tensor | None = None
+    proposals: Predictions | None = None
+
+
+class DeformableDetr(Detector):
+    """Deformable-DETR. A query has a position, from which its first reference point follows, and a content.
+
+    Args:
+        config: sizes and variant.
+        queries: source of the queries.
+        num_classes: C.
+        channels: of the feature maps at strides 8, 16 and 32.
+
+    Raises:
+        DqdetError: for dynamic queries in a two-stage model, which has no learned queries to combine.
+    """
+
+    strides = (8, 16, 32)
+
+    def __init__(self, config: DeformableDetrConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
+        super().__init__()
+        if config.two_stage and queries.kind != "static":
+            raise DqdetError(
+                f"queries.kind={queries.kind}: a two-stage model takes its queries from encoder proposals and has none "
+                "to combine; set queries.kind=static or model.two_stage=false"
+            )
+        hidden, layers = config.hidden, config.decoder_layers
+        attention = (hidden, config.heads, config.feedforward, config.dropout, config.levels, config.points)
+        self.input_proj = nn.ModuleList(
+            _projection(channels[level], hidden, kernel=1)
+            if level < len(channels)
+            else _projection(channels[-1] if level == len(channels) else hidden, hidden, kernel=3)
+            for level in range(config.levels)
+        )
+        self.encoder = DeformableEncoder(*attention, depth=config.encoder_layers)
+        self.decoder = nn.ModuleList(DeformableDecoderLayer(*attention) for _ in range(layers))
+
+        # With refinement every layer has heads of its own, and two-stage adds one pair for the proposals.
+        heads = layers + config.two_stage if config.refine or config.two_stage else 1
+        self.class_head = nn.ModuleList(_class_head(hidden, num_classes) for _ in range(heads))
+        # The first boxes around a learned point start small; all others start at their reference.
+        self.box_head = nn.ModuleList(
+            _box_head(hidden, size=-2.0 if i == 0 and not config.two_stage else 0.0) for i in range(heads)
+        )
+
+        self.refine = config.refine
+        self.proposal_count = queries.count if config.two_stage else None
+        if config.two_stage:
+            self.proposal_proj = nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden))
+            self.proposal_query = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.LayerNorm(2 * hidden))
+        else:
+            self.queries = make_queries(queries, {"position": hidden, "content": hidden}, hidden)
+            self.reference_points = nn.Linear(hidden, 2)
+            nn.init.xavier_uniform_(self.reference_points.weight)
+            nn.init.zeros_(self.reference_points.bias)
+
+    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+        maps = self.project(features)  # L of [B, c, h, w]
+        paddings = [resize_padding(padding, x) for x in maps]
+        memory = self.encoder(maps, paddings)
+        if self.proposal_count is None:
+            start = self.start_from_queries(maps[-1], paddings[-1])
+        else:
+            start = self.start_from_proposals(memory, self.proposal_count)
+        return self.decode(start, memory)
+
+    def project(self, features: list[Tensor]) -> list[Tensor]:
+        """Backbone maps as ``[B, c, h, w]`` each, and strided convolutions for the levels beyond them."""
+        maps = [proj(x) for proj, x in zip(self.input_proj, features, strict=False)]
+        coarsest = features[-1]
+        for proj in self.input_proj[len(features) :]:
+            coarsest = proj(coarsest)
+            maps.append(coarsest)
+        return maps
+
+    def start_from_queries(self, feature: Tensor, padding: Tensor) -> DecoderInput:
+        """Learned queries; the context of dynamic ones is the coarsest map ``[B, c, h, w]``."""
+        queries = self.queries(feature, padding)
+        reference = self.reference_points(queries["position"]).sigmoid()  # [B, Q, 2]
+        return DecoderInput(queries["content"], queries["position"], reference, queries.groups, queries.coefficients)
+
+    def start_from_proposals(self, memory: Memory, count: int) -> DecoderInput:
+        """The best ``count`` encoder proposals become queries (section 4.2 of the paper, two-stage)."""
+        anchor, usable = anchors(memory)  # [B, S, 4] logits, [B, S]
+        tokens = self.proposal_proj(memory.tokens.masked_fill(~usable[..., None], 0))  # [B, S, c]
+        logits = self.class_head[-1](tokens)  # [B, S, C]
+        boxes = self.box_head[-1](tokens) + anchor  # [B, S, 4]
+        best = logits[..., 0].topk(count, 1).indices  # [B, Q]; class 0 stands for any object here
+        chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()  # [B, Q, 4]
+        embedded = sine_embedding(chosen, tokens.shape[-1] // 2)  # [B, Q, 2c]
+        position, content = self.proposal_query(embedded).chunk(2, -1)
+        proposals = Predictions(logits[None], boxes.sigmoid()[None], {"proposals": logits.shape[1]})
+        return DecoderInput(content, position, chosen, {"proposals": count}, proposals=proposals)
+
+    def decode(self, start: DecoderInput, memory: Memory) -> Predictions:
+        """Run the decoder; each layer's boxes are offsets from the references that it was given."""
+        x, reference = start.content, start.reference
+        outputs, boxes = [], []
+        for i, layer in enumerate(self.decoder):
+            scale = memory.ratios.repeat(1, 1, reference.shape[-1] // 2)  # [B, L, 2 or 4]
+            per_level = reference[:, :, None] * scale[:, None]  # [B, Q, L, 2 or 4]
+            x = layer(x, start.position, per_level, memory, start.groups.values())
+            outputs.append(x)
+            boxes.append(self.predict_boxes(i, x, reference))
+            if self.refine:
+                reference = boxes[-1].detach()
+        return Predictions(
+            logits=self.predict_logits(outputs),
+            boxes=torch.stack(boxes),
+            groups=start.groups,
+            coefficients=start.coefficients,
+            proposals=start.proposals,
+        )
+
+    def predict_boxes(self, layer: int, x: Tensor, reference: Tensor) -> Tensor:
+        """Boxes ``[B, Q, 4]`` of a layer's output ``[B, Q, c]`` around its references ``[B, Q, 2 or 4]``."""
+        offsets = self.box_head[layer if len(self.box_head) > 1 else 0](x)
+        origin = inverse_sigmoid(reference)
+        if origin.shape[-1] == 2:
+            origin = nn.functional.pad(origin, (0, 2))
+        return (offsets + origin).sigmoid()
+
+    def predict_logits(self, outputs: list[Tensor]) -> Tensor:
+        """Class logits ``[L, B, Q, C]`` of all layers' outputs ``[B, Q, c]``."""
+        if len(self.class_head) == 1:
+            return self.class_head[0](torch.stack(outputs))
+        return torch.stack([head(x) for head, x in zip(self.class_head, outputs, strict=False)])
+
+
+def anchors(memory: Memory) -> tuple[Tensor, Tensor]:
+    """One box around every cell, growing with the level.
+
+    Returns:
+        Boxes before the sigmoid, ``[B, S, 4]``, infinite where not usable, and which are usable, ``[B, S]``:
+        neither padded nor within 1 % of the border.
+    """
+    centre = cell_centres(memory.shapes, memory.ratios)  # [B, S, 2]
+    sizes = [0.05 * 2.0**level for level, (h, w) in enumerate(memory.shapes) for _ in range(h * w)]
+    size = centre.new_tensor(sizes)[:, None].expand_as(centre)  # [B, S, 2]
+    box = torch.cat([centre, size], -1)
+    usable = ((box > 0.01) & (box < 0.99)).all(-1) & ~memory.padding
+    return (box / (1 - box)).log().masked_fill(~usable[..., None], torch.inf), usable
+
+
+def _projection(channels: int, hidden: int, kernel: int) -> nn.Sequential:
+    """To the common width; a kernel of 3 also halves the map."""
+    conv = nn.Conv2d(channels, hidden, kernel, stride=2 if kernel == 3 else 1, padding=kernel // 2)
+    nn.init.xavier_uniform_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, nn.GroupNorm(32, hidden))
+
+
+def _class_head(hidden: int, num_classes: int) -> nn.Linear:
+    """With a bias that makes objects rare at first: probability 0.01 (Lin et al., 2017, focal loss)."""
+    head = nn.Linear(hidden, num_classes)
+    nn.init.constant_(head.bias, -math.log(99))
+    return head
+
+
+def _box_head(hidden: int, size: float) -> MLP:
+    """Starts at the same output for all queries: no offset of the centre, and ``size`` before the sigmoid."""
+    head = MLP(hidden, hidden, hidden, 4)
+    nn.init.zeros_(head.last.weight)
+    with torch.no_grad():
+        head.last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
+    return head

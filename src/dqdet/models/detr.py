@@ -1,0 +1,106 @@
+"""DETR: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dqdet.config import DetrConfig, QueriesConfig
+from dqdet.models.detector import Detector
+from dqdet.nn.attention import Attention
+from dqdet.nn.encoder import EncoderLayer, FeedForward, flatten_maps
+from dqdet.nn.mlp import MLP
+from dqdet.nn.padding import resize_padding
+from dqdet.nn.position import sine_position
+from dqdet.queries import make_queries
+from dqdet.types import Predictions
+
+
+class DetrDecoderLayer(nn.Module):
+    """Queries see each other, then the memory. Positions enter queries and keys, never values."""
+
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float):
+        super().__init__()
+        self.self_attn = Attention(hidden, heads, dropout)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.cross_attn = Attention(hidden, heads, dropout)
+        self.norm2 = nn.LayerNorm(hidden)
+        self.feedforward = FeedForward(hidden, feedforward, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        memory: Tensor,
+        keys: Tensor,
+        padding: Tensor,
+        groups: Iterable[int],
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: content ``[B, Q, c]``; position: ``[B, Q, c]``.
+            memory: ``[B, S, c]``; keys: the memory with its positions added, ``[B, S, c]``.
+            padding: ``[B, S]`` bool.
+            groups: sizes of the groups of queries.
+        """
+        query = x + position
+        x = self.norm1(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
+        x = self.norm2(x + self.dropout(self.cross_attn(x + position, keys, memory, padding=padding)))
+        return self.feedforward(x)
+
+
+class Detr(Detector):
+    """DETR. Its queries are positions; the content starts at zero.
+
+    Args:
+        config: sizes.
+        queries: source of the queries.
+        num_classes: C; the class head has one output more, for "no object".
+        channels: of the one feature map, at stride 32.
+    """
+
+    strides = (32,)
+
+    def __init__(self, config: DetrConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
+        super().__init__()
+        hidden = config.hidden
+        layer = (hidden, config.heads, config.feedforward, config.dropout)
+        self.input_proj = nn.Conv2d(channels[-1], hidden, 1)
+        self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DetrDecoderLayer(*layer) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(hidden)
+        self.class_head = nn.Linear(hidden, num_classes + 1)
+        self.box_head = MLP(hidden, hidden, hidden, 4)
+        for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        self.queries = make_queries(queries, {"position": hidden}, channels[-1])
+
+    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+        feature = features[-1]  # [B, C, h, w]
+        padding = resize_padding(padding, feature)  # [B, h, w]
+        queries = self.queries(feature, padding)
+
+        memory = flatten_maps([self.input_proj(feature)])  # [B, S, c]
+        position = sine_position(padding, memory.shape[-1]).flatten(1, 2)  # [B, S, c]
+        cells = padding.flatten(1)  # [B, S]
+        for layer in self.encoder:
+            memory = layer(memory, position, cells)
+
+        keys = memory + position
+        x = torch.zeros_like(queries["position"])  # [B, Q, c]
+        outputs = []
+        for layer in self.decoder:
+            x = layer(x, queries["position"], memory, keys, cells, queries.groups.values())
+            outputs.append(x)
+        decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
+        return Predictions(
+            logits=self.class_head(decoded),
+            boxes=self.box_head(decoded).sigmoid(),
+            groups=queries.groups,
+            coefficients=queries.coefficients,
+        )

@@ -1,0 +1,79 @@
+"""Multi-head attention on PyTorch's fused kernel, with self-attention inside groups of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    *,
+    padding: Tensor | None = None,
+    groups: Iterable[int] | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention over projected inputs.
+
+    Args:
+        query: ``[B, Q, heads * d]``; key: ``[B, K, heads * d]``; value: ``[B, K, heads * v]``.
+        heads: number of heads; the channels of a head are adjacent.
+        padding: ``[B, K]`` bool, True = ignored key.
+        groups: sizes that sum to Q = K; a query then sees its own group only. This is the one place where the
+            queries of an image see each other.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        ``[B, Q, heads * v]``.
+    """
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    mask = None if padding is None else ~padding[:, None, None]  # [B, 1, 1, K], True = seen
+    sizes = None if groups is None else list(groups)
+    if sizes is None or len(sizes) == 1:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    else:
+        parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+        mixed = torch.cat([F.scaled_dot_product_attention(*qkv, dropout_p=dropout) for qkv in parts], 2)
+    return mixed.transpose(1, 2).flatten(2)  # [B, heads, Q, v] -> [B, Q, heads * v]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameters (and their names) of ``torch.nn.MultiheadAttention``."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
+        self.out_proj = nn.Linear(hidden, hidden)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        padding: Tensor | None = None,
+        groups: Iterable[int] | None = None,
+    ) -> Tensor:
+        """``query [B, Q, c]``, ``key`` and ``value [B, K, c]`` -> ``[B, Q, c]``; the rest as in :func:`attend`."""
+        hidden = query.shape[-1]
+        if query is key:  # self-attention: one product for both
+            qk = F.linear(query, self.in_proj_weight[: 2 * hidden], self.in_proj_bias[: 2 * hidden])
+            query, key = qk.chunk(2, -1)
+        else:
+            query = F.linear(query, self.in_proj_weight[:hidden], self.in_proj_bias[:hidden])
+            key = F.linear(key, self.in_proj_weight[hidden : 2 * hidden], self.in_proj_bias[hidden : 2 * hidden])
+        value = F.linear(value, self.in_proj_weight[2 * hidden :], self.in_proj_bias[2 * hidden :])
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(query, key, value, self.heads, padding=padding, groups=groups, dropout=dropout)
+        return self.out_proj(mixed)

@@ -1,0 +1,132 @@
+"""Backbones: any timm model with feature maps at the strides that a family asks for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dqdet.config import BackboneConfig
+from dqdet.errors import DqdetError
+
+# The paper's backbones, with the weights that the published recipes start from.
+SHORT_NAMES = {
+    "resnet50": "resnet50.tv_in1k",
+    "resnet101": "resnet101.tv_in1k",
+    "swin_b": "swin_base_patch4_window12_384.ms_in22k_ft_in1k",
+    "swin_l": "swin_large_patch4_window12_384.ms_in22k_ft_in1k",
+}
+
+
+class FrozenNormConv2d(nn.Conv2d):
+    """A convolution with the frozen batch norm that follows it.
+
+    Frozen, the norm is an affine map with constants, so it is applied to the weights instead of the outputs. The
+    weights themselves are kept as they are in checkpoints: learning rates and weight decay mean the same.
+    """
+
+    scale: Tensor  # [out]
+    shift: Tensor  # [out]
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> FrozenNormConv2d:
+        fused = cls.__new__(cls)
+        fused.__dict__.update(conv.__dict__)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
+        fused.register_buffer("scale", scale)
+        fused.register_buffer("shift", norm.bias.detach() - norm.running_mean * scale)
+        return fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.scale[:, None, None, None], self.shift)
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Replace each convolution and the batch norm after it, in place, by one :class:`FrozenNormConv2d`."""
+    children = list(module.named_children())
+    for (name, conv), (norm_name, norm) in pairwise(children):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, FrozenNormConv2d.of(conv, norm))
+            setattr(module, norm_name, nn.Identity())
+    for child in module.children():
+        freeze_norms(child)
+
+
+class Backbone(nn.Module):
+    """Feature maps of an image.
+
+    Args:
+        config: name, weights, and what is frozen.
+        strides: of the wanted maps, ascending.
+
+    Attributes:
+        channels: of the maps, in the same order.
+
+    Raises:
+        DqdetError: for an unknown name, a model without such maps, or weights that cannot be had.
+    """
+
+    def __init__(self, config: BackboneConfig, strides: Sequence[int]):
+        super().__init__()
+        self.body = _timm_features(config)
+        info = self.body.feature_info
+        reductions, channels = info.reduction(), info.channels()
+        if missing := set(strides) - set(reductions):
+            raise DqdetError(
+                f"model.backbone.name={config.name}: has maps at strides {reductions}, not at {sorted(missing)}"
+            )
+        self.picked = [reductions.index(stride) for stride in strides]
+        self.channels = [channels[i] for i in self.picked]
+        # Transformer backbones leave their stages without a final norm; detectors add one a map.
+        self.channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
+        self.patch = min(reductions)
+        self.norms = nn.ModuleList(nn.LayerNorm(c) if self.channels_last else nn.Identity() for c in self.channels)
+        if config.freeze:
+            freeze_norms(self.body)
+            for name, parameter in self.body.named_parameters():
+                parameter.requires_grad = not name.startswith(("conv1.", "layer1."))
+        self.body.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """``[B, 3, H, W]`` -> one ``[B, channels, ceil(H / stride), ceil(W / stride)]`` a stride."""
+        height, width = images.shape[-2:]
+        if self.channels_last:  # patches tile the image, so its sides are made multiples of the patch's
+            images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
+        maps = self.body(images.contiguous(memory_format=torch.channels_last))
+        maps = [norm(maps[i]) for i, norm in zip(self.picked, self.norms, strict=True)]
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
+
+
+def _timm_features(config: BackboneConfig) -> Any:
+    name = SHORT_NAMES.get(config.name, config.name)
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(config.name, [*SHORT_NAMES, *timm.list_models()], 3)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise DqdetError(f"model.backbone.name={config.name}: no such backbone in timm{hint}")
+    options: dict[str, Any] = {"features_only": True, "pretrained": config.pretrained}
+    if "swin" in name:
+        options |= {"dynamic_img_size": True}
+    if config.weights is not None:
+        if not Path(config.weights).is_file():
+            raise DqdetError(f"model.backbone.weights={config.weights}: no such file")
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": config.weights}}
+    try:
+        return timm.create_model(name, **options)
+    except Exception as error:  # network, cache and file errors of several libraries
+        if config.weights is not None:
+            raise DqdetError(f"model.backbone.weights={config.weights}: not weights of {name} ({error})") from error
+        if config.pretrained:
+            raise DqdetError(
+                f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}); give a local file with "
+                "model.backbone.weights=FILE, or start from random weights with model.backbone.pretrained=false"
+            ) from error
+        raise

@@ -1,0 +1,122 @@
+"""Transformer encoders over feature maps: dense (DETR) and deformable (Deformable-DETR)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dqdet.nn.attention import Attention
+from dqdet.nn.deformable import DeformableAttention
+from dqdet.nn.padding import valid_ratios
+from dqdet.nn.position import sine_position
+from dqdet.nn.sampling import Shapes
+
+
+@dataclass
+class Memory:
+    """What an encoder leaves for decoders."""
+
+    tokens: Tensor  # [B, S, c], the levels one after the other
+    shapes: Shapes  # height and width of the L levels
+    padding: Tensor  # [B, S] bool
+    ratios: Tensor  # [B, L, 2], the valid part of each level's width and height
+
+
+class FeedForward(nn.Module):
+    """The two linear layers at the end of every transformer layer, with the residual and the norm after it."""
+
+    def __init__(self, hidden: int, feedforward: int, dropout: float, activation: nn.Module | None = None):
+        super().__init__()
+        self.linear1 = nn.Linear(hidden, feedforward)
+        self.activation = activation or nn.ReLU(inplace=True)
+        self.linear2 = nn.Linear(feedforward, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.activation(self.linear1(x)))
+        return self.norm(x + self.dropout(self.linear2(hidden)))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention over all cells of a feature map; positions enter queries and keys, not values."""
+
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float):
+        super().__init__()
+        self.self_attn = Attention(hidden, heads, dropout)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.feedforward = FeedForward(hidden, feedforward, dropout)
+
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
+        """``x`` and ``position [B, S, c]``, ``padding [B, S]`` -> ``[B, S, c]``."""
+        query = x + position
+        x = self.norm1(x + self.dropout(self.self_attn(query, query, x, padding=padding)))
+        return self.feedforward(x)
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Every cell of every level reads a few points around itself from all levels."""
+
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, levels: int, points: int):
+        super().__init__()
+        self.self_attn = DeformableAttention(hidden, heads, levels, points)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.feedforward = FeedForward(hidden, feedforward, dropout)
+
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, shapes: Shapes, padding: Tensor) -> Tensor:
+        """``x`` and ``position [B, S, c]``, ``reference [B, S, L, 2]``, ``padding [B, S]`` -> ``[B, S, c]``."""
+        attended = self.self_attn(x + position, reference, x, shapes, padding)
+        return self.feedforward(self.norm1(x + self.dropout(attended)))
+
+
+class DeformableEncoder(nn.Module):
+    """Deformable layers over several feature maps at once.
+
+    Args:
+        hidden, heads, feedforward, dropout, levels, points: as in ``DeformableDetrConfig``.
+        depth: number of layers.
+    """
+
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, levels: int, points: int, depth: int):
+        super().__init__()
+        self.level_embed = nn.Parameter(torch.randn(levels, hidden))
+        self.layers = nn.ModuleList(
+            DeformableEncoderLayer(hidden, heads, feedforward, dropout, levels, points) for _ in range(depth)
+        )
+
+    def forward(self, maps: list[Tensor], paddings: list[Tensor]) -> Memory:
+        """Encode ``maps``, L of ``[B, c, h, w]``, with their ``paddings``, L of ``[B, h, w]``."""
+        memory = flatten_maps(maps)  # [B, S, c]
+        positions = [
+            sine_position(padding, memory.shape[-1], shift=-0.5).flatten(1, 2) + embed
+            for padding, embed in zip(paddings, self.level_embed, strict=True)
+        ]
+        position = torch.cat(positions, 1)  # [B, S, c]
+        shapes = [(x.shape[2], x.shape[3]) for x in maps]
+        ratios = valid_ratios(paddings)  # [B, L, 2]
+        padding = torch.cat([p.flatten(1) for p in paddings], 1)  # [B, S]
+        # A cell's own place, as a fraction of the valid part, then as a fraction of each padded level.
+        reference = cell_centres(shapes, ratios)[:, :, None] * ratios[:, None]  # [B, S, L, 2]
+        for layer in self.layers:
+            memory = layer(memory, position, reference, shapes, padding)
+        return Memory(memory, shapes, padding, ratios)
+
+
+def flatten_maps(maps: list[Tensor]) -> Tensor:
+    """Feature maps, L of ``[B, c, h, w]``, as one sequence of cells ``[B, S, c]``."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+
+
+def cell_centres(shapes: Shapes, ratios: Tensor) -> Tensor:
+    """Centres (x, y) of all cells, in 0..1 of the valid part of their level: ``[B, S, 2]``."""
+    centres = []
+    for level, (height, width) in enumerate(shapes):
+        y = (torch.arange(height, device=ratios.device) + 0.5) / height
+        x = (torch.arange(width, device=ratios.device) + 0.5) / width
+        grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1).flatten(0, 1)
+        centres.append(grid / ratios[:, level, None])  # [B, h*w, 2]
+    return torch.cat(centres, 1)
