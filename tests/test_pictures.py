@@ -1,0 +1,131 @@
+"""Pictures must show what they are given, where it is."""
+
+import io
+
+import numpy as np
+import pytest
+import supervision as sv
+import torch
+from matplotlib.image import AxesImage
+from PIL import Image
+
+from dqdet.config import DataConfig
+from dqdet.data.transforms import make_transform
+from dqdet.pictures import PALETTE, annotated, coefficient_figure, ground_truth, side_by_side, unnormalised
+from dqdet.types import Target
+
+CLASSES = ["cat", "dog", "bird"]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 60, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def found(*boxes: tuple, labels: list[int], confidence: list[float] | None = None) -> sv.Detections:
+    return sv.Detections(
+        np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        class_id=np.array(labels, dtype=int),
+        confidence=None if confidence is None else np.array(confidence),
+        data={"class_name": np.array(CLASSES)[np.array(labels, dtype=int)]},
+    )
+
+
+def places(picture: Image.Image, label: int) -> np.ndarray:
+    """Where a class's colour is: ``[pixels, 2]``, x and y."""
+    colour = np.array(PALETTE.by_idx(label).as_rgb())
+    return np.argwhere((np.array(picture).astype(int) == colour).all(-1))[:, ::-1]
+
+
+def test_unnormalised_inverts_the_transform():
+    image = noise(64, 48)
+    transform = make_transform(DataConfig(val_resize=48), train=False)
+    difference = np.array(unnormalised(transform(image))).astype(int) - np.array(image)
+    assert abs(difference).max() <= 1
+
+
+def test_ground_truth_in_pixels():
+    target = Target(
+        labels=torch.tensor([2, 0]),
+        boxes=torch.tensor([[0.5, 0.5, 1.0, 0.5], [0.25, 0.5, 0.5, 1.0]]),
+        crowd=torch.zeros(2, dtype=torch.bool),
+        size=(800, 1200),
+        original_size=(100, 200),
+    )
+    objects = ground_truth(target, (100, 200), CLASSES)
+    np.testing.assert_allclose(objects.xyxy, [[0, 25, 200, 75], [0, 0, 100, 100]])
+    assert objects.data["class_name"].tolist() == ["bird", "cat"]
+    assert objects.confidence is None
+
+
+def test_boxes_are_drawn_where_they_are():
+    picture = annotated(noise(100, 50), found((20, 20, 60, 45), labels=[1]), longer_side=400)
+    assert picture.size == (400, 200)
+    drawn = places(picture, 1)
+    inside = drawn[drawn[:, 1] >= 82]  # below the label
+    assert abs(inside.min(0)[0] - 80) <= 2
+    assert (abs(inside.max(0) - [240, 180]) <= 2).all()
+    assert len(places(picture, 0)) == 0
+
+
+def test_classes_have_their_own_colours():
+    picture = annotated(noise(100, 100), found((5, 30, 40, 60), (50, 30, 90, 60), labels=[0, 2]), longer_side=400)
+    assert places(picture, 0)[:, 0].max() < 180 < places(picture, 2)[:, 0].min()
+
+
+def test_scores_are_written():
+    image, box = noise(100, 100), (20, 40, 60, 80)
+    named = annotated(image, found(box, labels=[1]), 400)
+    scored = annotated(image, found(box, labels=[1], confidence=[0.5]), 400)
+    assert len(places(scored, 1)) > len(places(named, 1)) + 100  # a longer label
+
+
+def test_nothing_found_leaves_the_image():
+    image = noise(80, 40)
+    np.testing.assert_array_equal(annotated(image, found(labels=[]), longer_side=80), image)
+
+
+def test_the_image_itself_stays():
+    image = noise(80, 40)
+    before = np.array(image)
+    annotated(image, found((5, 5, 30, 30), labels=[0]), longer_side=80)
+    np.testing.assert_array_equal(before, image)
+
+
+def test_grid_has_a_column_for_each_source():
+    images = [noise(128, 128), noise(60, 120)]
+    truths = [found((30, 30, 100, 100), labels=[0]), found((10, 40, 50, 100), labels=[0])]
+    guesses = [found((30, 30, 100, 100), labels=[1], confidence=[0.9]), found(labels=[], confidence=[])]
+    grid = side_by_side(images, {"ground truth": truths, "predictions": guesses}, width=240)
+    middle, below = grid.width / 2, grid.height / 2 + 20
+    truth, guess = places(grid, 0), places(grid, 1)
+    assert truth[:, 0].max() < middle < guess[:, 0].min()
+    assert truth[:, 1].max() > below > guess[:, 1].max()  # nothing was found in the second image
+
+
+def test_grid_refuses_missing_detections():
+    with pytest.raises(ValueError, match="shorter"):
+        side_by_side([noise(9, 9)] * 2, {"predictions": [found(labels=[])]})
+
+
+@pytest.mark.parametrize(("count", "queries", "ratio"), [(1, 5, 1), (3, 300, 4)])
+def test_coefficients_are_shown_beside_their_images(count, queries, ratio):
+    images = [noise(20 + i, 30) for i in range(count)]
+    coefficients = torch.randn(count, queries, ratio).softmax(-1).requires_grad_()
+    figure = coefficient_figure(images, coefficients)
+
+    shown = [image for axes in figure.axes for image in axes.get_images() if isinstance(image, AxesImage)]
+    pictures, maps = shown[:count], shown[count:]
+    assert [picture.get_array().shape[:2] for picture in pictures] == [image.size[::-1] for image in images]
+    mean = coefficients.mean(0)
+    for i, weights in enumerate(coefficients):
+        for drawn, values in ((maps[i], weights), (maps[count + i], weights - mean)):
+            np.testing.assert_allclose(drawn.get_array(), values.T.detach(), atol=1e-6)
+    for same_scale in (maps[:count], maps[count:]):  # images can be compared
+        assert len({drawn.get_clim() for drawn in same_scale}) == 1
+    low, high = maps[count].get_clim()
+    assert low == -high
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    assert np.array(Image.open(buffer)).std() > 0
