@@ -214,7 +214,7 @@ def _sample_loops_backward(
     at_and_weights = _arrays(locations, weights)
     arguments = (*inputs, np.array(shapes).reshape(-1, 2), *at_and_weights, *(g.numpy() for g in grads))
     _in_parallel(_backward_heads, arguments, B * H)
-    return grads
+    return grads[0], grads[1], grads[2]
 
 
 @_sample_loops_backward.register_fake

@@ -1,0 +1,69 @@
+"""Steps by which parameters of other implementations become ours: renaming, and the few that change tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dqdet.errors import DqdetError
+
+State = dict[str, Tensor]
+Rule = tuple[str, str]  # pattern and replacement of re.sub, applied to a parameter's name
+
+
+def rename(state: State, rules: Sequence[Rule]) -> State:
+    """Apply all rules in order to every name. Names that become one must hold equal tensors (shared parameters).
+
+    Raises:
+        DqdetError: if two different tensors end under one name.
+    """
+    renamed: State = {}
+    for name, tensor in state.items():
+        new = name
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        if new in renamed and not torch.equal(renamed[new], tensor):
+            raise DqdetError(f"{name}: differs from another parameter that also becomes {new}")
+        renamed[new] = tensor
+    return renamed
+
+
+def split_columns(state: State, name: str, parts: Sequence[str]) -> State:
+    """Split a table ``[n, f]`` into equal parts under the given names."""
+    state = dict(state)
+    if name in state:
+        columns = state.pop(name).chunk(len(parts), 1)
+        state.update({part: column.clone() for part, column in zip(parts, columns, strict=True)})
+    return state
+
+
+def merge_projections(state: State) -> State:
+    """Stack separate ``q_proj``, ``k_proj`` and ``v_proj`` into ``in_proj_weight`` and ``in_proj_bias``."""
+    merged: State = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"(.*\.)q_proj\.(weight|bias)", name):
+            prefix, kind = match.groups()
+            qkv = [state[f"{prefix}{which}_proj.{kind}"] for which in "qkv"]
+            merged[f"{prefix}in_proj_{kind}"] = torch.cat(qkv)
+        elif not re.search(r"\.[kv]_proj\.", name):
+            merged[name] = tensor
+    return merged
+
+
+def fold_norms(state: State, prefix: str = "backbone.body.", eps: float = 1e-5) -> State:
+    """Fold the frozen batch norms of a ResNet (torchvision's names) into ``scale`` and ``shift`` of its convolutions."""
+    folded: State = {}
+    for name, tensor in state.items():
+        norm = re.fullmatch(rf"({re.escape(prefix)}.*?)(bn(\d)|downsample\.1)\.(\w+)", name)
+        if norm is None:
+            folded[name] = tensor
+        elif norm[4] == "running_var":
+            base = norm[1] + norm[2]
+            conv = norm[1] + (f"conv{norm[3]}" if norm[3] else "downsample.0")
+            scale = state[f"{base}.weight"] * (tensor + eps).rsqrt()
+            folded[f"{conv}.scale"] = scale
+            folded[f"{conv}.shift"] = state[f"{base}.bias"] - state[f"{base}.running_mean"] * scale
+    return folded

@@ -1,0 +1,143 @@
+"""Cases recorded from the official implementations (``shared/parity``), read through their parameter names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dqdet.checkpoints.official import from_official
+from dqdet.config import LossConfig, QueriesConfig
+from dqdet.models import FAMILIES
+from dqdet.models.detector import Detector
+from dqdet.types import Target
+
+@dataclass
+class Case:
+    name: str
+    config: dict[str, Any]
+    expected: dict[str, Any]
+    io: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    features: list[Tensor]
+
+    @classmethod
+    def read(cls, shared: Path, name: str) -> Case:
+        folder = shared / "parity" / name
+        config = json.loads((folder / "config.json").read_text())
+        io = load_file(folder / "io.safetensors")
+        expected = json.loads((folder / "expected.json").read_text())
+        if (folder / "weights.safetensors").exists():
+            weights = load_file(folder / "weights.safetensors")
+            features = [io[f"features_{i}"] for i in range(len(config["feature_channels"]))]
+        else:
+            weights, features = generated(config, json.loads((folder / "weights_recipe.json").read_text()))
+        return cls(name, config, expected, io, weights, features)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.config["config"]
+
+    @property
+    def dynamic(self) -> bool:
+        return "dynamic_queries" in self.config
+
+    def targets(self, prefix: str = "targets") -> list[Target]:
+        sizes = self.config["image_sizes"]
+        return [
+            Target(
+                labels=self.io[f"{prefix}_labels_{i}"],
+                boxes=self.io[f"{prefix}_boxes_{i}"],
+                crowd=torch.zeros(len(self.io[f"{prefix}_labels_{i}"]), dtype=torch.bool),
+                size=tuple(size),
+                original_size=tuple(size),
+            )
+            for i, size in enumerate(sizes)
+        ]
+
+    def queries(self, hidden: int) -> QueriesConfig:
+        """Queries as the published code makes them."""
+        if not self.dynamic:
+            return QueriesConfig(kind="static", count=self.options["num_queries"])
+        return QueriesConfig(
+            kind="modulated",
+            count=self.options["num_queries"],
+            ratio=self.config["dynamic_queries"]["query_ratio"],
+            hidden=hidden,
+            pool="max",
+            pool_padding=True,
+            coefficients="softmax" if self.config["dynamic_queries"]["coefficients_softmax"] else "raw",
+        )
+
+    def loss(self) -> LossConfig:
+        options, weights = self.options, self.config["loss_weight_dict"]
+        dynamic = self.config.get("dynamic_queries", {})
+        return LossConfig(
+            classification="focal" if "focal_alpha" in options else "cross_entropy",
+            class_cost=options["set_cost_class"],
+            box_cost=options["set_cost_bbox"],
+            giou_cost=options["set_cost_giou"],
+            class_weight=weights["loss_ce"],
+            box_weight=weights["loss_bbox"],
+            giou_weight=weights["loss_giou"],
+            no_object_weight=options.get("eos_coef", 0.1),
+            box_epsilon=1e-6 if "dab" in self.name else 0.0,
+            beta=dynamic.get("org_branch_loss_weight", 1.0),
+        )
+
+    def padding(self) -> Tensor:
+        """``[B, H, W]``, from the sizes of the images."""
+        padding = torch.ones(len(self.config["image_sizes"]), *self.config["padded_image_size"], dtype=torch.bool)
+        for mask, (height, width) in zip(padding, self.config["image_sizes"], strict=True):
+            mask[:height, :width] = False
+        return padding
+
+    def gradient_norms(self, model: Detector, family: str) -> dict[str, float]:
+        """Norms of the model's gradients under the official names.
+
+        The official state dict goes through the conversion once more, with the number of its parameter in place of
+        each value, so that every element of ours knows where it comes from.
+        """
+        aliases = {a: name for name, others in self.config["shared_parameters"].items() for a in others}
+        canonical = {name: aliases.get(name, name) for name in self.weights}
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(canonical.values()))}
+        tagged = {name: torch.full(w.shape, numbers[canonical[name]]) for name, w in self.weights.items()}
+        owners = from_official(tagged, family)
+        squares = torch.zeros(len(numbers), dtype=torch.float64)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                squares.index_add_(0, owners[name].flatten(), parameter.grad.double().square().flatten())
+        return {name: squares[numbers[canonical[name]]].sqrt().item() for name in self.weights}
+
+    def build(self, family: str, config: Any) -> Detector:
+        """Our model with the official weights loaded, every name used."""
+        hidden = len(self.weights["query_weight.0.weight"]) if self.dynamic else 512
+        model = FAMILIES[family](
+            config, self.queries(hidden), self.options["num_classes"], self.config["feature_channels"]
+        )
+        model.load_state_dict(from_official(self.weights, family), strict=True)
+        return model
+
+
+def generated(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Weights and features of a full-size case, made as the README of the folder says."""
+    seed = recipe["seed"]
+    weights = {}
+    for name, shape, index, mean, std in recipe["rows"]:
+        drawn = np.random.RandomState(seed + index).standard_normal(shape)
+        weights[name] = torch.from_numpy((mean + std * drawn).astype("float32"))
+    features = []
+    height, width = config["padded_image_size"]
+    for level, (channels, stride) in enumerate(
+        zip(config["feature_channels"], config["feature_strides"], strict=True)
+    ):
+        shape = (config["batch_size"], channels, -(-height // stride), -(-width // stride))
+        drawn = np.random.RandomState(seed + 100000 + level).standard_normal(shape)
+        features.append(torch.from_numpy(np.maximum(drawn + 0.3, 0).astype("float32")))
+    return weights, features

@@ -1,0 +1,142 @@
+"""Outputs, losses, matchings and gradients equal to those recorded from the official implementations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recorded import Case
+
+from dqdet.config import DeformableDetrConfig, DetrConfig
+from dqdet.losses import SetLoss
+from dqdet.losses.matching import match
+from dqdet.types import Predictions
+
+SMALL = ["detr", "deformable_detr", "deformable_detr_refine", "deformable_detr_two_stage", "deformable_detr_dq"]
+FULL = [f"{name}_r50_full" for name in SMALL]
+
+
+def family_and_config(case: Case):
+    options = case.options
+    sizes = {
+        "hidden": options["hidden_dim"],
+        "heads": options["nheads"],
+        "encoder_layers": options["enc_layers"],
+        "decoder_layers": options["dec_layers"],
+        "feedforward": options["dim_feedforward"],
+        "dropout": 0.0,
+    }
+    if case.name.startswith("deformable_detr"):
+        variant = {"refine": options["with_box_refine"], "two_stage": options["two_stage"]}
+        return "deformable_detr", DeformableDetrConfig(**sizes, **variant)
+    return "detr", DetrConfig(**sizes)
+
+
+@pytest.fixture(scope="module", params=[*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL)])
+def run(request, shared):
+    """The case, our model, and its predictions in training mode from features that keep their gradients."""
+    case = Case.read(shared, request.param)
+    family, config = family_and_config(case)
+    model = case.build(family, config).train()
+    features = [feature.requires_grad_() for feature in case.features]
+    predictions = model.forward_features(features, case.padding())
+    return case, family, model, features, predictions
+
+
+def branches(case: Case, predictions: Predictions) -> list[tuple[str, str, Predictions]]:
+    """Prefix of tensors, suffix of expected entries, and predictions of every branch."""
+    first, *others = predictions.groups
+    found = [("", "", predictions.group(first))]
+    return found + [("org_", "_org", predictions.group(name)) for name in others]
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, rtol=relative, atol=1e-4)
+
+
+def test_outputs_of_all_layers(run):
+    case, _, _, _, predictions = run
+    for prefix, _, branch in branches(case, predictions):
+        close(branch.boxes, case.io[f"{prefix}boxes"])
+        if f"{prefix}logits" in case.io:
+            close(branch.logits, case.io[f"{prefix}logits"])
+        else:
+            close(branch.logits[-1], case.io[f"{prefix}logits_last"])
+            norms = torch.tensor(case.expected[f"{prefix}logits_norm_per_layer"])
+            close(branch.logits.flatten(1).norm(dim=1), norms.float())
+    if case.dynamic:
+        close(predictions.coefficients, case.io["coefficients"])
+
+
+def test_encoder_proposals(run):
+    case, _, _, _, predictions = run
+    if predictions.proposals is None:
+        assert "enc_logits" not in case.io
+        return
+    if "enc_logits" in case.io:
+        close(predictions.proposals.logits[0], case.io["enc_logits"])
+        close(predictions.proposals.boxes[0], case.io["enc_boxes"])
+
+
+def test_inference_is_the_first_branch(run):
+    case, _, model, features, _ = run
+    model.eval()
+    with torch.no_grad():
+        predictions = model.forward_features(features, case.padding())
+    model.train()
+    close(predictions.final.boxes, case.io["boxes"][-1:])
+    assert list(predictions.groups.values()) == [case.options["num_queries"]]
+
+
+@pytest.mark.parametrize("targets", ["targets", "targets_2"])
+def test_matchings(run, targets):
+    case, _, _, _, predictions = run
+    suffix = "_2" if targets == "targets_2" else ""
+    if f"indices{suffix}" not in case.expected:
+        pytest.skip("recorded for the small cases only")
+    for _, branch, group in branches(case, predictions):
+        found = match(group, case.targets(targets), case.loss())
+        for layer, images in enumerate(case.expected[f"indices{branch}{suffix}"]):
+            for image, (queries, objects) in enumerate(images):
+                here = (found.layer == layer) & (found.image == image)
+                pairs = set(zip(found.query[here].tolist(), found.object[here].tolist(), strict=True))
+                assert pairs == set(zip(queries, objects, strict=True))
+
+
+@pytest.mark.parametrize("targets", ["targets", "targets_2"])
+def test_losses(run, targets):
+    case, _, _, _, predictions = run
+    suffix = "_2" if targets == "targets_2" else ""
+    if f"losses{suffix}" not in case.expected:
+        pytest.skip("recorded for the small cases only")
+    terms = SetLoss(case.loss())(predictions, case.targets(targets)).terms
+    names = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
+    layers = case.options["dec_layers"]
+    compared = 0
+    for key, value in terms.items():
+        group, layer, term = key.split("/")
+        branch = "_org" if group == "basic" else ""
+        expected = case.expected[f"losses{branch}{suffix}"]
+        place = "_enc" if group == "encoder" else "" if int(layer) == layers - 1 else f"_{layer}"
+        assert value.item() == pytest.approx(expected[names[term] + place], rel=1e-4, abs=1e-5), key
+        compared += 1
+    recorded = [k for b in ("", "_org") for k in case.expected.get(f"losses{b}{suffix}", {}) if k.startswith("loss_")]
+    assert compared == len(recorded)
+
+
+def test_total_and_gradients(run):
+    case, family, model, features, predictions = run
+    model.zero_grad()
+    total = SetLoss(case.loss())(predictions, case.targets()).total
+    assert total.item() == pytest.approx(case.expected["total_loss"], rel=1e-4)
+    gradients = torch.autograd.grad(total, [*features, *model.parameters()], retain_graph=True, allow_unused=True)
+    for level, gradient in enumerate(gradients[: len(features)]):
+        if f"grad_features_{level}" in case.io:
+            expected = case.io[f"grad_features_{level}"]
+            assert (gradient - expected).norm() < 1e-3 * expected.norm()
+        else:
+            assert gradient.norm().item() == pytest.approx(case.expected["grad_features_norms"][level], rel=2e-3)
+    for parameter, gradient in zip(model.parameters(), gradients[len(features) :], strict=True):
+        parameter.grad = gradient
+    norms = case.gradient_norms(model, family)
+    for name, expected in case.expected["grad_norms"].items():
+        assert norms[name] == pytest.approx(expected or 0.0, rel=2e-3, abs=1e-4), name
