@@ -17,14 +17,10 @@ NOTHING = ImageDetections(torch.zeros(0), torch.zeros(0, dtype=torch.int64), tor
 
 
 def as_detections(results: list[dict], category_ids: list[int]) -> ImageDetections:
-    boxes = torch.tensor([entry["bbox"] for entry in results], dtype=torch.float64).reshape(
-        -1, 4
-    )  # x, y, w, h
+    boxes = torch.tensor([entry["bbox"] for entry in results], dtype=torch.float64).reshape(-1, 4)  # x, y, w, h
     boxes[:, 2:] += boxes[:, :2]
     labels = torch.tensor([category_ids.index(entry["category_id"]) for entry in results], dtype=torch.int64)
-    return ImageDetections(
-        torch.tensor([entry["score"] for entry in results], dtype=torch.float64), labels, boxes
-    )
+    return ImageDetections(torch.tensor([entry["score"] for entry in results], dtype=torch.float64), labels, boxes)
 
 
 def by_image(ground_truth: dict, results: list[dict]) -> dict[int, list[dict]]:
@@ -66,9 +62,7 @@ def random_case(seed: int) -> tuple[dict, list[dict]]:
     random = np.random.default_rng(seed)
 
     def boxes(count: int) -> list[list[float]]:
-        return np.concatenate(
-            [random.uniform(0, 200, (count, 2)), random.uniform(4, 150, (count, 2))], 1
-        ).tolist()
+        return np.concatenate([random.uniform(0, 200, (count, 2)), random.uniform(4, 150, (count, 2))], 1).tolist()
 
     def near(box: list[float]) -> list[float]:
         return (np.array(box) + random.normal(0, 6, 4)).clip(1).tolist()

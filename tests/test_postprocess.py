@@ -66,9 +66,7 @@ def test_keeps_all_candidates_below_the_limit(classification, candidates):
 def test_limit_keeps_the_best(classification):
     predictions = random_predictions(2, 40, 6)
     everything = detections(predictions, [(10, 20)] * 2, classification, limit=1000)
-    for image, full in zip(
-        detections(predictions, [(10, 20)] * 2, classification, limit=7), everything, strict=True
-    ):
+    for image, full in zip(detections(predictions, [(10, 20)] * 2, classification, limit=7), everything, strict=True):
         torch.testing.assert_close(image.scores, full.scores.sort(descending=True).values[:7])
         torch.testing.assert_close(image.boxes, full.boxes[:7])
 

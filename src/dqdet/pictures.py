@@ -88,8 +88,7 @@ def side_by_side(
     """
     gap, title_height = width // 40, width // 12
     rows = [
-        [annotated(image, found, width) for found in row]
-        for image, *row in zip(images, *columns.values(), strict=True)
+        [annotated(image, found, width) for found in row] for image, *row in zip(images, *columns.values(), strict=True)
     ]
     height = title_height + sum(row[0].height + gap for row in rows)
     grid = Image.new("RGB", (gap + len(columns) * (width + gap), height), "white")

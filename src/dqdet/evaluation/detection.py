@@ -18,9 +18,7 @@ AVERAGE_RECALL = ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 SUMMARY = AVERAGE_PRECISION + AVERAGE_RECALL
 
 
-def coco_results(
-    image_id: int, detections: ImageDetections, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+def coco_results(image_id: int, detections: ImageDetections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The detections of one image as entries of a COCO results file (boxes: x, y, width, height in pixels).
 
     Boxes are not clipped to the image, as in the published evaluations.
@@ -28,9 +26,7 @@ def coco_results(
     boxes = box_convert(detections.boxes, "xyxy", "xywh").tolist()
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for score, label, box in zip(
-            detections.scores.tolist(), detections.labels.tolist(), boxes, strict=True
-        )
+        for score, label, box in zip(detections.scores.tolist(), detections.labels.tolist(), boxes, strict=True)
     ]
 
 
