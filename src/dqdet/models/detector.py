@@ -14,7 +14,11 @@ class Detector(nn.Module, ABC):
     """A detector of one family. Without a backbone it works on given feature maps."""
 
     strides: ClassVar[tuple[int, ...]]  # of the feature maps that the family reads
-    backbone: nn.Module | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not an attribute of the class, which would hide the module that is set later.
+        self.backbone: nn.Module | None = None
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
         """``images [B, 3, H, W]`` (normalised) and ``padding [B, H, W]`` (True = padded) -> predictions."""
