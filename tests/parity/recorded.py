@@ -18,6 +18,7 @@ from dqdet.models import FAMILIES
 from dqdet.models.detector import Detector
 from dqdet.types import Target
 
+
 @dataclass
 class Case:
     name: str

@@ -54,7 +54,7 @@ def merge_projections(state: State) -> State:
 
 
 def fold_norms(state: State, prefix: str = "backbone.body.", eps: float = 1e-5) -> State:
-    """Fold the frozen batch norms of a ResNet (torchvision's names) into ``scale`` and ``shift`` of its convolutions."""
+    """Fold a ResNet's frozen batch norms (torchvision's names) into ``scale`` and ``shift`` of its convolutions."""
     folded: State = {}
     for name, tensor in state.items():
         norm = re.fullmatch(rf"({re.escape(prefix)}.*?)(bn(\d)|downsample\.1)\.(\w+)", name)
