@@ -6,3 +6,7 @@ class DqdetError(Exception):
 
     The command line prints the message without a traceback (unless ``--debug``) and exits with status 1.
     """
+
+
+class Interrupted(DqdetError):
+    """A training that was asked to stop has stopped; says how to go on."""

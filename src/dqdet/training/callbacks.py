@@ -1,0 +1,166 @@
+"""What happens around the steps: validation with COCO metrics, and checkpoints that survive interruptions."""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from dqdet.checkpoints.folder import METRICS, load_metrics, save_folder, write_file
+from dqdet.errors import DqdetError, Interrupted
+from dqdet.evaluation.detection import DetectionMetric
+from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.training.module import DetectionModule
+from dqdet.types import Batch
+
+
+class Validation(Callback):
+    """Measures a validation with the COCO metrics, and keeps the best model in the run folder.
+
+    The best so far is what the folder holds, so it stays the best when the training is resumed.
+
+    Args:
+        metric: of the validation split.
+        folder: of the run; None when nothing is to be kept.
+
+    Attributes:
+        metrics: of the last validation.
+        step: after which it took place.
+    """
+
+    def __init__(self, metric: DetectionMetric, folder: Path | None = None) -> None:
+        self.metric = metric
+        self.folder = folder
+        self.metrics: dict[str, float] = {}
+        self.step: int | None = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.metric.reset()
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: list[ImageDetections],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.metric.update([target.image_id for target in batch.targets], outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        self.metrics = self.metric.compute()
+        self.step = trainer.global_step
+        summary = {f"val/{name}": value for name, value in self.metrics.items() if "/" not in name}
+        pl_module.log_dict(summary, sync_dist=True)
+        if self.folder is None or not trainer.is_global_zero:
+            return
+        if self.metrics["AP"] > load_metrics(self.folder / METRICS).get("AP", -2.0):
+            metrics = {"step": trainer.global_step, **self.metrics}
+            save_folder(self.folder, pl_module.model, pl_module.config, metrics)
+
+
+class LastCheckpoint(Callback):
+    """Saves the state of the training after every epoch and at SIGINT and SIGTERM, and ends the training in time.
+
+    The first signal lets the current step end, a validation that has begun, too; the second one stops at once.
+    An epoch is saved before its validation, because a validation can take long, and nothing of it is needed to
+    go on.
+
+    Args:
+        file: to save to.
+        steps: optimiser steps after which the training ends; None: all epochs.
+        say: shows a line to the user.
+    """
+
+    def __init__(self, file: Path, steps: int | None, say: Callable[[str], None]) -> None:
+        self.file = file
+        self.steps = steps
+        self.say = say
+        self.signalled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+
+            def on_signal(number: int, frame: FrameType | None) -> None:
+                # Of several processes each may get it twice, from the terminal and from torchrun.
+                if self.signalled and trainer.world_size == 1:
+                    raise KeyboardInterrupt
+                self.signalled = True
+                what = "validation" if trainer.validating else "step"
+                self.say(f"stopping after this {what}; once more to stop at once, without saving")
+
+            # Lightning's own handlers are replaced. It puts back those from before the training when it ends.
+            signal.signal(signal.SIGINT, on_signal)
+            signal.signal(signal.SIGTERM, on_signal)
+        if self._complete(trainer):
+            trainer.should_stop = True
+
+    def _complete(self, trainer: Trainer) -> bool:
+        return self.steps is not None and trainer.global_step >= self.steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        ends_epoch = trainer.is_last_batch
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not ends_epoch:
+            return
+        stop = self._anyone_signalled(trainer)
+        if stop or ends_epoch or self._complete(trainer):
+            self._save(trainer, pl_module)
+        if stop and not ends_epoch:
+            self._stop(trainer)
+        if self._complete(trainer):
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._anyone_signalled(trainer):
+            self._stop(trainer)
+
+    def _anyone_signalled(self, trainer: Trainer) -> bool:
+        """Processes receive a signal at different moments; they stop after the same step."""
+        return trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+            raise DqdetError(
+                f"the weights are not finite after step {trainer.global_step}; the last checkpoint is kept; "
+                "lower train.lr, warm up longer (train.warmup) or set train.precision=32"
+            )
+        trainer.save_checkpoint(self.file)
+
+    def _stop(self, trainer: Trainer) -> None:
+        raise Interrupted(
+            f"stopped after step {trainer.global_step}, nothing is lost; go on with "
+            f"`dqdet train --resume {self.file.parent}`"
+        )
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoints as files that are never half written and execute nothing when they are read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_file(Path(path), content.getbuffer())
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except FileNotFoundError as error:
+            raise DqdetError(
+                f"{path}: no such file; a training writes it after its first epoch, or when it is interrupted"
+            ) from error
+        except Exception as error:  # whatever unpickling damaged bytes brings
+            raise DqdetError(
+                f"{path}: damaged or cut short ({type(error).__name__}); the training cannot go on from it"
+            ) from error

@@ -1,0 +1,200 @@
+"""Training and evaluation of a configuration: data, model, Lightning's Trainer and the run folder put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from dqdet.checkpoints.folder import (
+    LAST,
+    METRICS,
+    check_classes,
+    load_config,
+    load_folder,
+    load_metrics,
+    prepare_folder,
+    save_metrics,
+    without_pretraining,
+)
+from dqdet.config import Config, Overrides, override, parse_overrides
+from dqdet.data import open_dataset
+from dqdet.errors import DqdetError, Interrupted
+from dqdet.evaluation.detection import DetectionMetric
+from dqdet.models import create_model
+from dqdet.training.callbacks import CheckpointFiles, LastCheckpoint, Validation
+from dqdet.training.data_module import DataModule
+from dqdet.training.module import LOG_EVERY, DetectionModule
+from dqdet.training.progress import TrainingProgress
+
+# What may differ when a training goes on; with anything else it would be another training.
+RESUMABLE = ("train.epochs", "train.steps", "train.validate_every", "data.root", "data.workers")
+
+
+def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
+    """Train a new model.
+
+    Run by ``torchrun``, all its processes train together; otherwise this process trains, on one device.
+
+    Args:
+        config: resolved; its classes are filled from the data set.
+        out: folder of the run; see `dqdet.checkpoints.folder`.
+        callbacks: of Lightning, besides those of dqdet.
+
+    Returns:
+        the metrics of the last validation.
+
+    Raises:
+        DqdetError: data, options or folder are at fault, or the loss is not finite.
+        Interrupted: by SIGINT or SIGTERM; the state is saved.
+    """
+    data = _open_data(config)
+    config = config.model_copy(update={"classes": data.val_set.classes, "category_ids": data.val_set.category_ids})
+    prepare_folder(out, config)
+    torch.manual_seed(config.train.seed)
+    return _fit(DetectionModule(create_model(config), config), data, out, None, callbacks)
+
+
+def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> dict[str, float]:
+    """Go on with an interrupted training, or train a finished one for longer; otherwise as `train`.
+
+    Args:
+        run: folder of the run.
+        overrides: of the options in `RESUMABLE`.
+        callbacks: of Lightning, besides those of dqdet.
+    """
+    config = load_config(run)
+    fixed = [path for path in parse_overrides(overrides) if path not in RESUMABLE]
+    if fixed:
+        raise DqdetError(f"{fixed[0]} cannot change while {run} is trained; only {', '.join(RESUMABLE)} can")
+    config = override(config, overrides)
+    data = _open_data(config)
+    check_classes(config, data.val_set.classes, source=f"data.root={config.data.root}")
+    module = DetectionModule(create_model(without_pretraining(config)), config)
+    return _fit(module, data, run, run / LAST, callbacks)
+
+
+def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
+    """The COCO metrics of a run's model on the validation split.
+
+    They are written to the run's ``metrics.json``, unless overrides make them those of something else.
+
+    Args:
+        run: folder of the run.
+        overrides: of its configuration, for example ``data.root``.
+
+    Raises:
+        DqdetError: the folder or the data is at fault, or their classes differ.
+    """
+    model, config = load_folder(run)
+    overrides = parse_overrides(overrides)
+    config = override(config, overrides)
+    dataset = open_dataset(config.data, "val", config.train.seed)
+    check_classes(config, dataset.classes, source=f"data.root={config.data.root}")
+    validation = Validation(DetectionMetric(dataset.ground_truth(), dataset.category_ids))
+    trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch)])
+    _quietly(trainer.validate, DetectionModule(model, config), datamodule=DataModule(config, None, dataset))
+    if not overrides and trainer.is_global_zero:
+        file = run / METRICS
+        save_metrics(file, load_metrics(file) | validation.metrics)
+    return validation.metrics
+
+
+def _open_data(config: Config) -> DataModule:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if config.train.batch % (processes * config.train.accumulate):
+        raise DqdetError(
+            f"train.batch={config.train.batch} is not divisible by {processes} processes times "
+            f"train.accumulate={config.train.accumulate}"
+        )
+    train, val = (open_dataset(config.data, split, config.train.seed) for split in ("train", "val"))
+    check_classes(config.model_copy(update={"classes": train.classes}), val.classes, "the validation split")
+    return DataModule(config, train, val)
+
+
+def _fit(
+    module: DetectionModule,
+    data: DataModule,
+    out: Path,
+    checkpoint: Path | None,
+    callbacks: Sequence[Callback],
+) -> dict[str, float]:
+    config = module.config
+    metric = DetectionMetric(data.val_set.ground_truth(), data.val_set.category_ids)
+    validation = Validation(metric, out)
+    averaging = [EMAWeightAveraging(decay=config.train.ema)] if config.train.ema else []
+    progress = TrainingProgress(config.train.batch, config.train.steps)
+    last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
+    loggers: list[Logger] = [
+        TensorBoardLogger(out / "logs", name="tensorboard"),
+        CSVLogger(out / "logs", name="csv", flush_logs_every_n_steps=1),
+    ]
+    trainer = _make_trainer(
+        config,
+        # Validation measures and saves before the averaged weights are swapped out again; the last checkpoint is
+        # saved after the average has taken in the step.
+        [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress],
+        loggers,
+    )
+    try:
+        _quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
+        if validation.step != trainer.global_step:
+            _quietly(trainer.validate, module, datamodule=data)
+    except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
+        raise Interrupted(
+            f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
+        ) from error
+    return validation.metrics
+
+
+def _quietly(run: Callable[..., object], *args: object, **options: object) -> None:
+    """Without the warnings that do not help whoever trains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)  # advice: more workers, log more often
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
+        run(*args, **options)
+
+
+def _make_trainer(
+    config: Config, callbacks: Sequence[Callback], loggers: Sequence[Logger] | Literal[False] = False
+) -> Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no remarks on the machine
+    torchrun = TorchElasticEnvironment.detect()
+    environment: ClusterEnvironment = TorchElasticEnvironment() if torchrun else LightningEnvironment()
+    devices = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else 1
+    options = config.train
+    return Trainer(
+        accelerator="auto",
+        devices=devices,
+        num_nodes=environment.world_size() // devices,
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if torchrun else "auto",
+        sync_batchnorm=torchrun and torch.cuda.is_available(),
+        plugins=[environment, CheckpointFiles()],
+        precision=options.precision,
+        max_epochs=options.epochs,
+        check_val_every_n_epoch=options.validate_every,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.clip or None,
+        callbacks=list(callbacks),
+        logger=loggers,
+        log_every_n_steps=LOG_EVERY,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )

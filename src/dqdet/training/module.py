@@ -1,0 +1,73 @@
+"""What Lightning runs: one training step, one validation step, the optimiser."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from dqdet.config import Config
+from dqdet.errors import DqdetError
+from dqdet.evaluation.postprocess import ImageDetections, detections
+from dqdet.losses import SetLoss
+from dqdet.training.data_module import DataModule
+from dqdet.training.optimiser import make_optimiser, make_schedule
+from dqdet.types import Batch
+
+LOG_EVERY = 10  # steps
+
+
+class DetectionModule(LightningModule):
+    """A detector in training.
+
+    Args:
+        model: made by ``create_model(config)``.
+        config: of the run.
+    """
+
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = SetLoss(config.loss)
+        self.config = config
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout depends on the position in the training only, so a resumed run needs no state of generators.
+        position = [self.config.train.seed, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.criterion(self.model(batch.images, batch.padding), batch.targets)
+        if not losses.total.isfinite():
+            images = ", ".join(str(target.image_id) for target in batch.targets)
+            raise DqdetError(
+                f"the loss is {losses.total.item()} in step {self.global_step + 1} (epoch {self.current_epoch + 1}, "
+                f"images {images}); the last checkpoint is kept; lower train.lr, warm up longer (train.warmup) or set "
+                "train.precision=32"
+            )
+        if (self.global_step + 1) % LOG_EVERY == 0:
+            scalars = {"loss": losses.total.detach(), **losses.terms}
+            self.log_dict(
+                {f"train/{name}": value for name, value in scalars.items()},
+                batch_size=len(batch),
+                sync_dist=True,
+            )
+        return losses.total
+
+    def on_train_epoch_end(self) -> None:
+        # Not at the start of the next epoch: that hook is not called for the first epoch of a resumed training.
+        assert isinstance(self.trainer.datamodule, DataModule)  # type: ignore[attr-defined]
+        self.trainer.datamodule.start_epoch(self.current_epoch + 1)  # type: ignore[attr-defined]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[ImageDetections]:  # type: ignore[override]
+        sizes = [target.original_size for target in batch.targets]
+        return detections(self.model(batch.images, batch.padding), sizes, self.config.loss.classification)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        config = self.config.train
+        optimiser = make_optimiser(self.model, config)
+        steps_per_epoch = int(self.trainer.estimated_stepping_batches) // config.epochs
+        schedule = make_schedule(optimiser, config, steps_per_epoch)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
