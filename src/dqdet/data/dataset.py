@@ -1,0 +1,82 @@
+"""What training and evaluation need of a detection data set, whatever its files look like."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.ops import box_convert
+from torchvision.transforms.v2 import query_size
+
+from dqdet.config import DataConfig
+from dqdet.data.transforms import Sample, make_transform
+from dqdet.types import Target
+
+Split = Literal["train", "val"]
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
+    """Images with their objects, augmented.
+
+    Items are ``(image, target)``: the image ``[3, h, w]`` normalised, and a ``Target``. The augmentation of item
+    i is a pure function of (seed, epoch, i), so it depends neither on the worker nor on what was read before.
+
+    Args:
+        config: where the data is and how it is augmented.
+        split: "train" items are augmented, "val" items only resized.
+        seed: of the augmentation, not negative.
+    """
+
+    classes: list[str]  # names in label order
+    category_ids: list[int]  # the data set's own id of each label
+    image_ids: list[int]  # of every item
+    aspect_ratios: np.ndarray  # width / height of every item before augmentation
+
+    def __init__(self, config: DataConfig, split: Split, seed: int) -> None:
+        self.seed = seed
+        self.transform = make_transform(config, train=split == "train")
+        # In shared memory, because worker processes outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """The image (RGB, not augmented) and its objects, without crowds."""
+
+    @abstractmethod
+    def ground_truth(self) -> dict[str, Any]:
+        """The annotations as a COCO dictionary, boxes in pixels of the original images, crowds included."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the augmentation of the items read from now on, in worker processes too."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Raises DqdetError when the file cannot be read."""
+        sample = self.read(index)
+        height, width = query_size([sample["image"]])
+        entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would reset the accelerators' generators too.
+            torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+            sample = self.transform(sample)
+        image, labels = sample["image"], sample["labels"]
+        assert isinstance(image, Tensor)
+        h, w = image.shape[-2:]
+        boxes = box_convert(sample["boxes"], "xyxy", "cxcywh") / torch.tensor([w, h, w, h])  # [N, 4]
+        masks = sample.get("masks")
+        return image, Target(
+            labels=labels,
+            boxes=boxes,
+            crowd=torch.zeros(len(labels), dtype=torch.bool),
+            size=(h, w),
+            original_size=(height, width),
+            image_id=self.image_ids[index],
+            masks=None if masks is None else masks.bool(),
+        )

@@ -1,0 +1,186 @@
+"""Batches: which images go together, on which process, and how they are put into one tensor.
+
+A batch is always formed over all processes first and then divided, so that any number of processes learns from
+the same batches as one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from dqdet.data.dataset import DetectionDataset
+from dqdet.errors import DqdetError
+from dqdet.types import Batch, Target, pad_images
+
+
+class BatchSampler(Sampler[list[int]], ABC):
+    """Indices of each batch of one process.
+
+    ``start`` is the first batch that the next iteration yields: the batches before it are skipped, the others
+    are what they would have been. ``set_epoch`` sets it back to 0. The length is that of the whole epoch.
+
+    Args:
+        dataset: its aspect ratios are read, and its epoch is set by ``set_epoch``.
+        batch: images over all processes.
+        seed: of the order, not negative.
+        rank: this process.
+        world: processes.
+    """
+
+    def __init__(self, dataset: DetectionDataset, batch: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        if batch % world:
+            raise DqdetError(
+                f"train.batch={batch} cannot be divided among {world} processes; use a multiple of {world}"
+            )
+        self.dataset = dataset
+        self.batch = batch
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order, and the data set's augmentation, of the next iteration."""
+        self.epoch = epoch
+        self.start = 0
+        self.dataset.set_epoch(epoch)
+
+    @abstractmethod
+    def batches(self) -> list[list[int]]:
+        """All batches of this process in this epoch."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.batches()[self.start :]
+
+
+class TrainingBatches(BatchSampler):
+    """Shuffled batches of images that are all wide or all tall, which need the least padding.
+
+    An epoch has every image once, except for the few that do not fill a last batch.
+
+    Raises:
+        DqdetError: there are fewer images than a batch needs, or it cannot be divided among the processes.
+    """
+
+    def __init__(self, dataset: DetectionDataset, batch: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        super().__init__(dataset, batch, seed, rank, world)
+        if len(dataset) < batch:
+            raise DqdetError(
+                f"train.batch={batch} is more than the {len(dataset)} images of the training split; lower it"
+            )
+
+    def batches(self) -> list[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        batches: list[list[int]] = []
+        wide: list[int] = []
+        tall: list[int] = []
+        for index in random.permutation(len(self.dataset)).tolist():
+            alike = wide if self.dataset.aspect_ratios[index] >= 1 else tall
+            alike.append(index)
+            if len(alike) == self.batch:
+                batches.append(alike.copy())
+                alike.clear()
+        # Fewer than a batch of each are left: together they make one more batch or none.
+        mixed = random.permutation(wide + tall).tolist()
+        if len(mixed) >= self.batch:
+            batches.append(mixed[: self.batch])
+        share = self.batch // self.world
+        return [batch[self.rank * share : (self.rank + 1) * share] for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch
+
+
+class EvaluationBatches(BatchSampler):
+    """Every image exactly once over all processes, ordered by aspect ratio, which needs the least padding.
+
+    The images are divided evenly: no batch is larger than ``batch / world``, and all processes have the same
+    number of batches, unless that would leave some of them empty.
+    """
+
+    def batches(self) -> list[list[int]]:
+        order = np.argsort(self.dataset.aspect_ratios, kind="stable")
+        steps = -(-len(order) // self.batch)
+        batches = [batch.tolist() for batch in np.array_split(order, steps * self.world)]
+        return [batch for batch in batches[self.rank :: self.world] if batch]
+
+    def __len__(self) -> int:
+        return len(self.batches())
+
+
+def collate(items: list[tuple[Tensor, Target]]) -> Batch:
+    """Pad and stack the images; the boxes, labels and crowd flags of all targets become views of one tensor each.
+
+    On its way from a worker a tensor occupies a file descriptor, of which small machines allow 1,024 or fewer.
+    """
+    images, targets = zip(*items, strict=True)
+    stacked, padding = pad_images(images)
+    counts = [len(target.labels) for target in targets]
+    columns = [
+        torch.cat([getattr(target, name) for target in targets]).split(counts) for name in ("labels", "boxes", "crowd")
+    ]
+    return Batch(
+        images=stacked,
+        padding=padding,
+        targets=[
+            replace(target, labels=labels, boxes=boxes, crowd=crowd)
+            for target, labels, boxes, crowd in zip(targets, *columns, strict=True)
+        ],
+    )
+
+
+class BatchLoader(DataLoader[tuple[Tensor, Target]]):
+    """A ``DataLoader`` of ``Batch`` that raises a worker's DqdetError without the worker's traceback in it."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DqdetError as error:
+            message = str(error).splitlines()[-1]
+            name = f"{DqdetError.__module__}.{DqdetError.__qualname__}: "
+            raise DqdetError(message.removeprefix(name)) from error
+
+
+def make_loader(
+    dataset: DetectionDataset,
+    *,
+    batch: int,
+    train: bool,
+    seed: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> BatchLoader:
+    """Batches of ``dataset`` for one process; ``loader.batch_sampler`` is the ``BatchSampler``.
+
+    Args:
+        dataset: what to load.
+        batch: images a batch, over all processes.
+        train: shuffled, without the last images that do not fill a batch; otherwise every image once.
+        seed: of the order, not negative.
+        workers: processes that read and augment; PyTorch gives each of them one thread.
+        rank: this process.
+        world: processes.
+
+    Raises:
+        DqdetError: see ``TrainingBatches``; while iterating: an image cannot be read.
+    """
+    sampler = (TrainingBatches if train else EvaluationBatches)(dataset, batch, seed, rank, world)
+    return BatchLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=train and workers > 0,
+        # Its own generator: otherwise every epoch would draw from the global one, which dropout uses.
+        generator=torch.Generator(),
+    )
