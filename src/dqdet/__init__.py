@@ -1,6 +1,117 @@
-"""Detection transformers with dynamic query combinations."""
+"""Detection transformers with dynamic query combinations.
 
-import warnings
+>>> run = dqdet.train("deformable_detr_r50", data={"root": "/data/coco"}, train={"epochs": 12})
+>>> dqdet.evaluate(run)["AP"]
+>>> predictor = dqdet.load(run)
+>>> predictor("street.jpg")["class_name"]
 
-# supervision works without OpenCV, which nothing here needs.
-warnings.filterwarnings("ignore", message="OpenCV .* is not installed", module="supervision")
+Options have the names of the command line, nested or dotted: ``train={"epochs": 12}`` or
+``**{"train.epochs": 12}``. Mistakes in them, in data or in files raise `DqdetError`, which says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dqdet.config import resolve
+from dqdet.errors import DqdetError, Interrupted
+
+# PyTorch is imported where it is used: `dqdet presets` and `dqdet --help` shall answer at once.
+if TYPE_CHECKING:
+    import torch
+    from lightning.pytorch import Callback
+    from torch import nn
+
+    from dqdet.predictor import Predictor
+
+__all__ = ["DqdetError", "Interrupted", "create", "evaluate", "load", "train"]
+
+
+def create(name: str, **overrides: Any) -> nn.Module:
+    """A model that is not trained yet, except for its backbone, in evaluation mode.
+
+    ``model(images [B, 3, H, W], padding [B, H, W])`` gives `dqdet.types.Predictions`. Without
+    ``classes=[...]`` it has the 80 of COCO.
+
+    Raises:
+        DqdetError: unknown preset or option, wrong value, or the backbone's weights cannot be fetched.
+    """
+    from dqdet.data.categories import COCO_CATEGORIES
+    from dqdet.models import create_model
+
+    config = resolve(name, overrides)
+    if not config.classes:
+        config.classes = list(COCO_CATEGORIES.values())
+    return create_model(config).eval()
+
+
+def load(folder: str | Path, device: torch.device | str | None = None) -> Predictor:
+    """The model of a run folder as a function from images to ``supervision.Detections``.
+
+    Args:
+        folder: written by `train`.
+        device: by default the GPU, if there is one.
+
+    Raises:
+        DqdetError: the folder is not a whole run.
+    """
+    from dqdet.checkpoints.folder import load_folder
+    from dqdet.predictor import Predictor
+
+    return Predictor(*load_folder(Path(folder)), device=device)
+
+
+def train(
+    name: str | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **overrides: Any,
+) -> Path:
+    """Train the model of a preset, or go on with a run that was interrupted.
+
+    Args:
+        name: of the preset; None with ``resume``.
+        out: folder of the run; by default ``runs/NAME``, numbered when that has a run already.
+        resume: folder of a run to go on with. It may train longer (``train.epochs``, ``train.steps``); other
+            options of the training stay as they are.
+        callbacks: of Lightning, besides those of dqdet.
+
+    Returns:
+        the run folder, for `load` and `evaluate`.
+
+    Raises:
+        DqdetError: data, options or folder are at fault, or the loss is not finite.
+        Interrupted: by SIGINT (Ctrl-C) or SIGTERM; the state is saved for ``resume``.
+    """
+    from dqdet.checkpoints.folder import new_folder
+    from dqdet.training import engine
+
+    if resume is not None:
+        if name is not None or out is not None:
+            given = f"preset {name}" if name is not None else f"out={out}"
+            raise DqdetError(f"a resumed run keeps its preset and its folder; leave out {given}")
+        engine.resume(Path(resume), overrides, callbacks)
+        return Path(resume)
+    if name is None:
+        raise DqdetError("which preset? `dqdet presets` lists them")
+    config = resolve(name, overrides)
+    folder = new_folder(config.preset) if out is None else Path(out)
+    engine.train(config, folder, callbacks)
+    return folder
+
+
+def evaluate(folder: str | Path, **overrides: Any) -> dict[str, float]:
+    """The COCO metrics of a run's model on the validation split, by name: ``AP``, ``AP50``, ..., ``AP/person``.
+
+    They are written to the run's ``metrics.json``, unless ``overrides`` make them those of something else.
+
+    Raises:
+        DqdetError: folder, data or options are at fault, or the data has other classes than the model.
+    """
+    from dqdet.training import engine
+
+    return engine.evaluate(Path(folder), overrides)

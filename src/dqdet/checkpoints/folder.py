@@ -11,6 +11,7 @@ the old one and then takes its place, so that an interruption or a full disk lea
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -30,13 +31,23 @@ METRICS = "metrics.json"
 LAST = "last.ckpt"
 
 
+def new_folder(name: str) -> Path:
+    """``runs/NAME``, or the first of ``runs/NAME-2``, ``runs/NAME-3``, ... that has no run."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (Path("runs") / name for name in names) if not _written(path))
+
+
+def _written(path: Path) -> list[str]:
+    return [name for name in (WEIGHTS, LAST) if (path / name).exists()]
+
+
 def prepare_folder(path: Path, config: Config) -> None:
     """Make the folder of a new run, with its configuration.
 
     Raises:
         DqdetError: it has a run already, or cannot be written to.
     """
-    used = [name for name in (WEIGHTS, LAST) if (path / name).exists()]
+    used = _written(path)
     if used:
         raise DqdetError(
             f"{path}: has a run already ({' and '.join(used)}); continue it with --resume {path}, or choose "

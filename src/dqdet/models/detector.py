@@ -14,15 +14,10 @@ class Detector(nn.Module, ABC):
     """A detector of one family. Without a backbone it works on given feature maps."""
 
     strides: ClassVar[tuple[int, ...]]  # of the feature maps that the family reads
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Not an attribute of the class, which would hide the module that is set later.
-        self.backbone: nn.Module | None = None
+    backbone: nn.Module  # set by create_model
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
         """``images [B, 3, H, W]`` (normalised) and ``padding [B, H, W]`` (True = padded) -> predictions."""
-        assert self.backbone is not None, "built without a backbone: call forward_features"
         return self.forward_features(self.backbone(images), padding)
 
     @abstractmethod

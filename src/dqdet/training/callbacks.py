@@ -87,6 +87,7 @@ class LastCheckpoint(Callback):
         self.steps = steps
         self.say = say
         self.signalled = False
+        self.epoch_unsaved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -111,20 +112,32 @@ class LastCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        ends_epoch = trainer.is_last_batch
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not ends_epoch:
-            return
-        stop = self._anyone_signalled(trainer)
-        if stop or ends_epoch or self._complete(trainer):
-            self._save(trainer, pl_module)
-        if stop and not ends_epoch:
-            self._stop(trainer)
         if self._complete(trainer):
             trainer.should_stop = True
+        if trainer.is_last_batch:
+            self.epoch_unsaved = True
+        elif (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            stop = self._anyone_signalled(trainer)
+            if stop or trainer.should_stop:
+                self._save(trainer, pl_module)
+            if stop:
+                self._stop(trainer)
+
+    # Lightning can go on from a checkpoint that is saved in one of these two hooks, but not reliably from one of the
+    # last batch. The first comes before the averaged weights are swapped in.
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_epoch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_epoch(trainer, pl_module)
         if self._anyone_signalled(trainer):
             self._stop(trainer)
+
+    def _save_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.epoch_unsaved:
+            self._save(trainer, pl_module)
+            self.epoch_unsaved = False
 
     def _anyone_signalled(self, trainer: Trainer) -> bool:
         """Processes receive a signal at different moments; they stop after the same step."""

@@ -46,7 +46,7 @@ from dqdet.training.progress import TrainingProgress
 RESUMABLE = ("train.epochs", "train.steps", "train.validate_every", "data.root", "data.workers")
 
 
-def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
+def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None:
     """Train a new model.
 
     Run by ``torchrun``, all its processes train together; otherwise this process trains, on one device.
@@ -56,9 +56,6 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> dict
         out: folder of the run; see `dqdet.checkpoints.folder`.
         callbacks: of Lightning, besides those of dqdet.
 
-    Returns:
-        the metrics of the last validation.
-
     Raises:
         DqdetError: data, options or folder are at fault, or the loss is not finite.
         Interrupted: by SIGINT or SIGTERM; the state is saved.
@@ -67,10 +64,10 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> dict
     config = config.model_copy(update={"classes": data.val_set.classes, "category_ids": data.val_set.category_ids})
     prepare_folder(out, config)
     torch.manual_seed(config.train.seed)
-    return _fit(DetectionModule(create_model(config), config), data, out, None, callbacks)
+    _fit(DetectionModule(create_model(config), config), data, out, None, callbacks)
 
 
-def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> dict[str, float]:
+def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> None:
     """Go on with an interrupted training, or train a finished one for longer; otherwise as `train`.
 
     Args:
@@ -86,7 +83,7 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
     data = _open_data(config)
     check_classes(config, data.val_set.classes, source=f"data.root={config.data.root}")
     module = DetectionModule(create_model(without_pretraining(config)), config)
-    return _fit(module, data, run, run / LAST, callbacks)
+    _fit(module, data, run, run / LAST, callbacks)
 
 
 def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
@@ -133,7 +130,7 @@ def _fit(
     out: Path,
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
-) -> dict[str, float]:
+) -> None:
     config = module.config
     metric = DetectionMetric(data.val_set.ground_truth(), data.val_set.category_ids)
     validation = Validation(metric, out)
@@ -159,7 +156,6 @@ def _fit(
         raise Interrupted(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
         ) from error
-    return validation.metrics
 
 
 def _quietly(run: Callable[..., object], *args: object, **options: object) -> None:

@@ -1,0 +1,3 @@
+from dqdet.cli import main
+
+main()

@@ -1,0 +1,138 @@
+"""The command line: ``dqdet train | eval | predict | presets``. It says what Python says, in the same words."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import dqdet
+from dqdet.config import describe, parse_overrides, preset_names, resolve, to_yaml
+from dqdet.errors import DqdetError, Interrupted
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Options = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[OPTION=VALUE]...",
+        help="For example train.epochs=12 queries.kind=static; `dqdet presets NAME` prints all options.",
+    ),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+
+@app.callback()
+def dqdet_command(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Detection transformers with dynamic query combinations."""
+
+
+@app.command()
+def train(
+    preset: Annotated[str | None, typer.Argument(metavar="[PRESET]", help="`dqdet presets` lists them.")] = None,
+    options: Options = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; by default runs/PRESET, numbered when that has a run already."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of an interrupted run to go on with, instead of PRESET and --out.")
+    ] = None,
+) -> None:
+    """Train a model, on several processes when started by torchrun."""
+    options = options or []
+    if preset is not None and "=" in preset:  # --resume needs no preset
+        options, preset = [preset, *options], None
+    run = dqdet.train(preset, out=out, resume=resume, **parse_overrides(options))
+    from dqdet.checkpoints.folder import METRICS, load_metrics
+
+    best = load_metrics(run / METRICS)
+    _show(f"{run}: AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} (best validation, step {best['step']})")
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    options: Options = None,
+) -> None:
+    """Measure a trained model on the validation split with the COCO metrics."""
+    metrics = dqdet.evaluate(run, **parse_overrides(options or []))
+    summary = Table("metric", "value", title=str(run))
+    classes = Table("class", "AP", "AP50", "AP75", "AR100")
+    for name, value in metrics.items():
+        if "/" not in name:
+            summary.add_row(name, _number(value))
+        elif name.startswith("AP/"):
+            label = name.removeprefix("AP/")
+            classes.add_row(
+                label, *(_number(metrics[f"{column}/{label}"]) for column in ("AP", "AP50", "AP75", "AR100"))
+            )
+    _show(summary, classes)
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Annotated[Path, typer.Argument(metavar="IMAGE_OR_FOLDER")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and results.json (COCO results).")],
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
+) -> None:
+    """Detect the objects in an image or in all images of a folder."""
+    from dqdet.predictor import predict_folder
+
+    failures = predict_folder(dqdet.load(run), images, out, threshold)
+    for failure in failures:
+        _complain(failure)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one with all its options.")] = None,
+    options: Options = None,
+) -> None:
+    """List the presets, or print one as YAML, fully resolved."""
+    if name is not None:
+        print(to_yaml(resolve(name, options or [])), end="")
+        return
+    names = preset_names()
+    for preset in names:
+        print(f"{preset:{max(map(len, names))}}  {describe(preset)}")
+
+
+def _number(value: float) -> str:
+    return "-" if value == -1 else f"{value:.3f}"  # -1: nothing in the data to measure it on
+
+
+def _show(*results: Table | str) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        console = Console(highlight=False, soft_wrap=True)
+        for result in results:
+            console.print(result)
+
+
+def _complain(error: DqdetError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run a command. A `DqdetError` is one line and exit status 1; an interruption is status 130."""
+    arguments = sys.argv[1:]
+    try:
+        app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
+    except (DqdetError, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            raise
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            print(str(error) or "interrupted", file=sys.stderr)
+            sys.exit(130)
+        _complain(error)
+        sys.exit(1)
