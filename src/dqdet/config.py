@@ -40,10 +40,10 @@ class BackboneConfig(Section):
     freeze: bool = True  # batch norms, stem and first stage of ResNets, as published for pretrained ones
 
 
-class DetrConfig(Section):
-    """DETR (Carion et al., 2020)."""
+class TransformerConfig(Section):
+    """What all families have."""
 
-    family: Literal["detr"] = "detr"
+    family: str
     backbone: BackboneConfig = BackboneConfig()
     hidden: PositiveInt = 256  # channels of queries and memory
     heads: PositiveInt = 8
@@ -53,24 +53,64 @@ class DetrConfig(Section):
     dropout: NonNegativeFloat = 0.1
 
 
-class DeformableDetrConfig(Section):
+class DetrConfig(TransformerConfig):
+    """DETR (Carion et al., 2020)."""
+
+    family: Literal["detr"] = "detr"
+
+
+class ConditionalDetrConfig(TransformerConfig):
+    """Conditional-DETR (Meng et al., 2021)."""
+
+    family: Literal["conditional_detr"] = "conditional_detr"
+
+
+class SmcaDetrConfig(TransformerConfig):
+    """SMCA-DETR (Gao et al., 2021), with one feature map."""
+
+    family: Literal["smca_detr"] = "smca_detr"
+
+
+class DabDetrConfig(TransformerConfig):
+    """DAB-DETR (Liu et al., 2022)."""
+
+    family: Literal["dab_detr"] = "dab_detr"
+    dropout: NonNegativeFloat = 0.0
+    temperature: PositiveFloat = 20.0  # of the feature map's position encoding
+    activation: Literal["prelu", "relu"] = "prelu"
+    patterns: int = Field(default=0, ge=0)  # learned contents that each anchor is tried with; 0: one, of zeros
+
+
+class DeformableDetrConfig(TransformerConfig):
     """Deformable-DETR (Zhu et al., 2021)."""
 
     family: Literal["deformable_detr"] = "deformable_detr"
-    backbone: BackboneConfig = BackboneConfig()
-    hidden: PositiveInt = 256
-    heads: PositiveInt = 8
-    encoder_layers: PositiveInt = 6
-    decoder_layers: PositiveInt = 6
     feedforward: PositiveInt = 1024
-    dropout: NonNegativeFloat = 0.1
     levels: PositiveInt = 4  # feature maps; those beyond the backbone's are strided convolutions
     points: PositiveInt = 4  # sampling points a head and level
     refine: bool = False  # iterative box refinement
     two_stage: bool = False  # encoder proposals replace the learned queries
 
 
-ModelConfig = Annotated[DetrConfig | DeformableDetrConfig, Field(discriminator="family")]
+class DabDeformableDetrConfig(DeformableDetrConfig):
+    """DAB-Deformable-DETR (Liu et al., 2022): anchors are refined by every layer, never proposed by the encoder."""
+
+    family: Literal["dab_deformable_detr"] = "dab_deformable_detr"  # type: ignore[assignment]
+    feedforward: PositiveInt = 2048
+    dropout: NonNegativeFloat = 0.0
+    refine: Literal[True] = True
+    two_stage: Literal[False] = False
+
+
+ModelConfig = Annotated[
+    DetrConfig
+    | ConditionalDetrConfig
+    | SmcaDetrConfig
+    | DabDetrConfig
+    | DeformableDetrConfig
+    | DabDeformableDetrConfig,
+    Field(discriminator="family"),
+]
 
 
 class QueriesConfig(Section):
