@@ -1,0 +1,167 @@
+"""The paper's module: properties that its equations promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dqdet.config import QueriesConfig
+from dqdet.queries import (
+    GeneratedQueries,
+    GroupedQueries,
+    ModulatedQueries,
+    StaticQueries,
+    combine,
+    make_queries,
+    pool,
+    random_coefficients,
+)
+
+WIDTHS = {"content": 6, "anchor": 4}
+CHANNELS = 5
+
+
+def image(batch: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features ``[B, C, 4, 6]``, and padding of the last image's last columns."""
+    generator = torch.Generator().manual_seed(seed)
+    padding = torch.zeros(batch, 4, 6, dtype=torch.bool)
+    padding[-1, :, 3:] = True
+    return torch.randn(batch, CHANNELS, 4, 6, generator=generator), padding
+
+
+def source(kind: str, count: int = 7, ratio: int = 4, **options):
+    torch.manual_seed(0)
+    config = QueriesConfig(kind=kind, count=count, ratio=ratio, hidden=16, **options)
+    return make_queries(config, WIDTHS, CHANNELS)
+
+
+sizes = st.integers(1, 6)
+
+
+@given(m=sizes, r=sizes, f=sizes)
+def test_combine_is_the_sum_of_equation_3(m, r, f):
+    basic, coefficients = torch.randn(m * r, f), torch.randn(m, r)
+    expected = torch.stack([sum(coefficients[i, j] * basic[i * r + j] for j in range(r)) for i in range(m)])
+    torch.testing.assert_close(combine(basic, coefficients), expected)
+
+
+def test_combine_refuses_coefficients_that_do_not_fit():
+    with pytest.raises(ValueError, match="3 x 2 coefficients do not fit 7 basic queries"):
+        combine(torch.randn(7, 4), torch.randn(3, 2))
+
+
+@given(m=sizes, r=sizes, seed=st.integers(0, 100))
+def test_random_coefficients_sum_to_one(m, r, seed):
+    for kind in ("convex", "non_convex", "averaged", "sampled"):
+        coefficients = random_coefficients(kind, m, r, torch.Generator().manual_seed(seed))
+        assert coefficients.shape == (m, r)
+        torch.testing.assert_close(coefficients.sum(-1), torch.ones(m))
+        if kind != "non_convex":
+            assert (coefficients >= 0).all()
+
+
+def test_kinds_of_random_coefficients_differ_as_table_1_says():
+    generator = torch.Generator().manual_seed(0)
+    assert (random_coefficients("non_convex", 50, 4, generator) < 0).any()
+    assert (random_coefficients("averaged", 50, 4) == 0.25).all()
+    sampled = random_coefficients("sampled", 50, 4, generator)
+    assert ((sampled == 1).sum(-1) == 1).all()
+    assert ((sampled == 0).sum(-1) == 3).all()
+    with pytest.raises(ValueError, match="unknown kind"):
+        random_coefficients("concave", 2, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["mean", "max"])
+def test_pooling_ignores_padding_unless_asked(kind):
+    features, padding = image()
+    expected = [getattr(features[-1, :, :, :3], f"a{kind}" if kind == "max" else kind)((-2, -1))]
+    torch.testing.assert_close(pool(features, padding, kind)[-1:], torch.stack(expected))
+    everything = features[-1].amax((-2, -1)) if kind == "max" else features[-1].mean((-2, -1))
+    torch.testing.assert_close(pool(features, padding, kind, pool_padding=True)[-1], everything)
+
+
+@given(m=sizes, r=sizes, seed=st.integers(0, 50))
+def test_coefficients_are_convex(m, r, seed):
+    queries = source("modulated", m, r)(*image(seed=seed))
+    assert queries.coefficients.shape == (3, m, r)
+    assert (queries.coefficients >= 0).all()
+    torch.testing.assert_close(queries.coefficients.sum(-1), torch.ones(3, m))
+
+
+@given(seed=st.integers(0, 50))
+def test_modulated_queries_lie_in_the_hulls_of_their_groups(seed):
+    """A point of a hull exceeds no corner in any direction."""
+    modulated = source("modulated").eval()
+    queries = modulated(*image(seed=seed))
+    for name, table in modulated.basic.items():
+        direction = torch.randn(table.shape[-1], generator=torch.Generator().manual_seed(seed))
+        corners = (table @ direction).view(7, 4)
+        inside = queries[name] @ direction  # [B, 7]
+        assert (inside <= corners.amax(-1) + 1e-5).all()
+        assert (inside >= corners.amin(-1) - 1e-5).all()
+
+
+def test_all_parts_share_the_coefficients():
+    modulated = source("modulated")
+    with torch.no_grad():
+        modulated.basic["anchor"].copy_(modulated.basic["content"][:, :4])
+    queries = modulated(*image())
+    torch.testing.assert_close(queries["anchor"], queries["content"][..., :4])
+
+
+def test_ratio_one_is_static():
+    modulated, static = source("modulated", ratio=1).eval(), source("static").eval()
+    static.load_state_dict({f"table.{name}": table for name, table in modulated.basic.items()})
+    for name in WIDTHS:
+        torch.testing.assert_close(modulated(*image())[name], static(*image())[name])
+
+
+def test_coefficients_depend_on_the_image_and_raw_ones_are_not_normalised():
+    queries = source("modulated")(*image())
+    assert not torch.allclose(queries.coefficients[0], queries.coefficients[1])
+    raw = source("modulated", coefficients="raw")(*image()).coefficients
+    torch.testing.assert_close(raw.softmax(-1), queries.coefficients)
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "inference"),
+    [
+        ("static", {"static": 7}, {"static": 7}),
+        ("modulated", {"modulated": 7, "basic": 28}, {"modulated": 7}),
+        ("generated", {"generated": 7}, {"generated": 7}),
+        ("grouped", {"static": 7, "unrelated": 28}, {"static": 7}),
+    ],
+)
+def test_groups(kind, training, inference):
+    queries = source(kind)
+    for mode, groups in ((True, training), (False, inference)):
+        made = queries.train(mode)(*image())
+        assert made.groups == groups
+        for name, width in WIDTHS.items():
+            assert made[name].shape == (3, sum(groups.values()), width)
+
+
+def test_the_first_group_is_the_same_in_training_and_inference():
+    for kind, expected in (
+        ("static", StaticQueries),
+        ("modulated", ModulatedQueries),
+        ("generated", GeneratedQueries),
+        ("grouped", GroupedQueries),
+    ):
+        queries = source(kind)
+        assert isinstance(queries, expected)
+        trained = queries.train()(*image())
+        for name, part in queries.eval()(*image()).parts.items():
+            torch.testing.assert_close(trained[name][:, :7], part)
+
+
+def test_generated_queries_need_many_more_parameters():
+    """Section 3.3: the naive idea increases the number of parameters dramatically."""
+    widths = {"position": 256, "content": 256}
+    generated, modulated = (
+        sum(p.numel() for p in make_queries(QueriesConfig(kind=kind), widths, 256).parameters())
+        for kind in ("generated", "modulated")
+    )
+    assert generated > 50 * modulated
