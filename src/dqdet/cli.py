@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +52,9 @@ def train(
     if preset is not None and "=" in preset:  # --resume needs no preset
         options, preset = [preset, *options], None
     run = dqdet.train(preset, out=out, resume=resume, **parse_overrides(options))
-    from dqdet.checkpoints.folder import METRICS, load_metrics
+    from dqdet.checkpoints.folder import load_metrics
 
-    best = load_metrics(run / METRICS)
+    best = load_metrics(run)
     _show(f"{run}: AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} (best validation, step {best['step']})")
 
 
@@ -126,6 +127,7 @@ def _complain(error: DqdetError) -> None:
 def main() -> None:
     """Run a command. A `DqdetError` is one line and exit status 1; an interruption is status 130."""
     arguments = sys.argv[1:]
+    warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervision does without
     try:
         app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
     except (DqdetError, KeyboardInterrupt) as error:

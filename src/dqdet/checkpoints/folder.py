@@ -65,11 +65,11 @@ def save_folder(path: Path, model: nn.Module, config: Config, metrics: Mapping[s
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_file(path / CONFIG, to_yaml(config).encode())
     write_file(path / WEIGHTS, save(weights, metadata={"format": "pt"}))
-    save_metrics(path / METRICS, metrics)
+    save_metrics(path, metrics)
 
 
 def save_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    write_file(path, (json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(path / METRICS, (json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_folder(path: Path) -> tuple[nn.Module, Config]:

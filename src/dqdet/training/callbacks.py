@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from dqdet.checkpoints.folder import METRICS, load_metrics, save_folder, write_file
+from dqdet.checkpoints.folder import load_metrics, save_folder, write_file
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.evaluation.detection import DetectionMetric
 from dqdet.evaluation.postprocess import ImageDetections
@@ -64,7 +64,7 @@ class Validation(Callback):
         pl_module.log_dict(summary, sync_dist=True)
         if self.folder is None or not trainer.is_global_zero:
             return
-        if self.metrics["AP"] > load_metrics(self.folder / METRICS).get("AP", -2.0):
+        if self.metrics["AP"] > load_metrics(self.folder).get("AP", -2.0):
             metrics = {"step": trainer.global_step, **self.metrics}
             save_folder(self.folder, pl_module.model, pl_module.config, metrics)
 

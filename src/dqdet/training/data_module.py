@@ -18,11 +18,11 @@ class DataModule(LightningDataModule):
 
     Args:
         config: of the run.
-        train: the training split; None when there is only an evaluation.
+        train: the training split.
         val: the validation split.
     """
 
-    def __init__(self, config: Config, train: DetectionDataset | None, val: DetectionDataset) -> None:
+    def __init__(self, config: Config, train: DetectionDataset, val: DetectionDataset) -> None:
         super().__init__()
         self.config = config
         self.train_set = train
@@ -30,7 +30,6 @@ class DataModule(LightningDataModule):
         self.position = {"epoch": 0, "start": 0}  # of the next batch: epoch, and batches before it
 
     def train_dataloader(self) -> BatchLoader:
-        assert self.train_set is not None
         batch = self.config.train.batch // self.config.train.accumulate
         loader = self._loader(self.train_set, batch, train=True)
         assert isinstance(loader.batch_sampler, BatchSampler)

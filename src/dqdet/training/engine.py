@@ -23,7 +23,6 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from dqdet.checkpoints.folder import (
     LAST,
-    METRICS,
     check_classes,
     load_config,
     load_folder,
@@ -34,6 +33,7 @@ from dqdet.checkpoints.folder import (
 )
 from dqdet.config import Config, Overrides, override, parse_overrides
 from dqdet.data import open_dataset
+from dqdet.data.loader import make_loader
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.evaluation.detection import DetectionMetric
 from dqdet.models import create_model
@@ -105,10 +105,17 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     check_classes(config, dataset.classes, source=f"data.root={config.data.root}")
     validation = Validation(DetectionMetric(dataset.ground_truth(), dataset.category_ids))
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch)])
-    _quietly(trainer.validate, DetectionModule(model, config), datamodule=DataModule(config, None, dataset))
+    loader = make_loader(
+        dataset,
+        batch=config.train.batch,
+        train=False,
+        workers=config.data.workers,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+    )
+    _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
     if not overrides and trainer.is_global_zero:
-        file = run / METRICS
-        save_metrics(file, load_metrics(file) | validation.metrics)
+        save_metrics(run, load_metrics(run) | validation.metrics)
     return validation.metrics
 
 
@@ -148,10 +155,15 @@ def _fit(
         [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress],
         loggers,
     )
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    progress.print(
+        f"{out}: {config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
+        f"{len(data.train_set)} training and {len(data.val_set)} validation images, {len(config.classes)} classes"
+    )
     try:
         _quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
         if validation.step != trainer.global_step:
-            _quietly(trainer.validate, module, datamodule=data)
+            _quietly(trainer.validate, module, datamodule=data, verbose=False)
     except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
         raise Interrupted(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
