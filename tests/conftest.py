@@ -2,6 +2,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("dqdet", deadline=None)  # tests assert no times
+settings.load_profile("dqdet")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -146,7 +146,7 @@ class ScenesConfig(Section):
     size: PositiveInt = 128  # height and width, pixels
     train_images: PositiveInt = 2000
     val_images: PositiveInt = 200
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class DataConfig(Section):
@@ -178,7 +178,7 @@ class TrainConfig(Section):
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay of the averaged weights; None: no averaging
     validate_every: PositiveInt = 1  # epochs
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class Config(Section):

@@ -164,7 +164,7 @@ def check_document(document: dict[str, Any], file: Path, folder: Path) -> None:
     ]
     complaints = []
     if faults:
-        complaints.append(f"{len(faults)} bad entries: {_listed(faults, '; ')}; correct or remove them")
+        complaints.append(f"bad entries ({len(faults)}): {_listed(faults, '; ')}; correct or remove them")
     if missing:
         complaints.append(
             f"{len(missing)} of {len(names)} images are missing in {folder}: {_listed(missing)}; "

@@ -6,6 +6,7 @@ the same batches as one.
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -64,7 +65,7 @@ class BatchSampler(Sampler[list[int]], ABC):
 class TrainingBatches(BatchSampler):
     """Shuffled batches of images that are all wide or all tall, which need the least padding.
 
-    An epoch has every image once, except for the few that do not fill a last batch.
+    An epoch has every image once, except for a few drawn anew each time that would not fill a last batch.
 
     Raises:
         DqdetError: there are fewer images than a batch needs, or it cannot be divided among the processes.
@@ -82,16 +83,15 @@ class TrainingBatches(BatchSampler):
         batches: list[list[int]] = []
         wide: list[int] = []
         tall: list[int] = []
-        for index in random.permutation(len(self.dataset)).tolist():
+        for index in random.permutation(len(self.dataset))[: len(self) * self.batch].tolist():
             alike = wide if self.dataset.aspect_ratios[index] >= 1 else tall
             alike.append(index)
             if len(alike) == self.batch:
                 batches.append(alike.copy())
                 alike.clear()
-        # Fewer than a batch of each are left: together they make one more batch or none.
-        mixed = random.permutation(wide + tall).tolist()
-        if len(mixed) >= self.batch:
-            batches.append(mixed[: self.batch])
+        # The rest of both is either nothing or exactly one more batch.
+        if wide or tall:
+            batches.append(random.permutation(wide + tall).tolist())
         share = self.batch // self.world
         return [batch[self.rank * share : (self.rank + 1) * share] for batch in batches]
 
@@ -144,9 +144,19 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
         try:
             yield from super().__iter__()
         except DqdetError as error:
-            message = str(error).splitlines()[-1]
+            *traceback, message = str(error).splitlines()
+            if not traceback:
+                raise
             name = f"{DqdetError.__module__}.{DqdetError.__qualname__}: "
-            raise DqdetError(message.removeprefix(name)) from error
+            # Without its own traceback, which is a cycle that holds the iterator: when the garbage collector ends
+            # the workers instead of the last reference, they do not hear of it for ten seconds.
+            raise DqdetError(message.removeprefix(name)) from error.with_traceback(None)
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, but the batches that are under way are still wanted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that was inherited
 
 
 def make_loader(
@@ -179,6 +189,7 @@ def make_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=train and workers > 0,
         # Its own generator: otherwise every epoch would draw from the global one, which dropout uses.

@@ -1,0 +1,329 @@
+"""COCO-format data: against pycocotools, and every kind of bad input with its whole message."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from pycocotools.coco import COCO
+
+from dqdet.config import DataConfig
+from dqdet.data import open_dataset
+from dqdet.errors import DqdetError
+
+CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+
+
+def record(image_id: int, **changes) -> dict:
+    return {"id": image_id, "file_name": f"{image_id}.png", "height": 40, "width": 60} | changes
+
+
+def annotation(annotation_id: int, image_id: int = 1, **changes) -> dict:
+    defaults = {"id": annotation_id, "image_id": image_id, "category_id": 3, "bbox": [10, 5, 20, 30]}
+    return defaults | {"area": 600, "iscrowd": 0} | changes
+
+
+def write(root: Path, document, layout: str = "images/train", files: tuple[str, ...] = ("1.png",)) -> Path:
+    """A data set with one training split; returns its annotation file."""
+    folder = root / layout
+    folder.mkdir(parents=True)
+    for name in files:
+        PIL.Image.new("RGB", (60, 40), "teal").save(folder / name)
+    file = folder / "_annotations.coco.json" if layout == "train" else root / "annotations/instances_train.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(document if isinstance(document, str) else json.dumps(document))
+    return file
+
+
+def document(**parts: list) -> dict:
+    return {"images": [record(1)], "annotations": [annotation(1)], "categories": CATEGORIES} | parts
+
+
+def opened(root: Path, split="train", **options):
+    return open_dataset(DataConfig(root=str(root), **options), split)
+
+
+def error_of(root: Path, split="train", **options) -> str:
+    with pytest.raises(DqdetError) as caught:
+        opened(root, split, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "file"),
+    [
+        ("coco_real", "train", "instances_train2017.json"),
+        ("coco_real", "val", "instances_val2017.json"),
+        ("bccd", "train", "instances_train.json"),
+        ("bccd", "val", "instances_val.json"),
+    ],
+)
+def test_real_data_as_pycocotools_reads_it(shared, name, split, file):
+    dataset = opened(shared / "data" / name, split)
+    reference = COCO(shared / "data" / name / "annotations" / file)
+    assert dataset.image_ids == sorted(reference.imgs)
+    assert dataset.category_ids == sorted(reference.cats)
+    assert dataset.classes == [reference.cats[number]["name"] for number in dataset.category_ids]
+    for index, image_id in enumerate(dataset.image_ids):
+        expected = [a for a in reference.imgToAnns[image_id] if not a["iscrowd"]]
+        height, width = reference.imgs[image_id]["height"], reference.imgs[image_id]["width"]
+        boxes = np.array([a["bbox"] for a in expected]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        sample = dataset.read(index) if index < 5 else None
+        start, stop = dataset.starts[index], dataset.starts[index + 1]
+        np.testing.assert_allclose(dataset.boxes[start:stop], boxes.clip(0, [width, height] * 2), rtol=1e-6)
+        labels = [dataset.category_ids[label] for label in dataset.labels[start:stop]]
+        assert labels == [a["category_id"] for a in expected]
+        if sample is not None:
+            assert sample["image"].size == (width, height)
+            assert torch.equal(sample["boxes"], torch.tensor(dataset.boxes[start:stop]))
+    assert dataset.ground_truth()["annotations"] == reference.dataset["annotations"]
+
+
+def test_images_without_objects_are_kept_and_crowds_are_no_targets(shared):
+    dataset = opened(shared / "data/coco_real")
+    counts = np.diff(dataset.starts)
+    assert len(dataset) == 167
+    assert (counts == 0).sum() == 1
+    assert counts.sum() == 1627 - 16
+    assert sum(a["iscrowd"] for a in dataset.ground_truth()["annotations"]) == 16
+    image, target = dataset[int(np.flatnonzero(counts == 0)[0])]
+    assert image.shape[0] == 3
+    assert target.boxes.shape == (0, 4)
+    assert target.labels.shape == target.crowd.shape == (0,)
+
+
+def test_item_has_the_boxes_relative_to_the_resized_image(tmp_path):
+    write(tmp_path, document())
+    dataset = open_dataset(DataConfig(root=str(tmp_path), train="train", val="train", val_resize=80), "val")
+    image, target = dataset[0]
+    assert image.shape == (3, 80, 120)
+    assert image.dtype == torch.float32
+    torch.testing.assert_close(target.boxes, torch.tensor([[20 / 60, 20 / 40, 20 / 60, 30 / 40]]))
+    assert target.labels.tolist() == [0]  # category 3 comes before 7
+    assert (target.size, target.original_size, target.image_id) == ((80, 120), (40, 60), 1)
+    assert target.masks is None
+    assert not target.crowd.any()
+
+
+@pytest.mark.parametrize("layout", ["train", "images/train2017", "train2017"])
+def test_layouts(tmp_path, layout):
+    file = write(tmp_path, document(), layout)
+    file.rename(file.with_name(file.name.replace("_train.", "_train2017.")))
+    assert len(opened(tmp_path)) == 1
+
+
+def test_the_named_split_is_preferred_to_the_usual_ones(tmp_path):
+    write(tmp_path, document())
+    other = tmp_path / "part"
+    other.mkdir()
+    PIL.Image.new("RGB", (60, 40)).save(other / "1.png")
+    (other / "_annotations.coco.json").write_text(json.dumps(document(annotations=[])))
+    assert len(opened(tmp_path, train="part").labels) == 0
+    assert len(opened(tmp_path).labels) == 1
+
+
+def test_ground_truth_has_what_evaluation_needs(tmp_path):
+    bare = annotation(1)
+    del bare["area"], bare["iscrowd"]
+    write(tmp_path, document(annotations=[bare]))
+    assert opened(tmp_path).ground_truth()["annotations"] == [bare | {"area": 600, "iscrowd": 0}]
+
+
+def test_boxes_without_area_are_left_out_with_one_warning(tmp_path, caplog):
+    boxes = {
+        1: [10, 5, 20, 30],
+        2: [10, 5, 0, 30],
+        3: [-10, -10, 15, 15],  # partly outside: clipped
+        4: [70, 5, 10, 10],
+        5: [10, 5, 20, -3],
+        6: [60, 0, 5, 5],
+    }
+    write(tmp_path, (whole := document(annotations=[annotation(i, bbox=box) for i, box in boxes.items()])))
+    file = tmp_path / "annotations/instances_train.json"
+    with caplog.at_level(logging.WARNING):
+        dataset = opened(tmp_path)
+    assert [entry.getMessage() for entry in caplog.records] == [
+        f"{file}: 4 of 6 boxes have no area inside their image and are left out of the targets: annotations 2, 4, 5, 6"
+    ]
+    assert dataset.read(0)["boxes"].tolist() == [[10, 5, 30, 35], [0, 0, 5, 5]]
+    assert dataset.ground_truth()["annotations"] == whole["annotations"]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    write(tmp_path, document(images=[record(1, file_name=f"1.{suffix}")]))
+    PIL.Image.new(mode, (60, 40)).save(tmp_path / f"images/train/1.{suffix}")
+    dataset = opened(tmp_path, resize=[40])
+    assert dataset.read(0)["image"].mode == "RGB"
+    assert dataset[0][0].shape[0] == 3
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    write(tmp_path, document(images=[record(1, file_name="1.jpg")]))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    PIL.Image.new("RGB", (60, 40)).save(tmp_path / "images/train/1.jpg", exif=exif)
+    assert opened(tmp_path).read(0)["image"].size == (60, 40)
+
+
+def test_root_is_not_set():
+    with pytest.raises(DqdetError, match=r"^data.root is not set: give the folder .* data.root=/data/coco$"):
+        open_dataset(DataConfig(), "train")
+
+
+def test_root_is_missing(tmp_path):
+    root = tmp_path / "nowhere"
+    assert error_of(root) == f"{root}: no such folder; set data.root to the folder of the data set"
+
+
+def test_root_is_empty(tmp_path):
+    assert error_of(tmp_path) == f"{tmp_path}: the folder is empty; set data.root to the folder of the data set"
+
+
+def test_no_annotations(tmp_path):
+    write(tmp_path, document())
+    assert error_of(tmp_path, "val", val="holdout") == (
+        f"{tmp_path}: no annotations of the val split; looked for annotations/instances_holdout.json, "
+        "holdout/_annotations.coco.json; set data.val to the name of the split"
+    )
+
+
+def test_no_image_folder(tmp_path):
+    file = write(tmp_path, document())
+    (tmp_path / "images/train").rename(tmp_path / "pictures")
+    assert error_of(tmp_path) == (
+        f"{file}: the folder with its images is missing; looked for {tmp_path}/train, {tmp_path}/images/train"
+    )
+
+
+def test_not_json(tmp_path):
+    file = write(tmp_path, '{"images": [')
+    assert error_of(tmp_path) == (
+        f"{file}: not valid JSON (Expecting value: line 1 column 13 (char 12)); download or export it again"
+    )
+
+
+def test_not_text(tmp_path):
+    file = write(tmp_path, "")
+    file.write_bytes(b"\xff\x00\xfe")
+    message = error_of(tmp_path)
+    assert message.startswith(f"{file}: not valid JSON (")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [([], "images"), ({"images": [], "categories": []}, "annotations"), (document() | {"images": {}}, "images")],
+)
+def test_not_coco(tmp_path, content, part):
+    content = {**content, "images": [record(1)], "categories": CATEGORIES} if part == "annotations" else content
+    file = write(tmp_path, content)
+    assert error_of(tmp_path) == (f"{file}: not in COCO's detection format (no list '{part}'); export it as COCO JSON")
+
+
+def test_no_images_listed(tmp_path):
+    file = write(tmp_path, document(images=[], annotations=[]))
+    assert error_of(tmp_path) == f"{file}: the list 'images' is empty; export the annotations again"
+
+
+def test_all_faults_are_reported_together(tmp_path):
+    file = write(
+        tmp_path,
+        document(
+            images=[record(1), record(2, file_name=""), record(3, height=0), record(1), record("x"), record(4)],
+            categories=[*CATEGORIES, {"id": 9}],
+            annotations=[
+                annotation(1),
+                annotation(2, image_id=77),
+                annotation(3, category_id=5),
+                annotation(4, bbox=[1, 2, 3]),
+                annotation(5, bbox=[1, 2, float("nan"), 4]),
+                annotation(6, bbox=[1, 2, "3", 4]),
+                annotation(1),
+            ],
+        ),
+        files=("1.png", "3.png"),
+    )
+    message = error_of(tmp_path)
+    assert message == (
+        f"{file}: bad entries (11): image 2 has no file_name; image 3 has no height; "
+        "image 1 has an id that is there already; image number 5 has no whole number as id; category 9 has no name; "
+        "and 6 more; correct or remove them; "
+        f"2 of 6 images are missing in {tmp_path}/images/train: x.png, 4.png; add them or remove their records"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image_id": 77}, "has the unknown image_id 77"),
+        ({"image_id": [1]}, "has the unknown image_id [1]"),
+        ({"category_id": 5}, "has the unknown category_id 5"),
+        ({"category_id": None}, "has the unknown category_id None"),
+        ({"bbox": None}, "has a bbox that is not 4 finite numbers: None"),
+        ({"bbox": [1, 2, 3]}, "has a bbox that is not 4 finite numbers: [1, 2, 3]"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "has a bbox that is not 4 finite numbers: [1, 2, inf, 4]"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "has a bbox that is not 4 finite numbers: [1, 2, nan, 4]"),
+    ],
+)
+def test_bad_annotation(tmp_path, changes, reason):
+    file = write(tmp_path, document(annotations=[annotation(1), annotation(8, **changes)]))
+    assert error_of(tmp_path) == f"{file}: bad entries (1): annotation 8 {reason}; correct or remove them"
+
+
+def test_missing_images_are_listed_together(tmp_path):
+    file = write(tmp_path, document(images=[record(i) for i in range(1, 9)]))
+    assert error_of(tmp_path) == (
+        f"{file}: 7 of 8 images are missing in {tmp_path}/images/train: "
+        "2.png, 3.png, 4.png, 5.png, 6.png, and 2 more; add them or remove their records"
+    )
+
+
+def test_images_in_subfolders_are_found(tmp_path):
+    write(tmp_path, document(images=[record(1, file_name="day/1.png")]), files=())
+    (tmp_path / "images/train/day").mkdir()
+    PIL.Image.new("RGB", (60, 40)).save(tmp_path / "images/train/day/1.png")
+    assert opened(tmp_path).read(0)["image"].size == (60, 40)
+
+
+def read_error(root: Path) -> str:
+    dataset = opened(root)
+    with pytest.raises(DqdetError) as caught:
+        dataset[0]
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_image(tmp_path, suffix):
+    file = write(tmp_path, document(images=[record(1, file_name=f"1.{suffix}")]))
+    image = tmp_path / f"images/train/1.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(image)
+    image.write_bytes(image.read_bytes()[:900])
+    message = read_error(tmp_path)
+    assert message.startswith(f"{image}: cannot be read as an image (")
+    assert message.endswith(f"; replace the file or remove image 1 from {file}")
+    assert "\n" not in message
+
+
+def test_file_that_is_no_image(tmp_path):
+    file = write(tmp_path, document())
+    image = tmp_path / "images/train/1.png"
+    image.write_text("<html>not found</html>")
+    assert read_error(tmp_path) == (
+        f"{image}: cannot be read as an image (cannot identify image file '{image}'); "
+        f"replace the file or remove image 1 from {file}"
+    )
+
+
+def test_image_of_another_size(tmp_path):
+    file = write(tmp_path, document(images=[record(1, height=60, width=40)]))
+    assert read_error(tmp_path) == (
+        f"{tmp_path}/images/train/1.png: is 60 x 40 pixels, but image 1 of {file} is 40 x 60; "
+        "correct one of them (the EXIF orientation of a file is not applied)"
+    )

@@ -1,0 +1,195 @@
+"""The augmentation against official sizes, another implementation, and the pictures themselves."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
+from transformers import DetrImageProcessorPil
+
+from dqdet.config import DataConfig
+from dqdet.data.transforms import DropVanished, RandomShorterSide, RandomSizeCrop, make_transform, resized
+
+# (height, width), shorter, longest -> (height, width), computed with the official implementation.
+OFFICIAL_SIZES = [
+    ((480, 640), 800, 1333, (800, 1066)),
+    ((480, 640), 480, 1333, (480, 640)),
+    ((480, 640), 128, 200, (128, 170)),
+    ((640, 480), 800, 1333, (1066, 800)),
+    ((427, 640), 800, 1333, (800, 1199)),
+    ((427, 640), 600, None, (600, 899)),
+    ((333, 500), 800, 1333, (800, 1201)),
+    ((1200, 100), 800, 1333, (1332, 111)),
+    ((1200, 100), 600, None, (7200, 600)),
+    ((1200, 100), 128, 200, (204, 17)),
+    ((100, 1200), 480, 1333, (111, 1332)),
+    ((33, 97), 800, 1333, (453, 1331)),
+    ((33, 97), 128, 200, (68, 199)),
+    ((3000, 1999), 800, 1333, (1200, 800)),
+    ((612, 612), 800, 1333, (800, 800)),
+    ((1, 1), 128, 200, (128, 128)),
+]
+
+sides = st.integers(20, 90)
+
+
+def sample_of(height: int, width: int, boxes: list[list[int]]) -> dict:
+    """Black, with the boxes painted in different greens; the label is the number of the box."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        pixels[y0:y1, x0:x1, 1] = 255 - 40 * i
+        masks[i, y0:y1, x0:x1] = 1
+    return {
+        "image": PIL.Image.fromarray(pixels),
+        "boxes": tv_tensors.BoundingBoxes(
+            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=(height, width)
+        ),
+        "labels": torch.arange(len(boxes)),
+        "masks": tv_tensors.Mask(masks),
+    }
+
+
+@st.composite
+def one_object(draw, least: int = 1) -> dict:
+    height, width = draw(sides), draw(sides)
+    x0, y0 = draw(st.integers(0, width - least)), draw(st.integers(0, height - least))
+    x1, y1 = draw(st.integers(x0 + least, width)), draw(st.integers(y0 + least, height))
+    return sample_of(height, width, [[x0, y0, x1, y1]])
+
+
+def boxes_of(masks: torch.Tensor) -> torch.Tensor:
+    return masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(("size", "shorter", "longest", "expected"), OFFICIAL_SIZES)
+def test_official_sizes(size, shorter, longest, expected):
+    assert resized(*size, shorter, longest) == expected
+
+
+def test_extremely_long_image_keeps_a_pixel():
+    assert resized(1, 5000, 800, 1333) == (1, 5000)
+
+
+def test_evaluation_equals_transformers(shared):
+    """The same pixels as the image processor that ships with the Hugging Face weights."""
+    folder = shared / "data/coco_real/images/val2017"
+    transform = make_transform(DataConfig(), train=False)
+    processor = DetrImageProcessorPil(size={"shortest_edge": 800, "longest_edge": 1333})
+    compared = 0
+    for file in sorted(folder.iterdir())[:8]:
+        image = PIL.Image.open(file).convert("RGB")
+        expected = processor(image, return_tensors="pt", do_pad=False)["pixel_values"][0]
+        ours = transform(image)
+        if ours.shape == expected.shape:  # it rounds some sizes otherwise
+            torch.testing.assert_close(ours, torch.as_tensor(expected), atol=1e-5, rtol=0)
+            compared += 1
+    assert compared >= 4
+
+
+@given(one_object(), st.integers(0, 999))
+def test_masks_and_boxes_agree_in_flip_and_crop(sample, seed):
+    torch.manual_seed(seed)
+    transform = v2.Compose([v2.RandomHorizontalFlip(0.5), RandomSizeCrop(8, 40), DropVanished()])
+    result = transform(sample)
+    assert torch.equal(boxes_of(result["masks"]), result["boxes"])
+    height, width = result["masks"].shape[-2:]
+    assert result["image"].size == (width, height)
+    assert 8 <= height <= 40
+    assert 8 <= width <= 40
+
+
+@given(one_object(), st.integers(20, 150), st.integers(30, 200))
+def test_masks_and_boxes_agree_in_resize(sample, shorter, longest):
+    result = RandomShorterSide([shorter], longest)(sample)
+    if result["masks"].any():  # a thin object may fall between the pixels of a smaller mask
+        assert (boxes_of(result["masks"]) - result["boxes"]).abs().max() <= 1
+    assert result["image"].size == result["masks"].shape[:0:-1]
+
+
+@settings(max_examples=60)
+@given(one_object(least=8), st.integers(0, 9999))
+def test_boxes_follow_the_picture_through_the_whole_augmentation(sample, seed):
+    torch.manual_seed(seed)
+    result = make_transform(DataConfig(resize=[160, 200], max_size=400), train=True)(sample)
+    image, boxes = result["image"], result["boxes"]
+    assert type(image) is type(boxes) is torch.Tensor
+    green = image[1] * 0.224 + 0.456  # [H, W] 0..1
+    if len(boxes) == 0:
+        assert green.max() < 0.01
+    elif (green > 0.5).any():
+        assert (boxes_of((green > 0.5)[None]) - boxes).abs().max() <= 1.5
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes[:, 2:] <= torch.tensor([image.shape[2], image.shape[1]]) + 1e-3).all()
+
+
+def test_labels_and_masks_stay_with_their_boxes_when_others_vanish():
+    sample = sample_of(60, 60, [[0, 0, 10, 10], [30, 30, 45, 50], [50, 0, 60, 10], [25, 25, 28, 29]])
+    cropped = v2.functional.crop
+    crop = {name: value if name == "labels" else cropped(value, 20, 20, 40, 40) for name, value in sample.items()}
+    result = DropVanished()(crop)
+    assert result["labels"].tolist() == [1, 3]
+    assert result["boxes"].tolist() == [[10, 10, 25, 30], [5, 5, 8, 9]]
+    assert torch.equal(boxes_of(result["masks"]), result["boxes"])
+    assert result["image"].size == (40, 40)
+
+
+def drawn(transform, sample: dict, count: int) -> list[dict]:
+    results = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        results.append(transform(sample))
+    return results
+
+
+def test_published_augmentation(monkeypatch):
+    """Flip and crop with probability 1/2, crops of 384 to 600 pixels, sizes from 480 to 800."""
+    crops = []
+    make_params = RandomSizeCrop.make_params
+
+    def recorded(self, flat_inputs):
+        crops.append((v2.query_size(flat_inputs), make_params(self, flat_inputs)))
+        return crops[-1][1]
+
+    monkeypatch.setattr(RandomSizeCrop, "make_params", recorded)
+    sample = sample_of(48, 64, [[0, 0, 1, 48], [63, 0, 64, 48]])
+    results, cropped = [], []
+    for seed in range(100):
+        torch.manual_seed(seed)
+        before = len(crops)
+        results.append(make_transform(DataConfig(), train=True)(sample))
+        cropped.append(len(crops) > before)
+    shapes = [tuple(result["image"].shape[1:]) for result in results]
+    assert {min(shape) for shape in shapes} == set(range(480, 801, 32))
+    assert max(map(max, shapes)) <= 1334
+    assert 35 <= sum(cropped) <= 65
+    whole = [result for result, crop in zip(results, cropped, strict=True) if not crop]
+    flipped = [result for result in whole if result["boxes"][0, 0] > 1]
+    assert 0.3 <= len(flipped) / len(whole) <= 0.7
+
+    assert {size for size, _ in crops} == {(400, 533), (500, 666), (600, 800)}
+    sides = [params[side] for _, params in crops for side in ("height", "width")]
+    assert 384 <= min(sides) < 395
+    assert 580 < max(sides) <= 600
+    for (height, width), params in crops:
+        assert 0 <= params["top"] <= height - params["height"]
+        assert 0 <= params["left"] <= width - params["width"]
+
+
+def test_the_crop_scales_with_the_size_of_the_images():
+    results = drawn(make_transform(DataConfig(resize=[160]), train=True), sample_of(160, 160, [[0, 0, 160, 160]]), 60)
+    # An uncropped square stays square; a crop has sides of 384 / 5 to 600 / 5 pixels, and is then enlarged to 160.
+    ratios = [max(result["image"].shape[1:]) / 160 for result in results]
+    assert 1 < max(ratios) <= 120 / 77 + 0.02
+
+
+def test_without_flip_and_crop_nothing_is_random():
+    transform = make_transform(DataConfig(resize=[64], flip=False, crop=False), train=True)
+    first, *others = drawn(transform, sample_of(32, 48, [[3, 4, 10, 20]]), 8)
+    assert first["boxes"].tolist() == [[6, 8, 20, 40]]
+    assert all(torch.equal(first["image"], other["image"]) for other in others)
