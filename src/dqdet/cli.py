@@ -130,11 +130,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervision does without
     try:
         app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
-    except (DqdetError, KeyboardInterrupt) as error:
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        sys.exit(130)
+    except DqdetError as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, Interrupted | KeyboardInterrupt):
-            print(str(error) or "interrupted", file=sys.stderr)
-            sys.exit(130)
         _complain(error)
         sys.exit(1)

@@ -17,8 +17,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dqdet.config import Config, from_yaml, to_yaml
@@ -64,7 +64,7 @@ def save_folder(path: Path, model: nn.Module, config: Config, metrics: Mapping[s
     """
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_file(path / CONFIG, to_yaml(config).encode())
-    write_file(path / WEIGHTS, save(weights, metadata={"format": "pt"}))
+    write_file(path / WEIGHTS, save(weights, metadata={"format": "pt", "model": _summary(config)}))
     save_metrics(path, metrics)
 
 
@@ -121,12 +121,14 @@ def load_weights(model: nn.Module, file: Path) -> None:
         hint = "; it is written by the first validation of a training" if file.name == WEIGHTS else ""
         raise DqdetError(f"{file}: no such file{hint}")
     try:
-        weights = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            origin = (opened.metadata() or {}).get("model", "not written by dqdet")
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
     except (OSError, SafetensorError) as error:
         raise DqdetError(f"{file}: damaged or cut short ({error}); copy or make it again") from error
     differences = _differences(model.state_dict(), weights)
     if differences:
-        raise DqdetError(f"{file}: weights of another model than configured: {differences}")
+        raise DqdetError(f"{file}: weights of another model than configured ({origin}): {differences}")
     model.load_state_dict(weights)
 
 
@@ -174,6 +176,12 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         kept = "; the previous file is kept" if path.is_file() else ""
         raise DqdetError(f"{path}: cannot be written ({error.strerror}){kept}") from error
+
+
+def _summary(config: Config) -> str:
+    return (
+        f"{config.preset}, {config.model.family} with {config.queries.kind} queries and {len(config.classes)} classes"
+    )
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

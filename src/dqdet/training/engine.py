@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from dqdet.checkpoints.folder import (
@@ -156,7 +157,7 @@ def _fit(
         loggers,
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    progress.print(
+    rank_zero_only(progress.print)(
         f"{out}: {config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
         f"{len(data.train_set)} training and {len(data.val_set)} validation images, {len(config.classes)} classes"
     )
@@ -181,7 +182,8 @@ def _quietly(run: Callable[..., object], *args: object, **options: object) -> No
 def _make_trainer(
     config: Config, callbacks: Sequence[Callback], loggers: Sequence[Logger] | Literal[False] = False
 ) -> Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no remarks on the machine
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)  # no remarks on the machine
     torchrun = TorchElasticEnvironment.detect()
     environment: ClusterEnvironment = TorchElasticEnvironment() if torchrun else LightningEnvironment()
     devices = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else 1

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 RECENT = 20  # steps over which the shown loss is averaged
@@ -29,13 +30,14 @@ class TrainingProgress(ProgressBar):
         super().__init__()
         self.batch = batch
         self.steps = steps
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            _State(),
+            _State(table_column=Column(no_wrap=True)),
             console=self.console,
+            expand=True,  # the bar takes what the text leaves of the width
             speed_estimate_period=WINDOW,
             transient=True,
             disable=not self.console.is_terminal,

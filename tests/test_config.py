@@ -1,0 +1,231 @@
+import pytest
+import yaml
+
+from dqdet import config as configuration
+from dqdet.config import Config, describe, from_yaml, override, preset_names, resolve, to_yaml
+from dqdet.errors import DqdetError
+
+PRESETS = preset_names()
+
+
+def options(config: Config) -> dict:
+    def flat(section: dict, prefix: str = "") -> dict:
+        return {
+            path: leaf
+            for key, value in section.items()
+            for path, leaf in (
+                flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            ).items()
+        }
+
+    return flat(config.model_dump())
+
+
+def message(*arguments) -> str:
+    with pytest.raises(DqdetError) as caught:
+        resolve(*arguments)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_promised_presets_exist():
+    promised = {
+        "detr_r50",
+        "deformable_detr_r50",
+        "deformable_detr_r50_refine",
+        "deformable_detr_swin_b",
+        "scenes_tiny",
+    }
+    assert promised <= set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_described_in_one_line_and_print_what_they_resolve_to(name):
+    assert describe(name)
+    assert "\n" not in describe(name)
+    config = resolve(name)
+    assert config.preset == name
+    assert from_yaml(to_yaml(config), "x") == config
+    assert yaml.safe_load(to_yaml(config)) == config.model_dump()
+
+
+# From the main programs, start scripts and read-me files of the published repositories.
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        (
+            "detr_r50",
+            {
+                "train.epochs": 500,
+                "train.drop": [400],
+                "train.batch": 64,
+                "train.lr": 1e-4,
+                "train.backbone_lr": 1e-5,
+                "train.weight_decay": 1e-4,
+                "train.clip": 0.1,
+                "queries.count": 100,
+                "loss.classification": "cross_entropy",
+                "loss.class_cost": 1,
+                "loss.class_weight": 1,
+                "loss.box_weight": 5,
+                "loss.giou_weight": 2,
+                "loss.no_object_weight": 0.1,
+                "model.feedforward": 2048,
+            },
+        ),
+        (
+            "deformable_detr_r50",
+            {
+                "train.epochs": 50,
+                "train.drop": [40],
+                "train.batch": 32,
+                "train.lr": 2e-4,
+                "train.backbone_lr": 2e-5,
+                "train.offsets_lr": 2e-5,
+                "train.weight_decay": 1e-4,
+                "train.clip": 0.1,
+                "queries.count": 300,
+                "loss.classification": "focal",
+                "loss.class_cost": 2,
+                "loss.class_weight": 2,
+                "model.feedforward": 1024,
+                "model.levels": 4,
+                "model.points": 4,
+                "model.refine": False,
+            },
+        ),
+        ("deformable_detr_r50_refine", {"model.refine": True, "train.batch": 32, "model.backbone.name": "resnet50"}),
+        ("deformable_detr_swin_b", {"model.refine": True, "train.epochs": 50, "model.backbone.name": "swin_b"}),
+    ],
+)
+def test_presets_are_the_published_recipes(name, published):
+    resolved = options(resolve(name))
+    assert {path: resolved[path] for path in published} == published
+    assert resolved["queries.kind"] == "modulated"
+    assert resolved["data.resize"] == list(range(480, 801, 32))
+    assert resolved["data.max_size"] == 1333
+
+
+def test_overrides_are_the_same_in_all_forms():
+    written = resolve("detr_r50", ["train.epochs=12", "queries.kind=static", "model.backbone.name=resnet18"])
+    dotted = {"train.epochs": 12, "queries.kind": "static", "model.backbone.name": "resnet18"}
+    nested = {"train": {"epochs": 12}, "queries": {"kind": "static"}, "model": {"backbone": {"name": "resnet18"}}}
+    assert written == resolve("detr_r50", dotted) == resolve("detr_r50", nested)
+    assert written == resolve(
+        "detr_r50", ["train={epochs: 12}", "queries.kind=static", "model.backbone={name: resnet18}"]
+    )
+    assert (written.train.epochs, written.queries.kind, written.model.backbone.name) == (12, "static", "resnet18")
+    assert written.train.lr == resolve("detr_r50").train.lr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("data.train=2017", "2017"),  # text, where text is meant
+        ("data.root=/data/coco 2017", "/data/coco 2017"),
+        ("data.root=", None),
+        ("train.steps=null", None),
+        ("train.steps=7", 7),
+        ("train.lr=1e-4", 1e-4),
+        ("data.crop=false", False),
+        ("data.flip=no", False),
+        ("train.drop=[30, 40.5]", [30, 40.5]),
+        ("data.resize=[480]", [480]),
+        ("train.precision=32", "32"),
+        ("data.root=a=b", "a=b"),
+    ],
+)
+def test_values_are_read_as_their_option_means_them(text, value):
+    assert options(resolve("detr_r50", [text]))[text.split("=")[0]] == value
+
+
+def test_a_later_override_wins_and_the_given_configuration_stays():
+    config = resolve("detr_r50", ["train.epochs=1", "train.epochs=2"])
+    assert config.train.epochs == 2
+    assert override(config, {"train.epochs": 3}).train.epochs == 3
+    assert config.train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epoch=3", "unknown option 'train.epoch', did you mean train.epochs?"),
+        ("epochs=3", "did you mean train.epochs?"),
+        ("hidden=3", "did you mean model.hidden or queries.hidden?"),
+        ("model.points=3", "unknown option 'model.points'"),  # Deformable-DETR's
+        ("qwertz=1", "unknown option 'qwertz'; `dqdet presets NAME` prints all options"),
+        ("train.epochs=abc", "train.epochs=abc: should be a valid integer"),
+        ("train.epochs=1.5", "train.epochs=1.5: should be a valid integer"),
+        ("train.epochs=0", "train.epochs=0: should be greater than 0"),
+        ("train.ema=1", "train.ema=1: should be less than 1"),
+        ("train.drop=[1, x]", "train.drop.1=x: should be a valid number"),
+        ("train.drop=3", "train.drop=3: should be a valid list"),
+        ("train.drop=[3", "train.drop=[3: not a value"),
+        ("data.crop=maybe", "data.crop=maybe: should be a valid boolean"),
+        ("queries.kind=dynamic", "queries.kind=dynamic: should be 'static', 'modulated', 'generated' or 'grouped'"),
+        ("model.dropout=-1", "model.dropout=-1: should be greater than or equal to 0"),
+        ("train.epochs", "'train.epochs' is not of the form option=value"),
+        ("train=3", "train is a group of options; set one of train.epochs"),
+        ("model.backbone=resnet18", "model.backbone.name"),
+        ("model.family=deformable_detr", "model.family cannot be set: choose another preset"),
+        ("preset=scenes_tiny", "preset cannot be set"),
+        ("model.heads=7", "model.hidden=256 is not divisible by model.heads=7"),
+    ],
+)
+def test_a_wrong_override_is_named_in_one_line(override, expected):
+    assert expected in message("detr_r50", [override])
+
+
+def test_several_wrong_values_are_reported_together():
+    text = message("detr_r50", ["train.epochs=abc", "train.lr=x"])
+    assert "train.epochs=abc" in text
+    assert "train.lr=x" in text
+
+
+@pytest.mark.parametrize("path", sorted(options(resolve("deformable_detr_r50"))))
+def test_a_slip_of_the_pen_gets_its_option_suggested(path):
+    text = message("deformable_detr_r50", [f"{path[:-1]}=1"])
+    assert f"did you mean {path}" in text or f" or {path}" in text
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    text = message("deformable_r50")
+    assert "unknown preset 'deformable_r50', did you mean deformable_detr_r50?" in text
+    assert all(name in text for name in PRESETS)
+    assert "did you mean" not in message("yolo")
+
+
+def test_two_stage_refuses_dynamic_queries_and_says_what_to_set():
+    text = message("deformable_detr_r50_refine", ["model.two_stage=true"])
+    assert "set queries.kind=static" in text
+    assert resolve("deformable_detr_r50_refine", ["model.two_stage=true", "queries.kind=static"]).model.two_stage
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1", "not YAML"),
+        ("- 1", "not a configuration"),
+        ("", "not a configuration"),
+        ("preset: x\nmodel: {family: detr}\nmodle: {}", "unknown option 'modle'"),
+        ("preset: x\nmodel: {family: detr, heads: many}", "model.heads=many: should be a valid integer"),
+        ("preset: x\nmodel: {family: yolo}", "model"),
+    ],
+)
+def test_a_damaged_configuration_file_is_named(text, expected):
+    with pytest.raises(DqdetError, match=r"^run/config\.yaml: ") as caught:
+        from_yaml(text, "run/config.yaml")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_hold_only_differences_from_what_they_extend():
+    for name in PRESETS:
+        own = configuration._read_preset(name)
+        base = {"preset": name, "model": {"family": resolve(name).model.family}}
+        inherited = resolve(own["extends"]) if "extends" in own else Config.model_validate(base)
+        before, after = options(inherited), options(resolve(name))
+        given = configuration._flat({key: value for key, value in own.items() if key not in ("description", "extends")})
+        repeated = [path for path in given if path != "model.family" and before[path] == after[path]]
+        assert not repeated, f"{name} repeats {repeated}"

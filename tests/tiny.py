@@ -1,0 +1,38 @@
+"""A model and a data set so small that a training takes a second."""
+
+from pathlib import Path
+from typing import Any
+
+from dqdet.config import Config, resolve
+
+TINY: dict[str, Any] = {
+    "model.backbone.name": "test_resnet",
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.encoder_layers": 1,
+    "model.decoder_layers": 2,
+    "model.feedforward": 32,
+    "model.dropout": 0.1,
+    "queries.count": 5,
+    "queries.ratio": 2,
+    "queries.hidden": 8,
+    "data.scenes.size": 64,
+    "data.scenes.train_images": 12,
+    "data.scenes.val_images": 4,
+    "data.resize": [64],
+    "data.val_resize": 64,
+    "data.max_size": 64,
+    "data.workers": 0,
+    "train.batch": 4,
+    "train.epochs": 3,
+    "train.drop": [2.0],
+}
+
+
+def tiny(**overrides: Any) -> Config:
+    """Three epochs of three steps; options are written with ``__`` for the dot."""
+    return resolve("scenes_tiny", TINY | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
