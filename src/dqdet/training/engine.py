@@ -77,10 +77,11 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         callbacks: of Lightning, besides those of dqdet.
     """
     config = load_config(run)
-    fixed = [path for path in parse_overrides(overrides) if path not in RESUMABLE]
-    if fixed:
-        raise DqdetError(f"{fixed[0]} cannot change while {run} is trained; only {', '.join(RESUMABLE)} can")
+    overrides = parse_overrides(overrides)
     config = override(config, overrides)
+    fixed = [path for path in overrides if path not in RESUMABLE]
+    if fixed:
+        raise DqdetError(f"{fixed[0]} cannot change in a training that goes on; only {', '.join(RESUMABLE)} can")
     data = _open_data(config)
     check_classes(config, data.val_set.classes, source=f"data.root={config.data.root}")
     module = DetectionModule(create_model(without_pretraining(config)), config)

@@ -69,17 +69,18 @@ class TrainingProgress(ProgressBar):
         )
         self.bars.start()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.training is not None:
-            self.bars.update(self.training, description=self._epoch(trainer))
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self.training is not None
         self.losses.append(torch.as_tensor(outputs["loss"]).item() * trainer.accumulate_grad_batches)
         metrics = self.bars.tasks[self.training].fields["metrics"] | {"loss": sum(self.losses) / len(self.losses)}
-        self.bars.update(self.training, completed=trainer.global_step, metrics=metrics)
+        self.bars.update(
+            self.training,
+            description=self._epoch(trainer),
+            completed=trainer.global_step,
+            metrics=metrics,
+        )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validation = self.bars.add_task("validation", total=sum(map(int, trainer.num_val_batches)))
@@ -104,7 +105,7 @@ class TrainingProgress(ProgressBar):
             task = self.bars.tasks[self.training]
             ap = trainer.callback_metrics["val/AP"].item()
             self.bars.update(self.training, metrics={"loss": 0.0} | task.fields["metrics"] | {"AP": ap})
-            self.print(f"{self._epoch(trainer)}  step {trainer.global_step}  {_state(task)}")
+            self.print(f"{task.description}  step {trainer.global_step}  {_state(task)}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.bars.stop()
