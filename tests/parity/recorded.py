@@ -78,16 +78,17 @@ class Case:
 
     def loss(self) -> LossConfig:
         options, weights = self.options, self.config["loss_weight_dict"]
+        cross_entropy = self.config["model"] == "detr"
         dynamic = self.config.get("dynamic_queries", {})
         return LossConfig(
-            classification="focal" if "focal_alpha" in options else "cross_entropy",
+            classification="cross_entropy" if cross_entropy else "focal",
             class_cost=options["set_cost_class"],
             box_cost=options["set_cost_bbox"],
             giou_cost=options["set_cost_giou"],
             class_weight=weights["loss_ce"],
             box_weight=weights["loss_bbox"],
             giou_weight=weights["loss_giou"],
-            no_object_weight=options.get("eos_coef", 0.1),
+            no_object_weight=options["eos_coef"] if cross_entropy else 0.1,
             box_epsilon=1e-6 if "dab" in self.name else 0.0,
             beta=dynamic.get("org_branch_loss_weight", 1.0),
         )
@@ -116,13 +117,13 @@ class Case:
                 squares.index_add_(0, owners[name].flatten(), parameter.grad.double().square().flatten())
         return {name: squares[numbers[canonical[name]]].sqrt().item() for name in self.weights}
 
-    def build(self, family: str, config: Any) -> Detector:
+    def build(self, config: Any) -> Detector:
         """Our model with the official weights loaded, every name used."""
         hidden = len(self.weights["query_weight.0.weight"]) if self.dynamic else 512
-        model = FAMILIES[family](
+        model = FAMILIES[config.family](
             config, self.queries(hidden), self.options["num_classes"], self.config["feature_channels"]
         )
-        model.load_state_dict(from_official(self.weights, family), strict=True)
+        model.load_state_dict(from_official(self.weights, config.family), strict=True)
         return model
 
 
@@ -135,9 +136,7 @@ def generated(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[dict[str,
         weights[name] = torch.from_numpy((mean + std * drawn).astype("float32"))
     features = []
     height, width = config["padded_image_size"]
-    for level, (channels, stride) in enumerate(
-        zip(config["feature_channels"], config["feature_strides"], strict=True)
-    ):
+    for level, (channels, stride) in enumerate(zip(config["feature_channels"], config["feature_strides"], strict=True)):
         shape = (config["batch_size"], channels, -(-height // stride), -(-width // stride))
         drawn = np.random.RandomState(seed + 100000 + level).standard_normal(shape)
         features.append(torch.from_numpy(np.maximum(drawn + 0.3, 0).astype("float32")))

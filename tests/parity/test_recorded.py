@@ -6,16 +6,38 @@ import pytest
 import torch
 from recorded import Case
 
-from dqdet.config import DeformableDetrConfig, DetrConfig
+from dqdet.config import (
+    ConditionalDetrConfig,
+    DabDeformableDetrConfig,
+    DabDetrConfig,
+    DeformableDetrConfig,
+    DetrConfig,
+    SmcaDetrConfig,
+    TransformerConfig,
+)
 from dqdet.losses import SetLoss
 from dqdet.losses.matching import match
 from dqdet.types import Predictions
 
-SMALL = ["detr", "deformable_detr", "deformable_detr_refine", "deformable_detr_two_stage", "deformable_detr_dq"]
+SMALL = [
+    "detr",
+    "conditional_detr",
+    "conditional_detr_dq",
+    "smca_detr",
+    "smca_detr_dq",
+    "dab_detr",
+    "dab_detr_dq",
+    "deformable_detr",
+    "deformable_detr_refine",
+    "deformable_detr_two_stage",
+    "deformable_detr_dq",
+    "dab_deformable_detr",
+    "dab_deformable_detr_dq",
+]
 FULL = [f"{name}_r50_full" for name in SMALL]
 
 
-def family_and_config(case: Case):
+def model_config(case: Case) -> TransformerConfig:
     options = case.options
     sizes = {
         "hidden": options["hidden_dim"],
@@ -25,21 +47,35 @@ def family_and_config(case: Case):
         "feedforward": options["dim_feedforward"],
         "dropout": 0.0,
     }
-    if case.name.startswith("deformable_detr"):
-        variant = {"refine": options["with_box_refine"], "two_stage": options["two_stage"]}
-        return "deformable_detr", DeformableDetrConfig(**sizes, **variant)
-    return "detr", DetrConfig(**sizes)
+    match case.config["model"].removesuffix("_dq"):
+        case "detr":
+            return DetrConfig(**sizes)
+        case "conditional_detr":
+            return ConditionalDetrConfig(**sizes)
+        case "smca_detr":
+            return SmcaDetrConfig(**sizes)
+        case "dab_detr":
+            return DabDetrConfig(
+                **sizes,
+                temperature=options["pe_temperatureH"],
+                activation=options["transformer_activation"],
+                patterns=options["num_patterns"],
+            )
+        case "dab_deformable_detr":
+            return DabDeformableDetrConfig(**sizes)
+        case _:
+            return DeformableDetrConfig(**sizes, refine=options["with_box_refine"], two_stage=options["two_stage"])
 
 
 @pytest.fixture(scope="module", params=[*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL)])
 def run(request, shared):
     """The case, our model, and its predictions in training mode from features that keep their gradients."""
     case = Case.read(shared, request.param)
-    family, config = family_and_config(case)
-    model = case.build(family, config).train()
+    config = model_config(case)
+    model = case.build(config).train()
     features = [feature.requires_grad_() for feature in case.features]
     predictions = model.forward_features(features, case.padding())
-    return case, family, model, features, predictions
+    return case, config.family, model, features, predictions
 
 
 def branches(case: Case, predictions: Predictions) -> list[tuple[str, str, Predictions]]:
@@ -119,8 +155,8 @@ def test_losses(run, targets):
         place = "_enc" if group == "encoder" else "" if int(layer) == layers - 1 else f"_{layer}"
         assert value.item() == pytest.approx(expected[names[term] + place], rel=1e-4, abs=1e-5), key
         compared += 1
-    recorded = [k for b in ("", "_org") for k in case.expected.get(f"losses{b}{suffix}", {}) if k.startswith("loss_")]
-    assert compared == len(recorded)
+    recorded = [k for b in ("", "_org") for k in case.expected.get(f"losses{b}{suffix}", {})]
+    assert compared == sum(k.startswith(tuple(names.values())) for k in recorded)
 
 
 def test_total_and_gradients(run):
@@ -138,5 +174,7 @@ def test_total_and_gradients(run):
     for parameter, gradient in zip(model.parameters(), gradients[len(features) :], strict=True):
         parameter.grad = gradient
     norms = case.gradient_norms(model, family)
+    # Some gradients are zero but for rounding, which grows with the others.
+    noise = max(1e-4, 1e-7 * max(norm or 0.0 for norm in case.expected["grad_norms"].values()))
     for name, expected in case.expected["grad_norms"].items():
-        assert norms[name] == pytest.approx(expected or 0.0, rel=2e-3, abs=1e-4), name
+        assert norms[name] == pytest.approx(expected or 0.0, rel=2e-3, abs=noise), name

@@ -41,15 +41,14 @@ def split_columns(state: State, name: str, parts: Sequence[str]) -> State:
 
 
 def merge_projections(state: State) -> State:
-    """Stack separate ``q_proj``, ``k_proj`` and ``v_proj`` into ``in_proj_weight`` and ``in_proj_bias``."""
+    """Stack ``<name>.q``, ``<name>.k`` and ``<name>.v``, those that exist, as ``<name>``."""
     merged: State = {}
     for name, tensor in state.items():
-        if match := re.fullmatch(r"(.*\.)q_proj\.(weight|bias)", name):
-            prefix, kind = match.groups()
-            qkv = [state[f"{prefix}{which}_proj.{kind}"] for which in "qkv"]
-            merged[f"{prefix}in_proj_{kind}"] = torch.cat(qkv)
-        elif not re.search(r"\.[kv]_proj\.", name):
+        stack, _, part = name.rpartition(".")
+        if part not in ("q", "k", "v"):
             merged[name] = tensor
+        elif stack not in merged:
+            merged[stack] = torch.cat([state[f"{stack}.{p}"] for p in "qkv" if f"{stack}.{p}" in state])
     return merged
 
 

@@ -9,15 +9,15 @@ COMMON: list[Rule] = [
     (r"^model\.", ""),
     (r"^decoder\.layers\.", "decoder."),
     (r"\.encoder_attn\.", ".cross_attn."),
+    (r"\.([qkv])_proj\.(weight|bias)$", r".in_proj_\2.\1"),
     (r"\.(self|cross)_attn\.o_proj\.", r".\1_attn.out_proj."),
     (r"\.(?:mlp\.)?fc([12])\.", r".feedforward.linear\1."),
     (r"\.final_layer_norm\.", ".feedforward.norm."),
-    (r"^(encoder\.(?:layers\.)?\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
+    (r"^(encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
 ]
 
 DETR: list[Rule] = [
     *COMMON,
-    (r"^encoder\.layers\.", "encoder."),
     (r"^(decoder\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
     (r"^(decoder\.\d+)\.encoder_attn_layer_norm\.", r"\1.norm2."),
     (r"^decoder\.layernorm\.", "norm."),

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dqdet.config import Config
+from dqdet.models.conditional_detr import ConditionalDetr
+from dqdet.models.dab_deformable_detr import DabDeformableDetr
+from dqdet.models.dab_detr import DabDetr
 from dqdet.models.deformable_detr import DeformableDetr
 from dqdet.models.detector import Detector
 from dqdet.models.detr import Detr
+from dqdet.models.smca_detr import SmcaDetr
 from dqdet.nn.backbone import Backbone
 
 FAMILIES: dict[str, type[Detector]] = {
     "detr": Detr,
+    "conditional_detr": ConditionalDetr,
+    "smca_detr": SmcaDetr,
+    "dab_detr": DabDetr,
     "deformable_detr": DeformableDetr,
+    "dab_deformable_detr": DabDeformableDetr,
 }
 
 

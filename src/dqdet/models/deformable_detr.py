@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,11 @@ from dqdet.config import DeformableDetrConfig, QueriesConfig
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.attention import Attention
-from dqdet.nn.boxes import inverse_sigmoid
+from dqdet.nn.boxes import boxes_around, inverse_sigmoid
 from dqdet.nn.deformable import DeformableAttention
 from dqdet.nn.encoder import DeformableEncoder, FeedForward, Memory, cell_centres
-from dqdet.nn.mlp import MLP
+from dqdet.nn.heads import box_head, class_head
+from dqdet.nn.init import xavier_
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import sine_embedding
 from dqdet.queries import make_queries
@@ -47,7 +47,7 @@ class DecoderInput(NamedTuple):
     """Where the decoder starts."""
 
     content: Tensor  # [B, Q, c]
-    position: Tensor  # [B, Q, c]
+    position: Tensor | None  # [B, Q, c]; None where every layer makes it from its references
     reference: Tensor  # [B, Q, 2] points or [B, Q, 4] boxes, in 0..1 of the valid image
     groups: dict[str, int]
     coefficients: Tensor | None = None
@@ -68,6 +68,7 @@ class DeformableDetr(Detector):
     """
 
     strides = (8, 16, 32)
+    epsilon: ClassVar[float] = 1e-5  # references are kept so far from 0 and 1
 
     def __init__(self, config: DeformableDetrConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
         super().__init__()
@@ -89,22 +90,25 @@ class DeformableDetr(Detector):
 
         # With refinement every layer has heads of its own, and two-stage adds one pair for the proposals.
         heads = layers + config.two_stage if config.refine or config.two_stage else 1
-        self.class_head = nn.ModuleList(_class_head(hidden, num_classes) for _ in range(heads))
+        self.class_head = nn.ModuleList(class_head(hidden, num_classes) for _ in range(heads))
         # The first boxes around a learned point start small; all others start at their reference.
         self.box_head = nn.ModuleList(
-            _box_head(hidden, size=-2.0 if i == 0 and not config.two_stage else 0.0) for i in range(heads)
+            box_head(hidden, size=-2.0 if i == 0 and not config.two_stage else 0.0) for i in range(heads)
         )
 
         self.refine = config.refine
         self.proposal_count = queries.count if config.two_stage else None
         if config.two_stage:
-            self.proposal_proj = nn.Sequential(nn.Linear(hidden, hidden), nn.LayerNorm(hidden))
-            self.proposal_query = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.LayerNorm(2 * hidden))
+            self.proposal_proj = nn.Sequential(xavier_(nn.Linear(hidden, hidden)), nn.LayerNorm(hidden))
+            self.proposal_query = nn.Sequential(xavier_(nn.Linear(2 * hidden, 2 * hidden)), nn.LayerNorm(2 * hidden))
         else:
-            self.queries = make_queries(queries, {"position": hidden, "content": hidden}, hidden)
-            self.reference_points = nn.Linear(hidden, 2)
-            nn.init.xavier_uniform_(self.reference_points.weight)
-            nn.init.zeros_(self.reference_points.bias)
+            self.add_queries(hidden, queries)
+
+    def add_queries(self, hidden: int, queries: QueriesConfig) -> None:
+        """What a query consists of, and the layers that read its position and reference from it."""
+        self.queries = make_queries(queries, {"position": hidden, "content": hidden}, hidden)
+        self.reference_points = xavier_(nn.Linear(hidden, 2))
+        nn.init.zeros_(self.reference_points.bias)
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         maps = self.project(features)  # L of [B, c, h, w]
@@ -151,7 +155,8 @@ class DeformableDetr(Detector):
         for i, layer in enumerate(self.decoder):
             scale = memory.ratios.repeat(1, 1, reference.shape[-1] // 2)  # [B, L, 2 or 4]
             per_level = reference[:, :, None] * scale[:, None]  # [B, Q, L, 2 or 4]
-            x = layer(x, start.position, per_level, memory, start.groups.values())
+            position = self.query_position(i, x, per_level, start)
+            x = layer(x, position, per_level, memory, start.groups.values())
             outputs.append(x)
             boxes.append(self.predict_boxes(i, x, reference))
             if self.refine:
@@ -164,13 +169,15 @@ class DeformableDetr(Detector):
             proposals=start.proposals,
         )
 
+    def query_position(self, layer: int, x: Tensor, reference: Tensor, start: DecoderInput) -> Tensor:
+        """Positions ``[B, Q, c]`` of a layer's input ``[B, Q, c]`` with references ``[B, Q, L, 2 or 4]``."""
+        assert start.position is not None
+        return start.position
+
     def predict_boxes(self, layer: int, x: Tensor, reference: Tensor) -> Tensor:
         """Boxes ``[B, Q, 4]`` of a layer's output ``[B, Q, c]`` around its references ``[B, Q, 2 or 4]``."""
         offsets = self.box_head[layer if len(self.box_head) > 1 else 0](x)
-        origin = inverse_sigmoid(reference)
-        if origin.shape[-1] == 2:
-            origin = nn.functional.pad(origin, (0, 2))
-        return (offsets + origin).sigmoid()
+        return boxes_around(inverse_sigmoid(reference, self.epsilon), offsets)
 
     def predict_logits(self, outputs: list[Tensor]) -> Tensor:
         """Class logits ``[L, B, Q, C]`` of all layers' outputs ``[B, Q, c]``."""
@@ -201,19 +208,3 @@ def _projection(channels: int, hidden: int, kernel: int) -> nn.Sequential:
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.GroupNorm(32, hidden))
-
-
-def _class_head(hidden: int, num_classes: int) -> nn.Linear:
-    """With a bias that makes objects rare at first: probability 0.01 (Lin et al., 2017, focal loss)."""
-    head = nn.Linear(hidden, num_classes)
-    nn.init.constant_(head.bias, -math.log(99))
-    return head
-
-
-def _box_head(hidden: int, size: float) -> MLP:
-    """Starts at the same output for all queries: no offset of the centre, and ``size`` before the sigmoid."""
-    head = MLP(hidden, hidden, hidden, 4)
-    nn.init.zeros_(head.last.weight)
-    with torch.no_grad():
-        head.last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
-    return head

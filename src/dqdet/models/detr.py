@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from dqdet.config import DetrConfig, QueriesConfig
 from dqdet.models.detector import Detector
 from dqdet.nn.attention import Attention
-from dqdet.nn.encoder import EncoderLayer, FeedForward, flatten_maps
+from dqdet.nn.encoder import DenseEncoder, DenseMemory, FeedForward
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
-from dqdet.nn.position import sine_position
 from dqdet.queries import make_queries
 from dqdet.types import Predictions
 
@@ -30,27 +29,19 @@ class DetrDecoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden, feedforward, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        position: Tensor,
-        memory: Tensor,
-        keys: Tensor,
-        padding: Tensor,
-        groups: Iterable[int],
-    ) -> Tensor:
-        """One layer.
+    def forward(self, x: Tensor, position: Tensor, keys: Tensor, memory: DenseMemory, groups: Iterable[int]) -> Tensor:
+        """One layer: ``[B, Q, c]``.
 
         Args:
             x: content ``[B, Q, c]``; position: ``[B, Q, c]``.
-            memory: ``[B, S, c]``; keys: the memory with its positions added, ``[B, S, c]``.
-            padding: ``[B, S]`` bool.
+            keys: the memory's tokens with their positions, ``[B, S, c]``.
+            memory: what is read.
             groups: sizes of the groups of queries.
         """
         query = x + position
         x = self.norm1(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
-        x = self.norm2(x + self.dropout(self.cross_attn(x + position, keys, memory, padding=padding)))
-        return self.feedforward(x)
+        read = self.cross_attn(x + position, keys, memory.tokens, padding=memory.padding)
+        return self.feedforward(self.norm2(x + self.dropout(read)))
 
 
 class Detr(Detector):
@@ -70,32 +61,24 @@ class Detr(Detector):
         hidden = config.hidden
         layer = (hidden, config.heads, config.feedforward, config.dropout)
         self.input_proj = nn.Conv2d(channels[-1], hidden, 1)
-        self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.encoder_layers))
+        self.encoder = DenseEncoder(*layer, depth=config.encoder_layers)
         self.decoder = nn.ModuleList(DetrDecoderLayer(*layer) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(hidden)
         self.class_head = nn.Linear(hidden, num_classes + 1)
         self.box_head = MLP(hidden, hidden, hidden, 4)
-        for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
         self.queries = make_queries(queries, {"position": hidden}, channels[-1])
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         padding = resize_padding(padding, feature)  # [B, h, w]
         queries = self.queries(feature, padding)
+        memory = self.encoder(self.input_proj(feature), padding)
 
-        memory = flatten_maps([self.input_proj(feature)])  # [B, S, c]
-        position = sine_position(padding, memory.shape[-1]).flatten(1, 2)  # [B, S, c]
-        cells = padding.flatten(1)  # [B, S]
-        for layer in self.encoder:
-            memory = layer(memory, position, cells)
-
-        keys = memory + position
+        keys = memory.tokens + memory.position
         x = torch.zeros_like(queries["position"])  # [B, Q, c]
         outputs = []
         for layer in self.decoder:
-            x = layer(x, queries["position"], memory, keys, cells, queries.groups.values())
+            x = layer(x, queries["position"], keys, memory, queries.groups.values())
             outputs.append(x)
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dqdet.nn.init import xavier_
+
 
 def attend(
     query: Tensor,
@@ -16,6 +18,7 @@ def attend(
     heads: int,
     *,
     padding: Tensor | None = None,
+    bias: Tensor | None = None,
     groups: Iterable[int] | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -25,6 +28,7 @@ def attend(
         query: ``[B, Q, heads * d]``; key: ``[B, K, heads * d]``; value: ``[B, K, heads * v]``.
         heads: number of heads; the channels of a head are adjacent.
         padding: ``[B, K]`` bool, True = ignored key.
+        bias: ``[B, heads, Q, K]``, added to the logits; not together with several groups.
         groups: sizes that sum to Q = K; a query then sees its own group only. This is the one place where the
             queries of an image see each other.
         dropout: probability of dropping an attention weight.
@@ -33,7 +37,10 @@ def attend(
         ``[B, Q, heads * v]``.
     """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    mask = None if padding is None else ~padding[:, None, None]  # [B, 1, 1, K], True = seen
+    mask = bias
+    if padding is not None:
+        ignored = padding[:, None, None]  # [B, 1, 1, K]
+        mask = ~ignored if bias is None else bias.masked_fill(ignored, -torch.inf)
     sizes = None if groups is None else list(groups)
     if sizes is None or len(sizes) == 1:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
@@ -53,7 +60,7 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
         self.out_proj = nn.Linear(hidden, hidden)
-        nn.init.xavier_uniform_(self.in_proj_weight)
+        xavier_(self)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
@@ -63,6 +70,7 @@ class Attention(nn.Module):
         value: Tensor,
         *,
         padding: Tensor | None = None,
+        bias: Tensor | None = None,
         groups: Iterable[int] | None = None,
     ) -> Tensor:
         """``query [B, Q, c]``, ``key`` and ``value [B, K, c]`` -> ``[B, Q, c]``; the rest as in :func:`attend`."""
@@ -75,5 +83,5 @@ class Attention(nn.Module):
             key = F.linear(key, self.in_proj_weight[hidden : 2 * hidden], self.in_proj_bias[hidden : 2 * hidden])
         value = F.linear(value, self.in_proj_weight[2 * hidden :], self.in_proj_bias[2 * hidden :])
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, value, self.heads, padding=padding, groups=groups, dropout=dropout)
+        mixed = attend(query, key, value, self.heads, padding=padding, bias=bias, groups=groups, dropout=dropout)
         return self.out_proj(mixed)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dqdet.nn.attention import Attention
 from dqdet.nn.deformable import DeformableAttention
+from dqdet.nn.init import xavier_
 from dqdet.nn.padding import valid_ratios
 from dqdet.nn.position import sine_position
 from dqdet.nn.sampling import Shapes
 
+Activation = Callable[[], nn.Module]  # makes the activation of one layer
+RELU: Activation = partial(nn.ReLU, inplace=True)
+
+
+@dataclass
+class DenseMemory:
+    """What :class:`DenseEncoder` leaves for decoders."""
+
+    tokens: Tensor  # [B, S, c], the cells row by row
+    position: Tensor  # [B, S, c]
+    padding: Tensor  # [B, S] bool
+    shape: tuple[int, int]  # height and width of the map
+
 
 @dataclass
 class Memory:
-    """What an encoder leaves for decoders."""
+    """What :class:`DeformableEncoder` leaves for decoders."""
 
     tokens: Tensor  # [B, S, c], the levels one after the other
     shapes: Shapes  # height and width of the L levels
@@ -27,11 +43,11 @@ class Memory:
 class FeedForward(nn.Module):
     """The two linear layers at the end of every transformer layer, with the residual and the norm after it."""
 
-    def __init__(self, hidden: int, feedforward: int, dropout: float, activation: nn.Module | None = None):
+    def __init__(self, hidden: int, feedforward: int, dropout: float, activation: Activation = RELU):
         super().__init__()
-        self.linear1 = nn.Linear(hidden, feedforward)
-        self.activation = activation or nn.ReLU(inplace=True)
-        self.linear2 = nn.Linear(feedforward, hidden)
+        self.linear1 = xavier_(nn.Linear(hidden, feedforward))
+        self.activation = activation()
+        self.linear2 = xavier_(nn.Linear(feedforward, hidden))
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(hidden)
 
@@ -43,18 +59,55 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention over all cells of a feature map; positions enter queries and keys, not values."""
 
-    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float):
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, activation: Activation = RELU):
         super().__init__()
         self.self_attn = Attention(hidden, heads, dropout)
         self.norm1 = nn.LayerNorm(hidden)
         self.dropout = nn.Dropout(dropout)
-        self.feedforward = FeedForward(hidden, feedforward, dropout)
+        self.feedforward = FeedForward(hidden, feedforward, dropout, activation)
 
     def forward(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
         """``x`` and ``position [B, S, c]``, ``padding [B, S]`` -> ``[B, S, c]``."""
         query = x + position
         x = self.norm1(x + self.dropout(self.self_attn(query, query, x, padding=padding)))
         return self.feedforward(x)
+
+
+class DenseEncoder(nn.Module):
+    """DETR's encoder: all cells of one feature map see each other.
+
+    Args:
+        hidden, heads, feedforward, dropout: as in ``TransformerConfig``.
+        depth: number of layers.
+        temperature: of the position encoding.
+        activation: of the feed-forward layers.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        depth: int,
+        temperature: float = 10000,
+        activation: Activation = RELU,
+    ):
+        super().__init__()
+        self.temperature = temperature
+        self.layers = nn.ModuleList(EncoderLayer(hidden, heads, feedforward, dropout, activation) for _ in range(depth))
+
+    def forward(self, feature: Tensor, padding: Tensor) -> DenseMemory:
+        """Encode ``feature [B, c, h, w]`` with its ``padding [B, h, w]``."""
+        position = sine_position(padding, feature.shape[1], self.temperature).flatten(1, 2).to(feature)  # [B, S, c]
+        tokens, cells = flatten_maps([feature]), padding.flatten(1)  # [B, S, c], [B, S]
+        for layer in self.layers:
+            tokens = layer(tokens, self.scale(position, tokens), cells)
+        return DenseMemory(tokens, position, cells, (feature.shape[2], feature.shape[3]))
+
+    def scale(self, position: Tensor, tokens: Tensor) -> Tensor:
+        """The positions that a layer adds to its input: ``[B, S, c], [B, S, c] -> [B, S, c]``."""
+        return position
 
 
 class DeformableEncoderLayer(nn.Module):

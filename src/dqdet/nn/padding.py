@@ -8,8 +8,13 @@ from torch.nn import functional as F
 
 
 def resize_padding(padding: Tensor, feature: Tensor) -> Tensor:
-    """Image padding ``[B, H, W]`` at the size of a feature map ``[B, C, h, w]``: ``[B, h, w]`` (nearest, as published)."""
+    """Image padding ``[B, H, W]`` at the size of a feature map ``[B, C, h, w]``: ``[B, h, w]``, the nearest pixel's."""
     return F.interpolate(padding[:, None].float(), size=feature.shape[2:])[:, 0].bool()
+
+
+def valid_sizes(padding: Tensor) -> Tensor:
+    """Width and height of the unpadded part of ``padding [B, H, W]``: ``[B, 2]``."""
+    return torch.stack([(~padding[:, 0]).sum(1), (~padding[:, :, 0]).sum(1)], -1)
 
 
 def valid_ratios(paddings: list[Tensor]) -> Tensor:
@@ -23,6 +28,7 @@ def valid_ratios(paddings: list[Tensor]) -> Tensor:
     """
     ratios = []
     for padding in paddings:
-        valid = ~padding
-        ratios.append(torch.stack([valid[:, 0].float().mean(1), valid[:, :, 0].float().mean(1)], -1))  # [B, 2]
+        height, width = padding.shape[1:]
+        valid_width, valid_height = valid_sizes(padding).unbind(-1)  # [B]
+        ratios.append(torch.stack([valid_width / width, valid_height / height], -1))  # [B, 2]
     return torch.stack(ratios, 1)

@@ -45,3 +45,8 @@ def sine_embedding(coordinates: Tensor, channels: int, temperature: float = 1000
     """Encoding of coordinates in 0..1: ``[..., k] -> [..., k * channels]``, in the order of the coordinates."""
     angles = coordinates[..., None] * (2 * math.pi) / _periods(channels, temperature, coordinates.device)
     return _interleaved(angles).flatten(-2)
+
+
+def anchor_embedding(anchors: Tensor, channels: int) -> Tensor:
+    """Encoding of boxes (cx, cy, w, h) in 0..1: ``[..., 4] -> [..., 4 * channels]``, y before x as in feature maps."""
+    return sine_embedding(anchors[..., [1, 0, 2, 3]], channels)

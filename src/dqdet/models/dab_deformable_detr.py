@@ -1,0 +1,33 @@
+"""DAB-Deformable-DETR: the anchors of Liu et al., "DAB-DETR", ICLR 2022 (appendix C), in Deformable-DETR."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dqdet.config import QueriesConfig
+from dqdet.models.deformable_detr import DecoderInput, DeformableDetr
+from dqdet.nn.init import xavier_
+from dqdet.nn.mlp import MLP
+from dqdet.nn.position import anchor_embedding
+from dqdet.queries import make_queries
+
+
+class DabDeformableDetr(DeformableDetr):
+    """DAB-Deformable-DETR. A query has a content and an anchor box, from which every layer makes its position."""
+
+    epsilon = 1e-3
+
+    def add_queries(self, hidden: int, queries: QueriesConfig) -> None:
+        self.queries = make_queries(queries, {"content": hidden, "anchor": 4}, hidden)
+        self.position_head = xavier_(MLP(2 * hidden, hidden, hidden))
+        self.position_scale = xavier_(MLP(hidden, hidden, hidden))
+
+    def start_from_queries(self, feature: Tensor, padding: Tensor) -> DecoderInput:
+        queries = self.queries(feature, padding)
+        anchor = queries["anchor"].sigmoid()  # [B, Q, 4]
+        return DecoderInput(queries["content"], None, anchor, queries.groups, queries.coefficients)
+
+    def query_position(self, layer: int, x: Tensor, reference: Tensor, start: DecoderInput) -> Tensor:
+        anchor = reference[:, :, 0]  # [B, Q, 4], in 0..1 of the padded finest map, as published
+        position = self.position_head(anchor_embedding(anchor, x.shape[-1] // 2))  # [B, Q, c]
+        return position if layer == 0 else position * self.position_scale(x)

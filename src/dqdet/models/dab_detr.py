@@ -1,0 +1,123 @@
+"""DAB-DETR: Liu et al., "DAB-DETR: Dynamic Anchor Boxes are Better Queries for DETR", ICLR 2022."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dqdet.config import DabDetrConfig, QueriesConfig
+from dqdet.models.conditional_detr import ConditionalDecoderLayer
+from dqdet.models.detector import Detector
+from dqdet.nn.boxes import boxes_around, inverse_sigmoid
+from dqdet.nn.encoder import RELU, DenseEncoder
+from dqdet.nn.heads import box_head, class_head
+from dqdet.nn.init import xavier_
+from dqdet.nn.mlp import MLP
+from dqdet.nn.padding import resize_padding
+from dqdet.nn.position import anchor_embedding
+from dqdet.queries import make_queries
+from dqdet.types import Predictions, Queries
+
+EPSILON = 1e-3  # anchors are kept so far from 0 and 1
+
+
+class DabEncoder(DenseEncoder):
+    """DETR's encoder, in which the content decides how much each frequency of the positions counts."""
+
+    def __init__(self, hidden: int, *args, **options):
+        super().__init__(hidden, *args, **options)
+        self.position_scale = xavier_(MLP(hidden, hidden, hidden))
+
+    def scale(self, position: Tensor, tokens: Tensor) -> Tensor:
+        return position * self.position_scale(tokens)
+
+
+class DabDetr(Detector):
+    """DAB-DETR. A query is an anchor box, which every layer moves; the content starts at zero, or at a pattern.
+
+    Args:
+        config: sizes and variant.
+        queries: source of the queries.
+        num_classes: C.
+        channels: of the one feature map, at stride 32.
+    """
+
+    strides = (32,)
+    patterns: Tensor  # [P, c], the contents that anchors start with
+
+    def __init__(self, config: DabDetrConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
+        super().__init__()
+        hidden = config.hidden
+        layer = (hidden, config.heads, config.feedforward, config.dropout)
+        activation = nn.PReLU if config.activation == "prelu" else RELU
+        self.input_proj = nn.Conv2d(channels[-1], hidden, 1)
+        self.encoder = DabEncoder(
+            *layer, depth=config.encoder_layers, temperature=config.temperature, activation=activation
+        )
+        self.decoder = nn.ModuleList(
+            ConditionalDecoderLayer(*layer, first=i == 0, activation=activation) for i in range(config.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.position_head = xavier_(MLP(2 * hidden, hidden, hidden))
+        self.spatial_scale = xavier_(MLP(hidden, hidden, hidden))
+        self.size_head = xavier_(MLP(hidden, hidden, 2))
+        self.class_head = class_head(hidden, num_classes)
+        self.box_head = box_head(hidden)
+        self.queries = make_queries(queries, {"anchor": 4}, channels[-1])
+        if config.patterns:
+            self.patterns = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.patterns, hidden)))
+        else:
+            self.register_buffer("patterns", torch.zeros(1, hidden), persistent=False)
+
+    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+        feature = features[-1]  # [B, C, h, w]
+        padding = resize_padding(padding, feature)  # [B, h, w]
+        queries = self.with_content(self.queries(feature, padding))
+        memory = self.encoder(self.input_proj(feature), padding)
+
+        x, anchor = queries["content"], queries["anchor"].sigmoid()  # [B, Q, c], [B, Q, 4]
+        outputs, anchors = [], [anchor]
+        for i, layer in enumerate(self.decoder):
+            embedded = anchor_embedding(anchor, x.shape[-1] // 2)  # [B, Q, 2c]
+            position = self.position_head(embedded)  # [B, Q, c]
+            spatial = self.modulate(embedded[..., : x.shape[-1]], anchor, x)  # [B, Q, c]
+            if i > 0:
+                spatial = spatial * self.spatial_scale(x)
+            x = layer(x, position, spatial, memory, queries.groups.values())
+            outputs.append(x)
+            if i + 1 < len(self.decoder):
+                # A layer's box loss trains the anchors that it was given, but no layer before the last that moved them.
+                anchors.append(boxes_around(inverse_sigmoid(anchor, EPSILON), self.box_head(x)))
+                anchor = anchors[-1].detach()
+        decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
+        return Predictions(
+            logits=self.class_head(decoded),
+            boxes=boxes_around(inverse_sigmoid(torch.stack(anchors), EPSILON), self.box_head(decoded)),
+            groups=queries.groups,
+            coefficients=queries.coefficients,
+        )
+
+    def modulate(self, sine: Tensor, anchor: Tensor, x: Tensor) -> Tensor:
+        """Attention as wide and as high as the anchors (section 4.4 of the paper).
+
+        Args:
+            sine: embedded y and x of the anchors, ``[B, Q, c]``.
+            anchor: ``[B, Q, 4]`` in 0..1.
+            x: content ``[B, Q, c]``, from which the reference width and height follow.
+        """
+        width, height = (self.size_head(x).sigmoid() / anchor[..., 2:]).chunk(2, -1)  # [B, Q, 1]
+        y, x = sine.chunk(2, -1)  # [B, Q, c / 2]
+        return torch.cat([y * height, x * width], -1)
+
+    def with_content(self, queries: Queries) -> Queries:
+        """A query for every pattern and anchor, pattern by pattern inside each group: Q becomes P * Q."""
+        count, sizes, anchor = len(self.patterns), list(queries.groups.values()), queries["anchor"]
+        content = torch.cat([self.patterns.repeat_interleave(size, 0) for size in sizes])  # [P * Q, c]
+        anchor = torch.cat([part.repeat(1, count, 1) for part in anchor.split(sizes, 1)], 1)  # [B, P * Q, 4]
+        return Queries(
+            {"content": content.expand(len(anchor), -1, -1), "anchor": anchor},
+            {name: count * size for name, size in queries.groups.items()},
+            queries.coefficients,
+        )
