@@ -180,7 +180,8 @@ def predict_folder(
     batches = [files[start : start + predictor.batch] for start in range(0, len(files), predictor.batch)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for batch in track(batches, "predicting", console=Console(stderr=True), transient=True):
+        console = Console(stderr=True)
+        for batch in track(batches, "predicting", console=console, transient=True, disable=not console.is_terminal):
             readable = {}
             for file in batch:
                 try:
