@@ -121,7 +121,7 @@ def test_validation_measures_the_saved_model(tmp_path):
     with torch.no_grad():
         for batch in make_loader(dataset, batch=2, train=False):
             sizes = [target.original_size for target in batch.targets]
-            found = detections(model(batch.images, batch.padding), sizes, "focal")
+            found = detections(model(batch.images, batch.padding), sizes, "focal", len(config.classes))
             metric.update([target.image_id for target in batch.targets], found)
     expected = metric.compute()
     assert {name: load_metrics(tmp_path)[name] for name in expected} == pytest.approx(expected)

@@ -1,0 +1,272 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import dqdet
+from dqdet import cli
+from dqdet.config import preset_names, resolve, to_yaml
+from dqdet.data.categories import COCO_CATEGORIES
+from dqdet.errors import DqdetError
+from dqdet.predictor import Predictor
+from tiny import TINY, contents, tiny
+
+SMALL = [f"{path}={value}" for path, value in TINY.items()]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line: (exit status, standard output, standard error)."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dqdet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return dqdet.train("scenes_tiny", out=tmp_path_factory.mktemp("trained") / "run", **TINY | {"train.steps": 2})
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, size in ((17, (80, 60)), (4, (50, 70))):
+        Image.effect_noise(size, 50).convert("RGB").save(folder / f"{number}.png")
+    return folder
+
+
+def test_presets_are_listed(run):
+    status, out, err = run("presets")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == preset_names()
+    assert all(len(line.split()) > 3 for line in out.splitlines())
+
+
+def test_a_preset_is_printed_fully_resolved(run):
+    assert run("presets", "detr_r50", "train.epochs=7")[1] == to_yaml(resolve("detr_r50", ["train.epochs=7"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["presets", "detr_r5"], "unknown preset 'detr_r5', did you mean detr_r50?"),
+        (["train", "detr_r5"], "unknown preset 'detr_r5', did you mean detr_r50?"),
+        (["train", "detr_r50", "train.epoch=1"], "unknown option 'train.epoch', did you mean train.epochs?"),
+        (["train", "detr_r50", "train.epochs=many"], "train.epochs=many: should be a valid integer"),
+        (["train", "detr_r50", "more"], "'more' is not of the form option=value"),
+        (["train"], "which preset? `dqdet presets` lists them"),
+        (["train", "train.epochs=1"], "which preset?"),
+        (["train", "detr_r50"], "data.root is not set"),
+        (["train", "detr_r50", "data.root=/nothing"], "/nothing: no such folder"),
+        (["train", "detr_r50", "--resume", "x"], "leave out preset detr_r50"),
+        (["train", "--out", "y", "--resume", "x"], "leave out out=y"),
+        (["train", "--resume", "/nothing"], "/nothing: no such folder"),
+        (["eval", "/nothing"], "/nothing: no such folder"),
+        (["predict", "/nothing", "x.jpg", "--out", "y"], "/nothing: no such folder"),
+    ],
+)
+def test_errors_are_one_line(run, arguments, expected):
+    status, out, err = run(*arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "presets", "x"], ["presets", "x", "--debug"]])
+def test_debug_shows_the_traceback(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["dqdet", *arguments])
+    with pytest.raises(DqdetError):  # the interpreter prints it
+        cli.main()
+
+
+def test_train_evaluate_and_predict(run, tmp_path, pictures):
+    out = tmp_path / "run"
+    status, text, err = run("train", "scenes_tiny", *SMALL, "train.steps=2", "queries.kind=static", "--out", out)
+    assert status == 0
+    assert re.fullmatch(rf"{out}: AP 0\.\d+, AP50 0\.\d+ \(best validation, step 2\)\n", text)
+    assert "Traceback" not in err
+    assert {"config.yaml", "model.safetensors", "metrics.json", "last.ckpt"} <= set(contents(out))
+
+    status, text, err = run("eval", out)
+    assert status == 0
+    assert re.search(r"AP50 .*0\.\d\d\d", text)
+    assert re.search(r"balloon( .*0\.\d\d\d){4}", text)
+
+    status, text, err = run("predict", out, pictures, "--out", tmp_path / "found", "--threshold", "0.01")
+    assert (status, err) == (0, "")
+    results = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert {entry["image_id"] for entry in results} == {4, 17}
+    assert {entry["category_id"] for entry in results} <= set(range(1, 9))
+    assert sorted(contents(tmp_path / "found")) == ["17.png", "4.png", "images.json", "results.json"]
+
+
+def test_an_unreadable_picture_is_reported_and_the_others_are_done(run, trained, tmp_path, pictures):
+    (pictures / "bad.jpg").write_text("no picture")
+    status, _, err = run("predict", trained, pictures, "--out", tmp_path / "found")
+    assert status == 1
+    assert err.startswith(f"error: {pictures}/bad.jpg: cannot be read as an image")
+    assert err.count("\n") == 1
+    assert (tmp_path / "found" / "4.png").exists()
+
+
+def test_a_resumed_run_trains_on(run, tmp_path):
+    run("train", "scenes_tiny", *SMALL, "train.steps=2", "--out", tmp_path)
+    status, _, err = run("train", "train.steps=4", "--resume", tmp_path)
+    assert status == 0
+    assert "step 4" in err
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_without_out_runs_are_numbered(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("scenes_tiny", "scenes_tiny-2"):
+        assert run("train", "scenes_tiny", *SMALL, "train.steps=1")[1].startswith(f"runs/{name}: ")
+
+
+def test_a_used_folder_is_refused(run, trained):
+    before = contents(trained)
+    status, _, err = run("train", "scenes_tiny", *SMALL, "--out", trained)
+    assert status == 1
+    assert err.startswith(f"error: {trained}: has a run already")
+    assert f"--resume {trained}" in err
+    assert contents(trained) == before
+
+
+def test_an_unwritable_folder_is_named(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = run("train", "scenes_tiny", *SMALL, "--out", tmp_path / "file" / "run")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "cannot be written (Not a directory)" in err
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    options = [*SMALL, "train.epochs=10000", "data.workers=1", "train.validate_every=10000"]
+    command = [sys.executable, "-m", "dqdet", "train", "scenes_tiny", *options, "--out", str(out)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        for _ in range(1200):
+            if (out / "last.ckpt").exists():
+                break
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the loader's workers get it too
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "stopping after this step" in err
+    assert re.search(rf"^stopped after step \d+, nothing is lost; go on with `dqdet train --resume {out}`$", err, re.M)
+    assert "Traceback" not in err
+    assert "KeyboardInterrupt" not in err
+
+
+def test_simple_commands_do_not_wait_for_pytorch():
+    code = (
+        "import sys; from dqdet import cli\n"
+        "sys.argv = ['dqdet', *{}]\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    for arguments in (["presets"], ["presets", "detr_r50"], ["--help"], ["train", "--help"], ["presets", "x"]):
+        subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, capture_output=True)
+
+
+def test_python_creates_models():
+    model = dqdet.create("deformable_detr_r50", **{"model.backbone.pretrained": False}, model={"encoder_layers": 1})
+    assert not model.training
+    assert model.class_head[0].out_features == 80
+    assert len(model.encoder.layers) == 1
+    images, padding = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        assert model(images, padding).groups == {"modulated": 300}
+    own = dqdet.create("scenes_tiny", **TINY, classes=["cat", "dog"])
+    assert own.class_head[0].out_features == 2
+
+
+def test_python_trains_evaluates_and_loads(trained, pictures):
+    assert trained.name == "run"
+    assert dqdet.evaluate(trained)["AP50"] >= 0
+    predictor = dqdet.load(trained)
+    assert isinstance(predictor, Predictor)
+    found = predictor(pictures / "4.png", threshold=0.0)
+    assert len(found) > 0
+    assert set(found["class_name"]) <= set(predictor.config.classes)
+    assert predictor.config.model_copy(update={"classes": [], "category_ids": []}) == tiny(train__steps=2)
+
+
+def test_python_takes_the_words_of_the_command_line(tmp_path):
+    with pytest.raises(DqdetError, match="did you mean train"):
+        dqdet.train("scenes_tiny", out=tmp_path, train={"epoch": 3})
+    with pytest.raises(DqdetError, match=r"train\.epochs=abc"):
+        dqdet.create("scenes_tiny", train={"epochs": "abc"})
+
+
+def test_coco_has_80_categories_with_the_official_ids():
+    assert len(COCO_CATEGORIES) == 80
+    assert [COCO_CATEGORIES[number] for number in (1, 13, 90)] == ["person", "stop sign", "toothbrush"]
+    assert 12 not in COCO_CATEGORIES
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A data set in COCO format; its third training image is cut short."""
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        document = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "noise"}]}
+        for number in range(1, 5):
+            file = root / split / f"{number}.png"
+            Image.effect_noise((60, 50), 50).convert("RGB").save(file)
+            document["images"].append({"id": number, "file_name": file.name, "width": 60, "height": 50})
+            box = {
+                "id": number,
+                "image_id": number,
+                "category_id": 7,
+                "bbox": [5, 5, 20, 20],
+                "area": 400,
+                "iscrowd": 0,
+            }
+            document["annotations"].append(box)
+        (root / split / "_annotations.coco.json").write_text(json.dumps(document))
+    damaged = root / "train" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_training_image_is_named_in_one_line(run, tmp_path, coco, workers):
+    options = [*SMALL, "data.kind=coco", f"data.root={coco}", f"data.workers={workers}"]
+    status, _, err = run("train", "scenes_tiny", *options, "--out", tmp_path / "run")
+    assert status == 1
+    first, last = err.splitlines()  # what is trained, and what went wrong
+    assert "4 training and 4 validation images, 1 classes" in first
+    assert last.startswith(f"error: {coco}/train/3.png: cannot be read as an image")
+
+
+def test_a_set_with_one_class_and_own_ids_is_learned_and_predicted(run, tmp_path, coco):
+    (coco / "train" / "3.png").write_bytes((coco / "train" / "1.png").read_bytes())
+    out = tmp_path / "run"
+    options = [*SMALL, "data.kind=coco", f"data.root={coco}", "train.steps=1"]
+    assert run("train", "scenes_tiny", *options, "--out", out)[0] == 0
+    assert run("predict", out, coco / "val" / "1.png", "--out", tmp_path / "found")[0] == 0
+    results = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert {entry["category_id"] for entry in results} == {7}
