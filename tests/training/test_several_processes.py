@@ -14,7 +14,12 @@ from tiny import tiny
 HERE = Path(__file__).parent
 
 # No randomness but the data's, and no norm over the batch.
-SAME = {"model__dropout": 0.0, "model__backbone__name": "test_convnext", "train__ema": 0.9, "data__scenes__val_images": 5}
+SAME = {
+    "model__dropout": 0.0,
+    "model__backbone__name": "test_convnext",
+    "train__ema": 0.9,
+    "data__scenes__val_images": 5,
+}
 
 
 @pytest.fixture(scope="module")
