@@ -75,10 +75,11 @@ class Predictor:
 
     def detect(self, images: Sequence[ImageSource]) -> list[ImageDetections]:
         """The 100 best candidates in each image, however low their scores, as evaluation needs them."""
+        classification, classes = self.config.loss.classification, len(self.config.classes)
         return [
             found
             for predictions, sizes in self.predictions(images)
-            for found in detections(predictions, sizes, self.config.loss.classification)
+            for found in detections(predictions, sizes, classification, classes)
         ]
 
     def coefficients(self, images: Sequence[ImageSource]) -> Tensor:

@@ -13,7 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dqdet.checkpoints.official import from_official
-from dqdet.config import LossConfig, QueriesConfig
+from dqdet.config import (
+    ConditionalDetrConfig,
+    DabDeformableDetrConfig,
+    DabDetrConfig,
+    DeformableDetrConfig,
+    DetrConfig,
+    LossConfig,
+    QueriesConfig,
+    SmcaDetrConfig,
+    TransformerConfig,
+)
 from dqdet.models import FAMILIES
 from dqdet.models.detector import Detector
 from dqdet.types import Target
@@ -117,7 +127,7 @@ class Case:
                 squares.index_add_(0, owners[name].flatten(), parameter.grad.double().square().flatten())
         return {name: squares[numbers[canonical[name]]].sqrt().item() for name in self.weights}
 
-    def build(self, config: Any) -> Detector:
+    def build(self, config: TransformerConfig) -> Detector:
         """Our model with the official weights loaded, every name used."""
         hidden = len(self.weights["query_weight.0.weight"]) if self.dynamic else 512
         model = FAMILIES[config.family](
@@ -125,6 +135,36 @@ class Case:
         )
         model.load_state_dict(from_official(self.weights, config.family), strict=True)
         return model
+
+
+def model_config(case: Case) -> TransformerConfig:
+    options = case.options
+    sizes = {
+        "hidden": options["hidden_dim"],
+        "heads": options["nheads"],
+        "encoder_layers": options["enc_layers"],
+        "decoder_layers": options["dec_layers"],
+        "feedforward": options["dim_feedforward"],
+        "dropout": 0.0,
+    }
+    match case.config["model"].removesuffix("_dq"):
+        case "detr":
+            return DetrConfig(**sizes)
+        case "conditional_detr":
+            return ConditionalDetrConfig(**sizes)
+        case "smca_detr":
+            return SmcaDetrConfig(**sizes)
+        case "dab_detr":
+            return DabDetrConfig(
+                **sizes,
+                temperature=options["pe_temperatureH"],
+                activation=options["transformer_activation"],
+                patterns=options["num_patterns"],
+            )
+        case "dab_deformable_detr":
+            return DabDeformableDetrConfig(**sizes)
+        case _:
+            return DeformableDetrConfig(**sizes, refine=options["with_box_refine"], two_stage=options["two_stage"])
 
 
 def generated(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[dict[str, Tensor], list[Tensor]]:

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recorded import Case
+from recorded import Case, model_config
 
-from dqdet.config import (
-    ConditionalDetrConfig,
-    DabDeformableDetrConfig,
-    DabDetrConfig,
-    DeformableDetrConfig,
-    DetrConfig,
-    SmcaDetrConfig,
-    TransformerConfig,
-)
 from dqdet.losses import SetLoss
 from dqdet.losses.matching import match
 from dqdet.types import Predictions
@@ -35,36 +26,6 @@ SMALL = [
     "dab_deformable_detr_dq",
 ]
 FULL = [f"{name}_r50_full" for name in SMALL]
-
-
-def model_config(case: Case) -> TransformerConfig:
-    options = case.options
-    sizes = {
-        "hidden": options["hidden_dim"],
-        "heads": options["nheads"],
-        "encoder_layers": options["enc_layers"],
-        "decoder_layers": options["dec_layers"],
-        "feedforward": options["dim_feedforward"],
-        "dropout": 0.0,
-    }
-    match case.config["model"].removesuffix("_dq"):
-        case "detr":
-            return DetrConfig(**sizes)
-        case "conditional_detr":
-            return ConditionalDetrConfig(**sizes)
-        case "smca_detr":
-            return SmcaDetrConfig(**sizes)
-        case "dab_detr":
-            return DabDetrConfig(
-                **sizes,
-                temperature=options["pe_temperatureH"],
-                activation=options["transformer_activation"],
-                patterns=options["num_patterns"],
-            )
-        case "dab_deformable_detr":
-            return DabDeformableDetrConfig(**sizes)
-        case _:
-            return DeformableDetrConfig(**sizes, refine=options["with_box_refine"], two_stage=options["two_stage"])
 
 
 @pytest.fixture(scope="module", params=[*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL)])

@@ -63,7 +63,8 @@ class DetectionModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[ImageDetections]:  # type: ignore[override]
         sizes = [target.original_size for target in batch.targets]
-        return detections(self.model(batch.images, batch.padding), sizes, self.config.loss.classification)
+        predictions = self.model(batch.images, batch.padding)
+        return detections(predictions, sizes, self.config.loss.classification, len(self.config.classes))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config.train

@@ -1,0 +1,31 @@
+"""The presets with static queries are the published baselines, as the recorded cases describe them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from recorded import Case, model_config
+
+from dqdet.config import resolve
+
+CASES = {
+    "detr_r50": "detr",
+    "conditional_detr_r50": "conditional_detr",
+    "smca_detr_r50": "smca_detr",
+    "dab_detr_r50": "dab_detr",
+    "deformable_detr_r50": "deformable_detr",
+    "deformable_detr_r50_refine": "deformable_detr_refine",
+    "dab_deformable_detr_r50": "dab_deformable_detr",
+}
+
+
+@pytest.mark.parametrize(("preset", "name"), CASES.items())
+def test_static_presets_are_the_published_models(shared, preset, name):
+    config = json.loads((shared / "parity" / f"{name}_r50_full" / "config.json").read_text())
+    case = Case(name, config, expected={}, io={}, weights={}, features=[])
+    ours = resolve(preset, ["queries.kind=static"])
+    assert ours.loss == case.loss()
+    assert ours.queries.count == case.options["num_queries"]
+    # The cases were recorded without dropout.
+    assert ours.model.model_copy(update={"dropout": 0.0}) == model_config(case)
