@@ -10,3 +10,23 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+test: setup  ## the tests, without the full-size models
+	$(BIN)/python -m pytest
+
+test-all: setup  ## the full-size models too
+	$(BIN)/python -m pytest -m ''
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+demo: setup  ## train a static and a modulated model on generated scenes, compare them, draw pictures
+	$(BIN)/python examples/demo.py --out runs/demo
+
+bench: setup  ## speed against transformers on this machine
+	$(BIN)/python benchmarks/compare_transformers.py --json runs/compare_transformers.json
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

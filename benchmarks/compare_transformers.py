@@ -1,0 +1,223 @@
+"""Deformable-DETR R50 against ``transformers``: same weights, same inputs, outputs checked equal, then timed.
+
+    python benchmarks/compare_transformers.py [--size 640] [--repeats 7] [--json FILE]
+
+Prints medians and ratios of inference and of a training step (forward, loss, backward), the overhead of dynamic
+queries against our own static model, the time of matching and loss alone, and the peak memory of each step.
+Models take turns within every repeat, so that a machine whose speed drifts does not favour one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import DeformableDetrConfig as TheirConfig
+from transformers import DeformableDetrForObjectDetection, ResNetConfig
+
+from dqdet.checkpoints.huggingface import from_huggingface
+from dqdet.config import Config, QueriesConfig, resolve
+from dqdet.losses import SetLoss
+from dqdet.models import create_model
+from dqdet.models.detector import Detector
+from dqdet.types import Target
+
+CLASSES = 91
+OBJECTS = 7  # an image, the average of COCO
+
+
+def their_model() -> DeformableDetrForObjectDetection:
+    backbone = ResNetConfig(out_features=["stage2", "stage3", "stage4"], downsample_in_bottleneck=False)
+    config = TheirConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_queries=300,
+        num_labels=CLASSES,
+        dropout=0.0,
+        auxiliary_loss=True,
+    )
+    torch.manual_seed(0)
+    return DeformableDetrForObjectDetection(config).eval()
+
+
+def our_config(kind: str) -> Config:
+    overrides = {
+        "model": {"dropout": 0.0, "backbone": {"pretrained": False}},
+        "queries": {"kind": kind},
+        "loss": {"class_weight": 1.0},  # as transformers weighs it
+        "classes": [f"class {i}" for i in range(CLASSES)],
+    }
+    return resolve("deformable_detr_r50", overrides)
+
+
+def our_model(kind: str, theirs: DeformableDetrForObjectDetection) -> Detector:
+    model = create_model(our_config(kind))
+    state = from_huggingface(theirs.state_dict(), "deformable_detr")
+    if kind == "modulated":
+        ratio = QueriesConfig().ratio
+        for part in ("position", "content"):
+            state[f"queries.basic.{part}"] = state.pop(f"queries.table.{part}").repeat_interleave(ratio, 0)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith("queries.coefficients") for name in missing), missing
+    return model
+
+
+def make_input(size: int, batch: int) -> tuple[Tensor, Tensor, list[Target]]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    padding = torch.zeros(batch, size, size, dtype=torch.bool)
+    targets = [
+        Target(
+            labels=torch.randint(CLASSES, (OBJECTS,), generator=generator),
+            boxes=torch.rand(OBJECTS, 4, generator=generator) * 0.4 + 0.2,
+            crowd=torch.zeros(OBJECTS, dtype=torch.bool),
+            size=(size, size),
+            original_size=(size, size),
+        )
+        for _ in range(batch)
+    ]
+    return images, padding, targets
+
+
+def steps(size: int, batch: int) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    images, padding, targets = make_input(size, batch)
+    mask = (~padding).long()
+    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+    theirs = their_model()
+    static, dynamic = our_model("static", theirs), our_model("modulated", theirs)
+    criterion = SetLoss(our_config("static").loss)
+
+    with torch.no_grad():
+        expected = theirs(images, pixel_mask=mask, labels=labels)
+        static.eval(), dynamic.eval()
+        for model in (static, dynamic):
+            found = model(images, padding)
+            torch.testing.assert_close(found.logits[-1], expected.logits, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(found.boxes[-1], expected.pred_boxes, rtol=1e-3, atol=1e-3)
+        loss = criterion(static(images, padding), targets).total
+        torch.testing.assert_close(loss, expected.loss, rtol=1e-3, atol=1e-3)
+
+    def their_inference():
+        with torch.inference_mode():
+            theirs(images, pixel_mask=mask)
+
+    def their_step():
+        theirs.zero_grad()
+        theirs(images, pixel_mask=mask, labels=labels).loss.backward()
+
+    def inference(model: Detector):
+        model.eval()
+        with torch.inference_mode():
+            model(images, padding)
+
+    def step(model: Detector):
+        model.train()
+        model.zero_grad()
+        criterion(model(images, padding), targets).total.backward()
+
+    predictions = dynamic.train()(images, padding)
+    detached = type(predictions)(
+        predictions.logits.detach().requires_grad_(),
+        predictions.boxes.detach().requires_grad_(),
+        predictions.groups,
+    )
+
+    return {
+        "inference, transformers": their_inference,
+        "inference, static": lambda: inference(static),
+        "inference, modulated": lambda: inference(dynamic),
+        "step, transformers": their_step,
+        "step, static": lambda: step(static),
+        "step, modulated": lambda: step(dynamic),
+        "matching and loss, modulated": lambda: criterion(detached, targets).total.backward(),
+    }
+
+
+RATIOS = [
+    ("inference: transformers / static", "inference, transformers", "inference, static"),
+    ("inference: transformers / modulated", "inference, transformers", "inference, modulated"),
+    ("inference: modulated / static", "inference, modulated", "inference, static"),
+    ("step: transformers / static", "step, transformers", "step, static"),
+    ("step: transformers / modulated", "step, transformers", "step, modulated"),
+    ("step: modulated / static", "step, modulated", "step, static"),
+]
+
+
+def measure(size: int, batch: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of every step, ``repeats`` of each after one that is not counted."""
+    timed = steps(size, batch)
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for repeat in range(repeats + 1):
+        for name, run in timed.items():
+            start = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(name: str, size: int, batch: int) -> float:
+    """Peak resident memory of a process that runs one step twice, MiB."""
+    command = [sys.executable, __file__, "--size", str(size), "--batch", str(batch), "--only", name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", help="write the numbers to this file")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        run = steps(options.size, options.batch)[options.only]
+        run(), run()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+
+    seconds = measure(options.size, options.batch, options.repeats)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    memory = {name: peak_memory(name, options.size, options.batch) for name in medians}
+    print(f"Deformable-DETR R50, {options.batch} x {options.size}x{options.size}, {torch.get_num_threads()} threads\n")
+    print(f"{'':36}{'median s':>10}{'min':>8}{'max':>8}{'peak MiB':>10}")
+    for name, median in medians.items():
+        print(f"{name:36}{median:10.3f}{min(seconds[name]):8.3f}{max(seconds[name]):8.3f}{memory[name]:10.0f}")
+    # Ratios pair by pair within a repeat: slow moments of the machine cancel.
+    ratios = {
+        label: statistics.median(a / b for a, b in zip(seconds[first], seconds[second], strict=True))
+        for label, first, second in RATIOS
+    }
+    print()
+    for label, ratio in ratios.items():
+        print(f"{label:36}{ratio:10.3f}")
+    if options.json:
+        result = {
+            "machine": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "size": options.size,
+            "batch": options.batch,
+            "seconds": seconds,
+            "peak_mib": memory,
+            "ratios": ratios,
+        }
+        with open(options.json, "w") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
