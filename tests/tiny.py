@@ -13,6 +13,7 @@ TINY: dict[str, Any] = {
     "model.decoder_layers": 2,
     "model.feedforward": 32,
     "model.dropout": 0.1,
+    "model.refine": False,
     "queries.count": 5,
     "queries.ratio": 2,
     "queries.hidden": 8,
@@ -26,6 +27,10 @@ TINY: dict[str, Any] = {
     "train.batch": 4,
     "train.epochs": 3,
     "train.drop": [2.0],
+    "train.warmup": 0,
+    "train.lr": 5e-4,
+    "train.backbone_lr": 5e-4,
+    "train.offsets_lr": 5e-5,
 }
 
 

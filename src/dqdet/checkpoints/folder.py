@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dqdet.config import Config, from_yaml, to_yaml
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
+from dqdet.models.detector import Detector
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
@@ -72,7 +73,7 @@ def save_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     write_file(path / METRICS, (json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def load_folder(path: Path) -> tuple[nn.Module, Config]:
+def load_folder(path: Path) -> tuple[Detector, Config]:
     """The model of a run folder, on the CPU and ready for inference, and its configuration.
 
     Raises:
@@ -81,7 +82,8 @@ def load_folder(path: Path) -> tuple[nn.Module, Config]:
     config = load_config(path)
     model = create_model(without_pretraining(config))
     load_weights(model, path / WEIGHTS)
-    return model.eval(), config
+    model.eval()
+    return model, config
 
 
 def load_config(path: Path) -> Config:
@@ -126,9 +128,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
     except (OSError, SafetensorError) as error:
         raise DqdetError(f"{file}: damaged or cut short ({error}); copy or make it again") from error
-    differences = _differences(model.state_dict(), weights)
-    if differences:
-        raise DqdetError(f"{file}: weights of another model than configured ({origin}): {differences}")
+    if other := differences(model.state_dict(), weights):
+        raise DqdetError(f"{file}: weights of another model than configured ({origin}): {other}")
     model.load_state_dict(weights)
 
 
@@ -184,7 +185,7 @@ def _summary(config: Config) -> str:
     )
 
 
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """How two sets of named tensors differ, in words; empty when names and shapes are the same."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]

@@ -32,7 +32,7 @@ from dqdet.checkpoints.folder import (
     save_metrics,
     without_pretraining,
 )
-from dqdet.config import Config, Overrides, override, parse_overrides
+from dqdet.config import Config, DataConfig, Overrides, override, parse_overrides
 from dqdet.data import open_dataset
 from dqdet.data.loader import make_loader
 from dqdet.errors import DqdetError, Interrupted
@@ -83,7 +83,7 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
     if fixed:
         raise DqdetError(f"{fixed[0]} cannot change in a training that goes on; only {', '.join(RESUMABLE)} can")
     data = _open_data(config)
-    check_classes(config, data.val_set.classes, source=f"data.root={config.data.root}")
+    check_classes(config, data.val_set.classes, _place(config.data))
     module = DetectionModule(create_model(without_pretraining(config)), config)
     _fit(module, data, run, run / LAST, callbacks)
 
@@ -104,7 +104,7 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     overrides = parse_overrides(overrides)
     config = override(config, overrides)
     dataset = open_dataset(config.data, "val", config.train.seed)
-    check_classes(config, dataset.classes, source=f"data.root={config.data.root}")
+    check_classes(config, dataset.classes, _place(config.data))
     validation = Validation(DetectionMetric(dataset.ground_truth(), dataset.category_ids))
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch)])
     loader = make_loader(
@@ -119,6 +119,10 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     if not overrides and trainer.is_global_zero:
         save_metrics(run, load_metrics(run) | validation.metrics)
     return validation.metrics
+
+
+def _place(data: DataConfig) -> str:
+    return f"data.root={data.root}" if data.kind == "coco" else f"data.kind={data.kind}"
 
 
 def _open_data(config: Config) -> DataModule:
