@@ -198,6 +198,8 @@ class Config(Section):
         model = self.model
         if model.hidden % model.heads:
             raise ValueError(f"model.hidden={model.hidden} is not divisible by model.heads={model.heads}")
+        if isinstance(model, DeformableDetrConfig) and model.hidden % 32:
+            raise ValueError(f"model.hidden={model.hidden} is not divisible by 32, the groups of the group norms")
         if isinstance(model, DeformableDetrConfig) and model.two_stage and self.queries.kind != "static":
             raise ValueError(
                 f"model.two_stage takes the queries from the encoder's proposals, so queries.kind="

@@ -11,7 +11,7 @@ from dqdet.config import DabDetrConfig, QueriesConfig
 from dqdet.models.conditional_detr import ConditionalDecoderLayer
 from dqdet.models.detector import Detector
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
-from dqdet.nn.encoder import RELU, DenseEncoder
+from dqdet.nn.encoder import RELU, Activation, DenseEncoder
 from dqdet.nn.heads import box_head, class_head
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
@@ -21,13 +21,23 @@ from dqdet.queries import make_queries
 from dqdet.types import Predictions, Queries
 
 EPSILON = 1e-3  # anchors are kept so far from 0 and 1
+ACTIVATIONS: dict[str, Activation] = {"prelu": nn.PReLU, "relu": RELU}
 
 
 class DabEncoder(DenseEncoder):
     """DETR's encoder, in which the content decides how much each frequency of the positions counts."""
 
-    def __init__(self, hidden: int, *args, **options):
-        super().__init__(hidden, *args, **options)
+    def __init__(self, config: DabDetrConfig):
+        hidden = config.hidden
+        super().__init__(
+            hidden,
+            config.heads,
+            config.feedforward,
+            config.dropout,
+            config.encoder_layers,
+            config.temperature,
+            ACTIVATIONS[config.activation],
+        )
         self.position_scale = xavier_(MLP(hidden, hidden, hidden))
 
     def scale(self, position: Tensor, tokens: Tensor) -> Tensor:
@@ -51,11 +61,9 @@ class DabDetr(Detector):
         super().__init__()
         hidden = config.hidden
         layer = (hidden, config.heads, config.feedforward, config.dropout)
-        activation = nn.PReLU if config.activation == "prelu" else RELU
+        activation = ACTIVATIONS[config.activation]
         self.input_proj = nn.Conv2d(channels[-1], hidden, 1)
-        self.encoder = DabEncoder(
-            *layer, depth=config.encoder_layers, temperature=config.temperature, activation=activation
-        )
+        self.encoder = DabEncoder(config)
         self.decoder = nn.ModuleList(
             ConditionalDecoderLayer(*layer, first=i == 0, activation=activation) for i in range(config.decoder_layers)
         )
@@ -88,7 +96,7 @@ class DabDetr(Detector):
             x = layer(x, position, spatial, memory, queries.groups.values())
             outputs.append(x)
             if i + 1 < len(self.decoder):
-                # A layer's box loss trains the anchors that it was given, but no layer before the last that moved them.
+                # A box loss reaches the layer that moved the anchor last, and none before it.
                 anchors.append(boxes_around(inverse_sigmoid(anchor, EPSILON), self.box_head(x)))
                 anchor = anchors[-1].detach()
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
@@ -99,16 +107,16 @@ class DabDetr(Detector):
             coefficients=queries.coefficients,
         )
 
-    def modulate(self, sine: Tensor, anchor: Tensor, x: Tensor) -> Tensor:
-        """Attention as wide and as high as the anchors (section 4.4 of the paper).
+    def modulate(self, centre: Tensor, anchor: Tensor, content: Tensor) -> Tensor:
+        """Attention as wide and as high as the anchors (section 4.4 of the paper): ``[B, Q, c]``.
 
         Args:
-            sine: embedded y and x of the anchors, ``[B, Q, c]``.
+            centre: embedded y and x of the anchors, ``[B, Q, c]``.
             anchor: ``[B, Q, 4]`` in 0..1.
-            x: content ``[B, Q, c]``, from which the reference width and height follow.
+            content: ``[B, Q, c]``, from which the reference width and height follow.
         """
-        width, height = (self.size_head(x).sigmoid() / anchor[..., 2:]).chunk(2, -1)  # [B, Q, 1]
-        y, x = sine.chunk(2, -1)  # [B, Q, c / 2]
+        width, height = (self.size_head(content).sigmoid() / anchor[..., 2:]).chunk(2, -1)  # [B, Q, 1]
+        y, x = centre.chunk(2, -1)  # [B, Q, c / 2]
         return torch.cat([y * height, x * width], -1)
 
     def with_content(self, queries: Queries) -> Queries:

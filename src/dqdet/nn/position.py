@@ -49,4 +49,4 @@ def sine_embedding(coordinates: Tensor, channels: int, temperature: float = 1000
 
 def anchor_embedding(anchors: Tensor, channels: int) -> Tensor:
     """Encoding of boxes (cx, cy, w, h) in 0..1: ``[..., 4] -> [..., 4 * channels]``, y before x as in feature maps."""
-    return sine_embedding(anchors[..., [1, 0, 2, 3]], channels)
+    return sine_embedding(torch.cat([anchors[..., :2].flip(-1), anchors[..., 2:]], -1), channels)
