@@ -1,4 +1,4 @@
-"""The command line: ``dqdet train | eval | predict | presets``. It says what Python says, in the same words."""
+"""The command line: ``dqdet train | eval | predict | convert | upgrade | presets``. It says what Python says, in the same words."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ Options = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder of a run, official checkpoint, folder of a Hugging Face model, or its name on the hub.",
+    ),
+]
+NewRun = Annotated[Path, typer.Option(help="Folder to write, as a run.")]
 
 
 @app.callback()
@@ -80,7 +88,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: Run,
+    model: Source,
     images: Annotated[Path, typer.Argument(metavar="IMAGE_OR_FOLDER")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and results.json (COCO results).")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
@@ -88,11 +96,30 @@ def predict(
     """Detect the objects in an image or in all images of a folder."""
     from dqdet.predictor import predict_folder
 
-    failures = predict_folder(dqdet.load(run), images, out, threshold)
+    failures = predict_folder(dqdet.load(model), images, out, threshold)
     for failure in failures:
         _complain(failure)
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def convert(source: Source, out: NewRun) -> None:
+    """Write the model of an official checkpoint or of the Hugging Face library as a run."""
+    _show_model(dqdet.convert(source, out))
+
+
+@app.command()
+def upgrade(
+    source: Source,
+    out: NewRun,
+    ratio: Annotated[int, typer.Option(min=1, help="Basic queries behind each modulated one.")] = 4,
+    perturbation: Annotated[
+        float, typer.Option(min=0, help="Noise on the basic queries, relative to their spread; 0: same outputs.")
+    ] = 0.0,
+) -> None:
+    """Turn a static model into a modulated one with the same outputs, ready for training with init=OUT."""
+    _show_model(dqdet.upgrade(source, out, ratio, perturbation))
 
 
 @app.command()
@@ -109,15 +136,29 @@ def presets(
         print(f"{preset:{max(map(len, names))}}  {describe(preset)}")
 
 
+def _show_model(run: Path) -> None:
+    from dqdet.checkpoints.folder import load_config
+
+    config = load_config(run)
+    _show(
+        f"{run}: {config.model.family} with {config.model.backbone.name}, {config.queries.count} "
+        f"{config.queries.kind} queries, {len(config.classes)} classes"
+    )
+
+
 def _number(value: float) -> str:
     return "-" if value == -1 else f"{value:.3f}"  # -1: nothing in the data to measure it on
 
 
 def _show(*results: Table | str) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _is_first_process():
         console = Console(highlight=False, soft_wrap=True)
         for result in results:
             console.print(result)
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0  # of those that torchrun started
 
 
 def _complain(error: DqdetError) -> None:
@@ -132,7 +173,8 @@ def main() -> None:
     try:
         app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        if _is_first_process():
+            print(interruption, file=sys.stderr)
         sys.exit(130)
     except DqdetError as error:
         if "--debug" in arguments:

@@ -7,7 +7,8 @@ import torch
 from recorder import Recorder
 from safetensors.torch import load_file
 
-from dqdet.checkpoints.folder import load_metrics
+from dqdet.checkpoints.folder import load_config, load_metrics
+from dqdet.config import to_yaml
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.training.engine import resume, train
 from tiny import contents, tiny
@@ -157,6 +158,15 @@ def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path):
     train(tiny(train__steps=1), tmp_path)
     (tmp_path / "last.ckpt").unlink()
     with pytest.raises(DqdetError, match=r"last\.ckpt: no such file"):
+        resume(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(tiny(train__steps=1), tmp_path)
+    config = load_config(tmp_path)
+    config.queries.count = 6
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    with pytest.raises(DqdetError, match=r"another model than configured: 4 of another shape \(model\.queries"):
         resume(tmp_path)
 
 

@@ -30,8 +30,7 @@ class DataModule(LightningDataModule):
         self.position = {"epoch": 0, "start": 0}  # of the next batch: epoch, and batches before it
 
     def train_dataloader(self) -> BatchLoader:
-        batch = self.config.train.batch // self.config.train.accumulate
-        loader = self._loader(self.train_set, batch, train=True)
+        loader = self._loader(self.train_set, train=True)
         assert isinstance(loader.batch_sampler, BatchSampler)
         self.batches = loader.batch_sampler
         self.batches.set_epoch(self.position["epoch"])
@@ -42,13 +41,13 @@ class DataModule(LightningDataModule):
         self.batches.set_epoch(epoch)
 
     def val_dataloader(self) -> BatchLoader:
-        return self._loader(self.val_set, self.config.train.batch, train=False)
+        return self._loader(self.val_set, train=False)
 
-    def _loader(self, dataset: DetectionDataset, batch: int, train: bool) -> BatchLoader:
+    def _loader(self, dataset: DetectionDataset, train: bool) -> BatchLoader:
         assert self.trainer is not None
         return make_loader(
             dataset,
-            batch=batch,
+            batch=self.config.train.batch // self.config.train.accumulate,
             train=train,
             seed=self.config.train.seed,
             workers=self.config.data.workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,10 +29,12 @@ from dqdet.checkpoints.folder import (
     load_config,
     load_folder,
     load_metrics,
+    match_classes,
     prepare_folder,
     save_metrics,
     without_pretraining,
 )
+from dqdet.checkpoints.transfer import start_from
 from dqdet.config import Config, DataConfig, Overrides, override, parse_overrides
 from dqdet.data import open_dataset
 from dqdet.data.loader import make_loader
@@ -65,7 +68,12 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None
     config = config.model_copy(update={"classes": data.val_set.classes, "category_ids": data.val_set.category_ids})
     prepare_folder(out, config)
     torch.manual_seed(config.train.seed)
-    _fit(DetectionModule(create_model(config), config), data, out, None, callbacks)
+    if config.init is None:
+        model = create_model(config)
+    else:
+        model = create_model(without_pretraining(config))
+        rank_zero_only(print)(start_from(config.init, model, config), file=sys.stderr)
+    _fit(DetectionModule(model, config), data, out, None, callbacks)
 
 
 def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> None:
@@ -98,18 +106,18 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
         overrides: of its configuration, for example ``data.root``.
 
     Raises:
-        DqdetError: the folder or the data is at fault, or their classes differ.
+        DqdetError: the folder or the data is at fault, or the data has classes that the model has not.
     """
     model, config = load_folder(run)
     overrides = parse_overrides(overrides)
     config = override(config, overrides)
     dataset = open_dataset(config.data, "val", config.train.seed)
-    check_classes(config, dataset.classes, _place(config.data))
-    validation = Validation(DetectionMetric(dataset.ground_truth(), dataset.category_ids))
+    category_ids = match_classes(config, dataset.classes, dataset.category_ids, _place(config.data))
+    validation = Validation(DetectionMetric(dataset.ground_truth(), category_ids))
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch)])
     loader = make_loader(
         dataset,
-        batch=config.train.batch,
+        batch=config.train.batch // config.train.accumulate,
         train=False,
         workers=config.data.workers,
         rank=trainer.global_rank,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from dqdet.checkpoints.folder import differences
 from dqdet.config import Config
 from dqdet.errors import DqdetError
 from dqdet.evaluation.postprocess import ImageDetections, detections
@@ -65,6 +68,10 @@ class DetectionModule(LightningModule):
         sizes = [target.original_size for target in batch.targets]
         predictions = self.model(batch.images, batch.padding)
         return detections(predictions, sizes, self.config.loss.classification, len(self.config.classes))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if other := differences(self.state_dict(), checkpoint["state_dict"]):
+            raise DqdetError(f"the checkpoint to go on from is of another model than configured: {other}")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config.train
