@@ -104,7 +104,7 @@ class TrainingProgress(ProgressBar):
         if self.training is not None:
             task = self.bars.tasks[self.training]
             ap = trainer.callback_metrics["val/AP"].item()
-            self.bars.update(self.training, metrics={"loss": 0.0} | task.fields["metrics"] | {"AP": ap})
+            self.bars.update(self.training, metrics=task.fields["metrics"] | {"AP": ap})
             self.print(f"{task.description}  step {trainer.global_step}  {_state(task)}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
