@@ -1,0 +1,1 @@
+"""Models on disk: run folders, and the checkpoints of other code."""
