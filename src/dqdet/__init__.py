@@ -5,6 +5,8 @@
 >>> predictor = dqdet.load(run)
 >>> predictor("street.jpg")["class_name"]
 
+`load`, `convert` and `upgrade` also take official checkpoints, Hugging Face models and names on the hub.
+
 Options have the names of the command line, nested or dotted: ``train={"epochs": 12}`` or
 ``**{"train.epochs": 12}``. Mistakes in them, in data or in files raise `DqdetError`, which says what to do.
 """
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from dqdet.predictor import Predictor
 
-__all__ = ["DqdetError", "Interrupted", "create", "evaluate", "load", "train"]
+__all__ = ["DqdetError", "Interrupted", "convert", "create", "evaluate", "load", "train", "upgrade"]
 
 
 def create(name: str, **overrides: Any) -> nn.Module:
@@ -47,20 +49,62 @@ def create(name: str, **overrides: Any) -> nn.Module:
     return create_model(config).eval()
 
 
-def load(folder: str | Path, device: torch.device | str | None = None) -> Predictor:
-    """The model of a run folder as a function from images to ``supervision.Detections``.
+def load(source: str | Path, device: torch.device | str | None = None) -> Predictor:
+    """A trained model as a function from images to ``supervision.Detections``.
 
     Args:
-        folder: written by `train`.
+        source: a run folder, written by `train`, `convert` or `upgrade`; an official checkpoint (``.pth``) of any
+            family, or one of the published code with dynamic queries; the folder of a Hugging Face model of DETR,
+            Conditional-DETR, DAB-DETR or Deformable-DETR; or the name of such a folder on the hub, ``user/name``.
         device: by default the GPU, if there is one.
 
     Raises:
-        DqdetError: the folder is not a whole run.
+        DqdetError: there is no such model, it is not whole, or reading it would execute code.
     """
-    from dqdet.checkpoints.folder import load_folder
+    from dqdet.checkpoints.sources import load_model
     from dqdet.predictor import Predictor
 
-    return Predictor(*load_folder(Path(folder)), device=device)
+    return Predictor(*load_model(source), device=device)
+
+
+def convert(source: str | Path, out: str | Path) -> Path:
+    """Write the model of any source that `load` takes as a run folder.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        DqdetError: as `load`, or ``out`` has a run already.
+    """
+    from dqdet.checkpoints.sources import convert
+
+    convert(source, Path(out))
+    return Path(out)
+
+
+def upgrade(source: str | Path, out: str | Path, ratio: int = 4, perturbation: float = 0.0) -> Path:
+    """Make a static model modulated without changing its outputs, and write it as a run folder.
+
+    Every learned query is repeated ``ratio`` times, as basic queries: any convex combination of them is that
+    query. ``train(..., init=out)`` goes on from there.
+
+    Args:
+        source: as for `load`.
+        out: the folder to write.
+        ratio: basic queries behind each modulated one.
+        perturbation: standard deviation of noise on the basic queries, relative to theirs; it does change the
+            outputs.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        DqdetError: as `load`, the model has no static queries, or ``out`` has a run already.
+    """
+    from dqdet.checkpoints.upgrade import upgrade_folder
+
+    upgrade_folder(source, Path(out), ratio, perturbation)
+    return Path(out)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""The command line: ``dqdet train | eval | predict | convert | upgrade | presets``. It says what Python says, in the same words."""
+"""The command line. It says what Python says, in the same words."""
 
 from __future__ import annotations
 

@@ -192,6 +192,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     classes: list[str] = []  # class names in label order; filled from the data set
     category_ids: list[int] = []  # likewise, the data set's id of each class: results are written with them
+    init: str | None = None  # what the weights start from: a run, a checkpoint or a name on the hub; None: ImageNet
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -256,6 +257,13 @@ def override(config: Config, overrides: Overrides) -> Config:
             section = section[part]
         section[option] = value
     return _validated(options)
+
+
+def changes(config: Config) -> dict[str, Any]:
+    """The overrides of its preset that make a configuration, without what is filled from the data set."""
+    preset = _flat(resolve(config.preset).model_dump())
+    options = _flat(config.model_dump(exclude={"classes", "category_ids"}))
+    return {path: value for path, value in options.items() if value != preset[path]}
 
 
 def parse_overrides(overrides: Overrides) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from dqdet.checkpoints.hub import publish
 from dqdet.config import Config
 from dqdet.data.transforms import make_transform
 from dqdet.errors import DqdetError
@@ -35,16 +36,23 @@ class Predictor:
     Args:
         model: the ``nn.Module`` made by ``create_model(config)``, with its trained weights.
         config: of that model, with its class names.
+        metrics: what was measured of that model.
         device: where to run; by default the GPU if there is one.
         batch: images that go through the model together, padded to a common size.
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, device: torch.device | str | None = None, batch: int = 8
+        self,
+        model: nn.Module,
+        config: Config,
+        metrics: Mapping[str, float] | None = None,
+        device: torch.device | str | None = None,
+        batch: int = 8,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.config = config
+        self.metrics = metrics or {}
         self.batch = batch
         self.transform = make_transform(config.data, train=False)
 
@@ -102,6 +110,21 @@ class Predictor:
             pictures = [as_image(image) for image in images[start : start + self.batch]]
             inputs = [self.transform(picture).to(self.device) for picture in pictures]
             yield self.model(*pad_images(inputs)), [(picture.height, picture.width) for picture in pictures]
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Publish the model with a card on the Hugging Face hub, from where ``dqdet.load(name)`` gets it.
+
+        Args:
+            name: ``user/name``; made if there is no such repository, otherwise its files are replaced.
+            private: whether a new repository can be seen by its owner only.
+
+        Returns:
+            the address of the repository.
+
+        Raises:
+            DqdetError: the hub cannot be reached, or refuses it.
+        """
+        return publish(name, self.model, self.config, self.metrics, private)
 
     def named(self, found: ImageDetections, threshold: float) -> sv.Detections:
         """The detections above ``threshold`` with their class names."""

@@ -31,6 +31,8 @@ WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
 LAST = "last.ckpt"
 
+NO_CATEGORY = -1
+
 
 def new_folder(name: str) -> Path:
     """``runs/NAME``, or the first of ``runs/NAME-2``, ``runs/NAME-3``, ... that has no run."""
@@ -156,6 +158,29 @@ def check_classes(config: Config, found: Sequence[str], source: str) -> None:
     )
 
 
+def match_classes(config: Config, found: Sequence[str], category_ids: Sequence[int], source: str) -> list[int]:
+    """The category id that a data set has for each of the model's classes, by their names.
+
+    A model may have more classes than the data, such as those of COCO's unused ids; they get an id that no
+    annotation has, so that detections of them count as wrong at no class of the data.
+
+    Args:
+        config: of the model.
+        found: names of the data set's classes.
+        category_ids: their ids in the data set.
+        source: named in errors.
+
+    Raises:
+        DqdetError: the data has a class that the model has not, or a name is not unique.
+    """
+    if list(found) == config.classes:
+        return list(category_ids)
+    if any(config.classes.count(name) != 1 for name in found) or len(set(found)) < len(found):
+        check_classes(config, found, source)
+    ids = dict(zip(found, category_ids, strict=True))
+    return [ids.get(name, NO_CATEGORY) for name in config.classes]
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file beside ``path`` and put it in its place: at any moment there is the old or the new one, whole.
 
@@ -185,7 +210,7 @@ def _summary(config: Config) -> str:
     )
 
 
-def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], listed: int = 3) -> str:
     """How two sets of named tensors differ, in words; empty when names and shapes are the same."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
@@ -195,7 +220,7 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         if name in found and found[name].shape != tensor.shape
     ]
     kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
-    return "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names)
+    return "; ".join(f"{len(names)} {kind} ({_few(names, listed)})" for kind, names in kinds.items() if names)
 
 
 def _few(names: Sequence[str], count: int = 3) -> str:

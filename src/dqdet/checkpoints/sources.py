@@ -1,0 +1,152 @@
+"""Where a trained model can come from: a run, an official checkpoint, a Hugging Face folder, a name on the hub."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dqdet.checkpoints.conversion import State
+from dqdet.checkpoints.folder import (
+    CONFIG,
+    differences,
+    load_folder,
+    load_metrics,
+    prepare_folder,
+    save_folder,
+    without_pretraining,
+)
+from dqdet.checkpoints.hub import download
+from dqdet.checkpoints.huggingface import THEIR_CONFIG, from_huggingface, read_config, their_options
+from dqdet.checkpoints.official import from_official
+from dqdet.checkpoints.shapes import OFFICIAL_SIGNS, class_options, count_classes, model_options, query_options
+from dqdet.config import Config, resolve
+from dqdet.errors import DqdetError
+from dqdet.models import create_model
+from dqdet.models.detector import Detector
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # user/name
+LISTED = 20  # names of parameters that a message spells out
+
+
+class Trained(NamedTuple):
+    """A trained model, on the CPU and ready for inference."""
+
+    model: Detector
+    config: Config
+    metrics: dict[str, float]  # measured of it; empty when nothing was
+
+
+def load_model(source: str | Path) -> Trained:
+    """The model of a source.
+
+    Args:
+        source: the folder of a run; an official checkpoint of any family (``.pth``, or ``.safetensors`` with the
+            same names), or one of the published code with dynamic queries; the folder of a Hugging Face model
+            (``config.json`` and ``model.safetensors``); or the name of one of these folders on the hub.
+
+    Raises:
+        DqdetError: there is no such source, it cannot be read without executing code, it is no model of any family
+            here, or parameters are missing or left over.
+    """
+    path = Path(source)
+    if not path.exists():
+        if not HUB_NAME.fullmatch(str(source)):
+            raise DqdetError(f"{source}: no such folder or file; give a run, a checkpoint, or a name on the hub")
+        path = download(str(source))
+    read: Callable[[Path], tuple[State, Config]]
+    if path.is_file():
+        read = _read_official
+    elif (path / THEIR_CONFIG).is_file() and not (path / CONFIG).exists():
+        read = _read_huggingface
+    else:
+        return Trained(*load_folder(path), load_metrics(path))
+    try:
+        state, config = read(path)
+        model = create_model(without_pretraining(config))
+        if found := differences(model.state_dict(), state, LISTED):
+            raise DqdetError(f"looks like {config.model.family}, but has other parameters: {found}")
+    except DqdetError as error:
+        raise DqdetError(f"{source}: {error}") from error
+    model.load_state_dict(state)
+    return Trained(model.eval(), config.model_copy(update={"init": str(source)}), {})
+
+
+def convert(source: str | Path, out: Path) -> None:
+    """Write the model of any source as a run folder.
+
+    Raises:
+        DqdetError: as `load_model`, or ``out`` has a run already.
+    """
+    model, config, metrics = load_model(source)
+    prepare_folder(out, config)
+    save_folder(out, model, config, metrics)
+
+
+def _read_official(file: Path) -> tuple[State, Config]:
+    official, arguments = _read_checkpoint(file)
+    family = next((family for family, sign in OFFICIAL_SIGNS.items() if sign in official), None)
+    if family is None:
+        some = ", ".join(list(official)[:3])
+        raise DqdetError(f"not an official checkpoint of {', '.join(OFFICIAL_SIGNS)}; has {some}, ...")
+    if arguments.get("dilation"):
+        raise DqdetError("trained with --dilation (DC5), which is not supported")
+    state = from_official(official, family)
+    ratio = 4
+    if "num_queries" in arguments and "query_weight.2.bias" in official:
+        ratio = len(official["query_weight.2.bias"]) // arguments["num_queries"]
+    return state, resolve(f"{family}_r50", _options(state, family, arguments.get("nheads", 8), ratio))
+
+
+def _read_huggingface(folder: Path) -> tuple[State, Config]:
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise DqdetError("has no model.safetensors; Hugging Face models are read from that only")
+    theirs = read_config(folder)
+    family, given = their_options(theirs)
+    state = from_huggingface(_read_checkpoint(weights)[0], theirs)
+    return state, resolve(f"{family}_r50", _options(state, family, given["model.heads"]) | given)
+
+
+def _options(state: State, family: str, heads: int, ratio: int = 4) -> dict[str, Any]:
+    """What the parameters (ours, after conversion) tell about their model, as overrides of its family's preset."""
+    try:
+        return (
+            model_options(state, family, heads)
+            | query_options(state, family, ratio)
+            | class_options(count_classes(state, family))
+        )
+    except KeyError as error:
+        raise DqdetError(f"looks like {family}, but has no {error.args[0]}") from error
+
+
+def _read_checkpoint(file: Path) -> tuple[State, dict[str, Any]]:
+    """The parameters in a file, and the arguments of the training that the official code keeps beside them."""
+    try:
+        if file.suffix == ".safetensors":
+            content = load_file(file)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code is None:
+            raise DqdetError("damaged, or not a checkpoint of PyTorch") from error
+        raise DqdetError(
+            f"refused, because reading it would execute code ({code[1]}); get it as plain tensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
+        raise DqdetError(f"damaged or cut short ({type(error).__name__}); get it again") from error
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise DqdetError("not a checkpoint of a detector: neither parameters nor an entry 'model' of them")
+    arguments = content.get("args")
+    return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
