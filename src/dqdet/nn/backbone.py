@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,6 +93,7 @@ class Backbone(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(c) if self.channels_last else nn.Identity() for c in self.channels)
         if config.freeze:
             freeze_norms(self.body)
+            freeze_batch_norm_2d(self.body)  # those that follow no single convolution, as in deep stems
             for name, parameter in self.body.named_parameters():
                 parameter.requires_grad = not name.startswith(("conv1.", "layer1."))
         self.body.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
