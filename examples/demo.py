@@ -25,6 +25,7 @@ from dqdet.pictures import coefficient_figure, ground_truth, side_by_side, unnor
 from dqdet.predictor import Predictor
 
 PICTURES = 6
+THRESHOLD = 0.35  # scores are still low after so short a training
 
 
 class StepTimes(Callback):
@@ -69,7 +70,7 @@ def draw(predictors: dict[str, Predictor], dataset: DetectionDataset, out: Path)
             for image, (_, target) in zip(images, samples, strict=True)
         ]
     }
-    columns |= {kind: predictor(images) for kind, predictor in predictors.items()}
+    columns |= {kind: predictor(images, THRESHOLD) for kind, predictor in predictors.items()}
     side_by_side(images, columns).save(out / "predictions.png")
     figure = coefficient_figure(images[:4], predictors["modulated"].coefficients(images[:4]))
     figure.savefig(out / "coefficients.png")

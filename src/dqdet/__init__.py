@@ -13,12 +13,15 @@ Options have the names of the command line, nested or dotted: ``train={"epochs":
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dqdet.config import resolve
 from dqdet.errors import DqdetError, Interrupted
+
+warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervision, which does without
 
 # PyTorch is imported where it is used: `dqdet presets` and `dqdet --help` shall answer at once.
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -169,7 +168,6 @@ def main() -> None:
     """Run a command. A `DqdetError` is one line and exit status 1; an interruption is status 130."""
     arguments = sys.argv[1:]
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; the error at their end is reported
-    warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervision does without
     try:
         app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
     except Interrupted as interruption:
