@@ -29,7 +29,7 @@ from dqdet.config import Config, QueriesConfig, resolve
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.types import Target
+from dqdet.types import Predictions, Target
 
 CLASSES = 91
 OBJECTS = 7  # an image, the average of COCO
@@ -63,7 +63,7 @@ def our_config(kind: str) -> Config:
 
 def our_model(kind: str, theirs: DeformableDetrForObjectDetection) -> Detector:
     model = create_model(our_config(kind))
-    state = from_huggingface(theirs.state_dict(), "deformable_detr")
+    state = from_huggingface(theirs.state_dict(), theirs.config.to_dict())
     if kind == "modulated":
         ratio = QueriesConfig().ratio
         for part in ("position", "content"):
@@ -91,60 +91,75 @@ def make_input(size: int, batch: int) -> tuple[Tensor, Tensor, list[Target]]:
     return images, padding, targets
 
 
-def steps(size: int, batch: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+def check_equal(size: int, batch: int) -> None:
+    """The three models give the same logits, boxes and losses."""
     images, padding, targets = make_input(size, batch)
-    mask = (~padding).long()
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
     theirs = their_model()
-    static, dynamic = our_model("static", theirs), our_model("modulated", theirs)
     criterion = SetLoss(our_config("static").loss)
-
     with torch.no_grad():
-        expected = theirs(images, pixel_mask=mask, labels=labels)
-        static.eval(), dynamic.eval()
-        for model in (static, dynamic):
-            found = model(images, padding)
+        expected = theirs(images, pixel_mask=(~padding).long(), labels=their_labels(targets))
+        for kind in ("static", "modulated"):
+            found = our_model(kind, theirs).eval()(images, padding)
             torch.testing.assert_close(found.logits[-1], expected.logits, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(found.boxes[-1], expected.pred_boxes, rtol=1e-3, atol=1e-3)
-        loss = criterion(static(images, padding), targets).total
-        torch.testing.assert_close(loss, expected.loss, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(criterion(found, targets).total, expected.loss, rtol=1e-3, atol=1e-3)
 
-    def their_inference():
+
+def their_labels(targets: list[Target]) -> list[dict[str, Tensor]]:
+    return [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+
+
+def make_run(name: str, size: int, batch: int) -> Callable[[], object]:
+    """One of the things that are timed: ``"inference, static"``, ``"step, transformers"``, ..."""
+    task, kind = name.split(", ")
+    images, padding, targets = make_input(size, batch)
+    criterion = SetLoss(our_config("static").loss)
+
+    if kind == "transformers":
+        model, mask, labels = their_model(), (~padding).long(), their_labels(targets)
+
+        def forward():
+            return model(images, pixel_mask=mask)
+
+        def loss():
+            return model(images, pixel_mask=mask, labels=labels).loss
+    else:
+        model = our_model(kind, their_model()).train(task != "inference")
+
+        def forward():
+            return model(images, padding)
+
+        def loss():
+            return criterion(forward(), targets).total
+
+    def inference():
         with torch.inference_mode():
-            theirs(images, pixel_mask=mask)
+            forward()
 
-    def their_step():
-        theirs.zero_grad()
-        theirs(images, pixel_mask=mask, labels=labels).loss.backward()
-
-    def inference(model: Detector):
-        model.eval()
-        with torch.inference_mode():
-            model(images, padding)
-
-    def step(model: Detector):
-        model.train()
+    def step():
         model.zero_grad()
-        criterion(model(images, padding), targets).total.backward()
+        loss().backward()
 
-    predictions = dynamic.train()(images, padding)
-    detached = type(predictions)(
-        predictions.logits.detach().requires_grad_(),
-        predictions.boxes.detach().requires_grad_(),
-        predictions.groups,
-    )
+    if task == "inference":
+        return inference
+    if task == "step":
+        return step
+    made = forward()
+    logits, boxes = (x.detach().requires_grad_() for x in (made.logits, made.boxes))
+    predictions = Predictions(logits, boxes, made.groups)
+    return lambda: criterion(predictions, targets).total.backward()
 
-    return {
-        "inference, transformers": their_inference,
-        "inference, static": lambda: inference(static),
-        "inference, modulated": lambda: inference(dynamic),
-        "step, transformers": their_step,
-        "step, static": lambda: step(static),
-        "step, modulated": lambda: step(dynamic),
-        "matching and loss, modulated": lambda: criterion(detached, targets).total.backward(),
-    }
 
+NAMES = [
+    "inference, transformers",
+    "inference, static",
+    "inference, modulated",
+    "step, transformers",
+    "step, static",
+    "step, modulated",
+    "matching and loss, static",
+    "matching and loss, modulated",
+]
 
 RATIOS = [
     ("inference: transformers / static", "inference, transformers", "inference, static"),
@@ -158,7 +173,7 @@ RATIOS = [
 
 def measure(size: int, batch: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of every step, ``repeats`` of each after one that is not counted."""
-    timed = steps(size, batch)
+    timed = {name: make_run(name, size, batch) for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for repeat in range(repeats + 1):
         for name, run in timed.items():
@@ -184,11 +199,12 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        run = steps(options.size, options.batch)[options.only]
+        run = make_run(options.only, options.size, options.batch)
         run(), run()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
 
+    check_equal(options.size, options.batch)
     seconds = measure(options.size, options.batch, options.repeats)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     memory = {name: peak_memory(name, options.size, options.batch) for name in medians}
