@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test test-all lint demo bench clean
+.PHONY: setup test test-all lint demo bench study-detectors clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +27,9 @@ demo: setup  ## train a static and a modulated model on generated scenes, compar
 
 bench: setup  ## speed against transformers on this machine
 	$(BIN)/python benchmarks/compare_transformers.py --json runs/compare_transformers.json
+
+study-detectors: setup  ## static against modulated queries for all six detectors, three seeds
+	$(BIN)/python -m dqdet.studies.detectors --out runs/study-detectors --table docs/detectors.md
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
