@@ -130,7 +130,11 @@ class DeformableDetr(Detector):
         return maps
 
     def start_from_queries(self, feature: Tensor, padding: Tensor) -> DecoderInput:
-        """Learned queries; the context of dynamic ones is the coarsest map ``[B, c, h, w]``."""
+        """Learned queries; the context of dynamic ones is the coarsest map ``[B, c, h, w]``.
+
+        It is pooled after its group norm, as in the published code. The mean of a normed group of channels says
+        nothing about the image, so mean pooling leaves 7 of 8 directions at the published width of 256.
+        """
         queries = self.queries(feature, padding)
         reference = self.reference_points(queries["position"]).sigmoid()  # [B, Q, 2]
         return DecoderInput(queries["content"], queries["position"], reference, queries.groups, queries.coefficients)
