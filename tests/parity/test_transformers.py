@@ -147,17 +147,17 @@ def both(request):
     learned = replace(predictions, proposals=None) if theirs.config.auxiliary_loss else predictions.final
     losses = SetLoss(loss)(learned, targets)
     losses.total.backward()
-    return theirs, outputs, ours, predictions, losses, family
+    return theirs, outputs, ours, predictions, losses
 
 
 def test_final_outputs(both):
-    _, outputs, _, predictions, _, _ = both
+    _, outputs, _, predictions, _ = both
     torch.testing.assert_close(predictions.logits[-1], outputs.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(predictions.boxes[-1], outputs.pred_boxes, rtol=1e-4, atol=1e-4)
 
 
 def test_outputs_of_earlier_layers(both):
-    theirs, outputs, _, predictions, _, _ = both
+    theirs, outputs, _, predictions, _ = both
     earlier = outputs.auxiliary_outputs or []
     assert len(earlier) == (len(predictions.logits) - 1 if theirs.config.auxiliary_loss else 0)
     for layer, output in enumerate(earlier):
@@ -166,7 +166,7 @@ def test_outputs_of_earlier_layers(both):
 
 
 def test_losses(both):
-    theirs, outputs, _, predictions, losses, _ = both
+    theirs, outputs, _, predictions, losses = both
     last = len(predictions.logits) - 1 if theirs.config.auxiliary_loss else 0
     for key, value in losses.terms.items():
         _, layer, term = key.split("/")
@@ -176,7 +176,7 @@ def test_losses(both):
 
 
 def test_gradients(both):
-    theirs, outputs, ours, _, losses, family = both
+    theirs, outputs, ours, _, losses = both
     torch.testing.assert_close(losses.total, outputs.loss, rtol=1e-4, atol=1e-4)
     gradients = {
         name: parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)

@@ -119,42 +119,44 @@ def from_huggingface(state: State, theirs: Mapping[str, Any]) -> State:
     # The library ties the heads of all layers unless it has read different ones, and writes tied ones once.
     for name, tensor in list(state.items()):
         if first := re.fullmatch(r"(transformer\.decoder\.(?:class|bbox)_embed\.)0(\..+)", name):
-            for layer in range(1, theirs["decoder_layers"] + theirs.get("two_stage", False)):
+            for layer in range(1, theirs.get("decoder_layers", 6) + theirs.get("two_stage", False)):
                 state.setdefault(f"{first[1]}{layer}{first[2]}", tensor)
     return from_official(state, family)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a Hugging Face model."""
-    try:
-        config = json.loads((folder / THEIR_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DqdetError(f"{THEIR_CONFIG} cannot be read ({error})") from error
-    return config if isinstance(config, dict) else {}
-
-
-def their_options(theirs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The family of a model and those of its options that its parameters do not tell, as overrides.
+    """The configuration of a Hugging Face model.
 
     Raises:
-        DqdetError: the family or an option is none that dqdet has.
+        DqdetError: it cannot be read, or has a family or an option that dqdet does not have.
     """
-    family = MODEL_TYPES.get(theirs.get("model_type", ""))
-    if family is None:
-        raise DqdetError(f"model_type is {theirs.get('model_type')!r}; supported are {', '.join(MODEL_TYPES)}")
-    heads, temperature = theirs.get("encoder_attention_heads", 8), theirs.get("temperature_height", 20)
-    equal = {"decoder_attention_heads": heads, "temperature_width": temperature}
-    for option, value in (FIXED | equal).items():
+    try:
+        theirs = json.loads((folder / THEIR_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DqdetError(f"{THEIR_CONFIG} cannot be read ({error})") from error
+    model_type = theirs.get("model_type") if isinstance(theirs, dict) else None
+    if model_type not in MODEL_TYPES:
+        raise DqdetError(f"model_type is {model_type!r}; supported are {', '.join(MODEL_TYPES)}")
+    equal = {"decoder_attention_heads": "encoder_attention_heads", "temperature_width": "temperature_height"}
+    fixed = FIXED | {option: theirs.get(other) for option, other in equal.items()}
+    for option, value in fixed.items():
         if theirs.get(option, value) != value:
             raise DqdetError(f"{THEIR_CONFIG} has {option}={theirs[option]}; supported is {value} only")
+    return theirs
+
+
+def their_options(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model that its parameters do not tell, as overrides."""
     names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # their default, which they leave out
     classes = [names.get(str(label), UNUSED) for label in range(len(names))]
     official = class_options(len(classes))
-    return family, {
-        "model.heads": heads,
+    options = {
         "model.dropout": theirs.get("dropout", 0.1),
         "classes": classes,
         "category_ids": official["category_ids"] if classes == official["classes"] else [],
-        **({"model.temperature": temperature} if family == "dab_detr" else {}),
-        **({"queries.count": theirs["two_stage_num_proposals"]} if theirs.get("two_stage") else {}),
     }
+    if theirs["model_type"] == "dab-detr":
+        options["model.temperature"] = theirs.get("temperature_height", 20)
+    if theirs.get("two_stage"):
+        options["queries.count"] = theirs.get("two_stage_num_proposals", 300)
+    return options

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from dqdet.checkpoints.conversion import State
+from dqdet.config import Config, resolve
 from dqdet.data.categories import COCO_CATEGORIES
 from dqdet.errors import DqdetError
 
@@ -33,13 +34,41 @@ COCO_OUTPUTS = max(COCO_CATEGORIES) + 1
 UNUSED = "N/A"
 
 
-def model_options(state: State, family: str, heads: int = 8) -> dict[str, Any]:
-    """Overrides of the family's preset that describe the model of these parameters (ours, after conversion).
+def describe(state: State, family: str, heads: int = 8, count: int | None = None) -> Config:
+    """The configuration of the model that parameters (ours, after conversion) are of.
+
+    Args:
+        state: all parameters of the model.
+        family: of the model.
+        heads: of its attention; these leave no trace in parameters.
+        count: of its queries at inference, if known. By default there are four basic queries behind each modulated
+            one, as published.
 
     Raises:
-        DqdetError: the backbone is not one of `RESNETS`.
-        KeyError: a parameter is missing that every model of the family has.
+        DqdetError: a parameter is missing, or the backbone is not one of `RESNETS`.
     """
+    try:
+        options = {
+            **_model(state, family, heads),
+            **_queries(state, family, count),
+            **class_options(_count_classes(state, family)),
+        }
+    except KeyError as error:
+        raise DqdetError(f"looks like {family}, but has no {error.args[0]}") from error
+    return resolve(f"{family}_r50", options)
+
+
+def class_options(count: int) -> dict[str, Any]:
+    """Names and ids of so many classes: COCO's, or numbers where it cannot be COCO."""
+    if count != COCO_OUTPUTS:
+        return {"classes": [f"class {label}" for label in range(count)], "category_ids": []}
+    return {
+        "classes": [COCO_CATEGORIES.get(label, UNUSED) for label in range(count)],
+        "category_ids": list(range(count)),
+    }
+
+
+def _model(state: State, family: str, heads: int) -> dict[str, Any]:
     options: dict[str, Any] = {
         "model.backbone.name": _backbone(state),
         "model.hidden": len(state["decoder.0.norm1.weight"]),
@@ -60,18 +89,17 @@ def model_options(state: State, family: str, heads: int = 8) -> dict[str, Any]:
     return options
 
 
-def query_options(state: State, family: str, ratio: int = 4) -> dict[str, Any]:
-    """The same for the queries. Where they are combined, it is as in the code that published such weights."""
-    rows = next(
-        (len(tensor) for name, tensor in state.items() if name.startswith(("queries.table", "queries.basic"))), 0
-    )
+def _queries(state: State, family: str, count: int | None) -> dict[str, Any]:
+    tables = [table for name, table in state.items() if name.startswith(("queries.table.", "queries.basic."))]
     if "queries.coefficients.0.weight" not in state:
-        # Without any the encoder proposes the queries, as many as wanted.
-        return {"queries.kind": "static"} | ({"queries.count": rows} if rows else {})
-    return {
+        count = len(tables[0]) if tables else count  # without tables the encoder proposes as many as wanted
+        return {"queries.kind": "static"} | ({} if count is None else {"queries.count": count})
+    basic = len(tables[0])
+    count = count or basic // 4
+    return {  # as the code with dynamic queries was published
         "queries.kind": "modulated",
-        "queries.count": rows // ratio,
-        "queries.ratio": ratio,
+        "queries.count": count,
+        "queries.ratio": basic // count,
         "queries.hidden": len(state["queries.coefficients.0.weight"]),
         "queries.pool": "max",
         "queries.pool_padding": True,
@@ -80,20 +108,9 @@ def query_options(state: State, family: str, ratio: int = 4) -> dict[str, Any]:
     }
 
 
-def count_classes(state: State, family: str) -> int:
-    """C, from the class head of a model."""
+def _count_classes(state: State, family: str) -> int:
     bias = state["class_head.0.bias"] if "class_head.0.bias" in state else state["class_head.bias"]
     return len(bias) - (family in ("detr", "smca_detr"))  # these have an output more
-
-
-def class_options(count: int) -> dict[str, Any]:
-    """Names and ids of so many classes: COCO's, or numbers where it cannot be COCO."""
-    if count != COCO_OUTPUTS:
-        return {"classes": [f"class {label}" for label in range(count)], "category_ids": []}
-    return {
-        "classes": [COCO_CATEGORIES.get(label, UNUSED) for label in range(count)],
-        "category_ids": list(range(count)),
-    }
 
 
 def _depth(state: State, prefix: str) -> int:

@@ -25,10 +25,10 @@ from dqdet.checkpoints.folder import (
     without_pretraining,
 )
 from dqdet.checkpoints.hub import download
-from dqdet.checkpoints.huggingface import THEIR_CONFIG, from_huggingface, read_config, their_options
+from dqdet.checkpoints.huggingface import MODEL_TYPES, THEIR_CONFIG, from_huggingface, read_config, their_options
 from dqdet.checkpoints.official import from_official
-from dqdet.checkpoints.shapes import OFFICIAL_SIGNS, class_options, count_classes, model_options, query_options
-from dqdet.config import Config, resolve
+from dqdet.checkpoints.shapes import OFFICIAL_SIGNS, describe
+from dqdet.config import Config, override
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
@@ -100,10 +100,7 @@ def _read_official(file: Path) -> tuple[State, Config]:
     if arguments.get("dilation"):
         raise DqdetError("trained with --dilation (DC5), which is not supported")
     state = from_official(official, family)
-    ratio = 4
-    if "num_queries" in arguments and "query_weight.2.bias" in official:
-        ratio = len(official["query_weight.2.bias"]) // arguments["num_queries"]
-    return state, resolve(f"{family}_r50", _options(state, family, arguments.get("nheads", 8), ratio))
+    return state, describe(state, family, arguments.get("nheads", 8), arguments.get("num_queries"))
 
 
 def _read_huggingface(folder: Path) -> tuple[State, Config]:
@@ -111,21 +108,9 @@ def _read_huggingface(folder: Path) -> tuple[State, Config]:
     if not weights.is_file():
         raise DqdetError("has no model.safetensors; Hugging Face models are read from that only")
     theirs = read_config(folder)
-    family, given = their_options(theirs)
     state = from_huggingface(_read_checkpoint(weights)[0], theirs)
-    return state, resolve(f"{family}_r50", _options(state, family, given["model.heads"]) | given)
-
-
-def _options(state: State, family: str, heads: int, ratio: int = 4) -> dict[str, Any]:
-    """What the parameters (ours, after conversion) tell about their model, as overrides of its family's preset."""
-    try:
-        return (
-            model_options(state, family, heads)
-            | query_options(state, family, ratio)
-            | class_options(count_classes(state, family))
-        )
-    except KeyError as error:
-        raise DqdetError(f"looks like {family}, but has no {error.args[0]}") from error
+    config = describe(state, MODEL_TYPES[theirs["model_type"]], theirs.get("encoder_attention_heads", 8))
+    return state, override(config, their_options(theirs))
 
 
 def _read_checkpoint(file: Path) -> tuple[State, dict[str, Any]]:

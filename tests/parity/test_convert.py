@@ -1,0 +1,359 @@
+"""Official checkpoints and models of the Hugging Face library, read from files as they are published."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from recorded import Case, model_config
+from safetensors.torch import load_file, save_file
+from test_recorded import SMALL
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FrozenBatchNorm2d
+from transformers import (
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
+    DabDetrConfig,
+    DabDetrForObjectDetection,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    ResNetConfig,
+)
+
+import dqdet
+from dqdet.checkpoints.folder import differences, load_folder, without_pretraining
+from dqdet.checkpoints.official import from_official
+from dqdet.checkpoints.shapes import OFFICIAL_SIGNS, describe
+from dqdet.checkpoints.sources import load_model
+from dqdet.data.categories import COCO_CATEGORIES
+from dqdet.errors import DqdetError
+from dqdet.models import FAMILIES, create_model
+from dqdet.types import pad_images
+
+SIZES = [(64, 100), (96, 70)]  # of the images
+
+
+def message(source: Path | str) -> str:
+    with pytest.raises(DqdetError) as caught:
+        load_model(source)
+    text = str(caught.value)
+    assert text.startswith(f"{source}: ")
+    assert "\n" not in text
+    return text
+
+
+# Full size: every parameter of the published models.
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, name):
+    """Each official tensor is filled with a number of its own, and so is looked up among ours."""
+    rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())
+    recipe = json.loads((shared / "parity" / f"{name}_r50_full" / "weights_recipe.json").read_text())
+    aliases = {parameter: f"shared {index}" for parameter, _, index, _, _ in recipe["rows"]}
+    owners = {parameter: aliases.get(parameter, parameter) for parameter, _ in rows}
+    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners.values()), 1)}
+    state = {parameter: torch.tensor(numbers[owners[parameter]]).expand(shape) for parameter, shape in rows}
+
+    family = next(family for family, sign in OFFICIAL_SIGNS.items() if sign in state)
+    converted = from_official(state, family)
+    config = describe(converted, family)
+    assert family == config.model.family == name.removesuffix("_dq").removesuffix("_refine").removesuffix("_two_stage")
+    with torch.device("meta"):
+        model = create_model(without_pretraining(config))
+    assert differences(model.state_dict(), converted) == ""
+
+    sizes = dict.fromkeys(numbers.values(), 0)
+    for parameter, tensor in converted.items():
+        if not parameter.endswith((".scale", ".shift")):  # computed from the four tensors of a batch norm
+            for number, elements in zip(*tensor.unique(return_counts=True), strict=True):
+                sizes[int(number)] += int(elements)
+    for parameter, shape in rows:
+        if re.search(r"\.(bn\d|downsample\.1)\.", parameter):
+            assert sizes[numbers[owners[parameter]]] == 0
+        else:
+            assert sizes[numbers[owners[parameter]]] == torch.Size(shape).numel(), parameter
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_published_parameters_tell_their_configuration(shared, name):
+    rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())
+    recorded = json.loads((shared / "parity" / f"{name}_r50_full" / "config.json").read_text())
+    case = Case(name, recorded, {}, {}, {}, [])
+    state = {parameter: torch.zeros(()).expand(shape) for parameter, shape in rows}
+    expected = model_config(case)
+    config = describe(from_official(state, expected.family), expected.family)
+    assert config.model.backbone.name == "resnet50"
+    assert config.model.model_copy(update={"backbone": expected.backbone, "dropout": 0.0}) == expected
+    assert config.loss == case.loss()
+    queries = case.queries(config.queries.hidden)
+    assert config.queries == queries.model_copy(update={"count": 100 if name == "detr" else 300})
+    assert len(config.classes) == len(config.category_ids) == 91
+    assert {number: config.classes[config.category_ids.index(number)] for number in COCO_CATEGORIES} == COCO_CATEGORIES
+    assert config.classes.count("N/A") == 11
+
+
+# Small: the recorded weights behind a backbone of torchvision.
+
+
+def torchvision_backbone() -> nn.Module:
+    backbone = resnet18(norm_layer=FrozenBatchNorm2d)
+    for name, buffer in backbone.named_buffers():
+        buffer.copy_(torch.rand_like(buffer) * 0.2 + (0.9 if name.endswith(("weight", "var")) else -0.1))
+    return IntermediateLayerGetter(backbone, {f"layer{stage}": str(stage) for stage in (2, 3, 4)})
+
+
+def official_checkpoint(shared: Path, name: str, file: Path) -> tuple[Case, nn.Module, dict[str, Tensor]]:
+    """A file as the official training writes it; the case, the backbone and the weights in it."""
+    torch.manual_seed(0)
+    case, backbone = Case.read(shared, name), torchvision_backbone()
+    channels = {24: 128, 40: 256, 56: 512}  # of the recorded backbones and this one
+    weights = dict(case.weights)
+    for parameter, tensor in case.weights.items():
+        if parameter.startswith("input_proj.") and tensor.dim() == 4:
+            out, given, *kernel = tensor.shape
+            weights[parameter] = torch.randn(out, channels.get(given, given), *kernel) * 0.05
+    state = weights | {f"backbone.0.body.{k}": v for k, v in backbone.state_dict().items()}
+    arguments = argparse.Namespace(nheads=8, num_queries=16, dilation=False, lr=1e-4, output_dir="out")
+    torch.save({"model": state, "optimizer": {}, "epoch": 49, "args": arguments}, file)
+    return case, backbone, weights
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_official_checkpoint_becomes_the_same_model(shared, tmp_path, name):
+    case, backbone, weights = official_checkpoint(shared, name, tmp_path / "checkpoint.pth")
+    dqdet.convert(tmp_path / "checkpoint.pth", tmp_path / "run")
+    model, config = load_folder(tmp_path / "run")
+    expected = model_config(case)
+    assert config.model.model_copy(update={"backbone": expected.backbone, "dropout": 0.0}) == expected
+    assert config.queries.model_copy(update={"hidden": 512}) == case.queries(512)
+    assert config.loss == case.loss()
+    assert config.classes == [f"class {label}" for label in range(7)]
+
+    family = FAMILIES[expected.family]
+    hidden = config.queries.hidden
+    channels = [128, 256, 512][-len(family.strides) :]
+    given = family(expected, case.queries(hidden), 7, channels).eval()
+    given.load_state_dict(from_official(weights, expected.family))
+    images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
+    with torch.no_grad():
+        features = list(backbone(images).values())[-len(channels) :]
+        ours, theirs = model(images, padding), given.forward_features(features, padding)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-4)
+
+
+# What is refused.
+
+
+@pytest.fixture
+def checkpoint(shared, tmp_path):
+    """A changed copy of an official DETR checkpoint."""
+    official_checkpoint(shared, "detr", tmp_path / "detr.pth")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(tmp_path / "detr.pth", weights_only=True)
+
+    def changed(**entries) -> Path:
+        torch.save(content | entries, tmp_path / "changed.pth")
+        return tmp_path / "changed.pth"
+
+    return content["model"], changed
+
+
+@pytest.mark.parametrize("protocol", ["zip", "legacy"])
+def test_a_file_that_would_execute_code_is_refused(tmp_path, protocol):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    file = tmp_path / "checkpoint.pth"
+    torch.save({"model": Payload()}, file, _use_new_zipfile_serialization=protocol == "zip")
+    text = message(file)
+    assert "refused, because reading it would execute code (posix.mkdir)" in text
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_files_are_refused(tmp_path, checkpoint):
+    _, changed = checkpoint
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    assert "damaged, or not a checkpoint of PyTorch" in message(tmp_path / "text.pth")
+    whole = changed().read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in message(tmp_path / "half.pth")
+    (tmp_path / "x.safetensors").write_bytes(whole)
+    assert "damaged" in message(tmp_path / "x.safetensors")
+    assert "neither parameters nor an entry 'model'" in message(changed(model={"a": 1}))
+    other = message(changed(model={"fc.weight": torch.zeros(2)}))
+    assert "not an official checkpoint of" in other
+    assert "smca_detr" in other
+    assert "fc.weight" in other
+    assert "DC5" in message(changed(args=argparse.Namespace(dilation=True)))
+
+
+def test_leftover_missing_and_misshapen_parameters_are_listed(checkpoint):
+    state, changed = checkpoint
+    more = state | {"mask_head.lay1.weight": torch.zeros(2), "mask_head.lay2.weight": torch.zeros(2)}
+    assert "looks like detr" in message(changed(model=more))
+    assert "2 unknown (mask_head.lay1.weight, mask_head.lay2.weight)" in message(changed(model=more))
+    less = {k: v for k, v in state.items() if k != "bbox_embed.layers.1.bias"}
+    assert "1 missing (box_head.layers.1.bias)" in message(changed(model=less))
+    narrow = state | {"bbox_embed.layers.2.weight": torch.zeros(4, 8)}
+    assert "box_head.layers.2.weight [4, 8] instead of [4, 64]" in message(changed(model=narrow))
+    headless = {k: v for k, v in state.items() if not k.startswith("class_embed")}
+    assert "looks like detr, but has no class_head.bias" in message(changed(model=headless))
+    stageless = {k: v for k, v in state.items() if ".layer4.1." not in k}
+    assert "backbone is none of resnet18" in message(changed(model=stageless))
+
+
+def test_heads_that_should_be_shared_but_differ_are_refused(shared, tmp_path):
+    _, _, weights = official_checkpoint(shared, "deformable_detr", tmp_path / "whole.pth")
+    backbone = {f"backbone.0.body.{k}": v for k, v in torchvision_backbone().state_dict().items()}
+    weights["class_embed.1.bias"] = weights["class_embed.1.bias"] + 1
+    save_file(weights | backbone, tmp_path / "changed.safetensors")
+    assert "class_embed.1.bias: differs" in message(tmp_path / "changed.safetensors")
+
+
+# Hugging Face.
+
+THEIRS = {
+    "detr": (DetrConfig, DetrForObjectDetection, {}),
+    "conditional_detr": (ConditionalDetrConfig, ConditionalDetrForObjectDetection, {}),
+    "dab_detr": (DabDetrConfig, DabDetrForObjectDetection, {"hidden_size": 64, "temperature_height": 30}),
+    "dab_detr_patterns": (DabDetrConfig, DabDetrForObjectDetection, {"hidden_size": 64, "num_patterns": 2}),
+    "deformable_detr": (DeformableDetrConfig, DeformableDetrForObjectDetection, {}),
+    "deformable_detr_refine": (
+        DeformableDetrConfig,
+        DeformableDetrForObjectDetection,
+        {"with_box_refine": True},
+    ),
+    "deformable_detr_two_stage": (
+        DeformableDetrConfig,
+        DeformableDetrForObjectDetection,
+        {"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 12},
+    ),
+}
+NAMES = ["cat", "dog", "bird"]
+
+
+def huggingface_model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    kind, model, variant = THEIRS[name]
+    if name.startswith("dab"):
+        variant = variant | {"temperature_width": variant.get("temperature_height", 20)}
+    stages = ["stage2", "stage3", "stage4"] if kind is DeformableDetrConfig else ["stage4"]
+    backbone = ResNetConfig(
+        layer_type="basic",
+        depths=[2, 2, 2, 2],
+        hidden_sizes=[64, 128, 256, 512],
+        embedding_size=64,
+        out_features=stages,
+    )
+    sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = kind(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_queries=12,
+        id2label=dict(enumerate(NAMES)),
+        **sizes,
+        **heads,
+        **variant,
+    )
+    theirs = model(config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            parameter += (0.0 if "backbone" in name else 0.05) * torch.randn_like(parameter)
+        for buffer in theirs.buffers():
+            buffer += 0.1 * torch.rand_like(buffer)
+    return theirs
+
+
+@pytest.mark.parametrize("older", [True, False], ids=["older names", "newer names"])
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_hugging_face_folder_becomes_the_same_model(tmp_path, name, older):
+    theirs = huggingface_model(name)
+    theirs.save_pretrained(tmp_path, save_original_format=older)
+    model, config, metrics = load_model(tmp_path)
+    assert (config.classes, config.category_ids, metrics) == (NAMES, [], {})
+    assert (config.model.heads, config.model.dropout) == (4, 0.1)
+    assert (config.queries.kind, config.queries.count) == ("static", 12)
+    images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
+    with torch.no_grad():
+        expected = theirs(images, pixel_mask=(~padding).long())
+        found = model(images, padding).final
+    torch.testing.assert_close(found.logits[0], expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes[0], expected.pred_boxes, rtol=1e-4, atol=1e-4)
+
+
+def test_models_with_a_backbone_of_timm_have_the_torchvision_names(shared, tmp_path):
+    """As most models on the hub have been saved."""
+    theirs = huggingface_model("detr")
+    theirs.save_pretrained(tmp_path)
+    expected = load_model(tmp_path).model.state_dict()
+    state = load_file(tmp_path / "model.safetensors")
+    names = {
+        "embedder.embedder.convolution": "conv1",
+        "embedder.embedder.normalization": "bn1",
+        "encoder.stages.0.layers": "layer1",
+        "encoder.stages.1.layers": "layer2",
+        "encoder.stages.2.layers": "layer3",
+        "encoder.stages.3.layers": "layer4",
+        "layer.0.convolution": "conv1",
+        "layer.1.convolution": "conv2",
+        "layer.0.normalization": "bn1",
+        "layer.1.normalization": "bn2",
+        "shortcut.convolution": "downsample.0",
+        "shortcut.normalization": "downsample.1",
+    }
+    renamed = {}
+    for name, tensor in state.items():
+        for old, new in names.items():
+            name = name.replace(f".{old}.", f".{new}.") if ".backbone." in name else name
+        renamed[name] = tensor
+    assert "model.backbone.conv_encoder.model.layer2.0.downsample.1.running_var" in renamed
+    save_file(renamed, tmp_path / "model.safetensors")
+    found = load_model(tmp_path).model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_coco_models_of_hugging_face_know_the_category_ids(tmp_path):
+    names = [COCO_CATEGORIES.get(number, "N/A") for number in range(91)]
+    theirs = huggingface_model("detr")
+    theirs.class_labels_classifier = nn.Linear(64, 92)
+    theirs.config.id2label = dict(enumerate(names))
+    theirs.save_pretrained(tmp_path)
+    config = load_model(tmp_path).config
+    assert (config.classes, config.category_ids) == (names, list(range(91)))
+
+
+def test_what_dqdet_does_not_have_is_refused(tmp_path):
+    theirs = huggingface_model("detr")
+    theirs.save_pretrained(tmp_path)
+    original = json.loads((tmp_path / "config.json").read_text())
+
+    def changed(**options) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(original | options))
+        return message(tmp_path)
+
+    assert "dilation=True; supported is False only" in changed(dilation=True)
+    assert "position_embedding_type=learned" in changed(position_embedding_type="learned")
+    assert "decoder_attention_heads=2; supported is 4 only" in changed(decoder_attention_heads=2)
+    assert "model_type is 'yolos'; supported are detr, conditional_detr" in changed(model_type="yolos")
+    assert "class_head.weight [4, 64] instead of [3, 64]" in changed(id2label={"0": "cat", "1": "dog"})
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json cannot be read" in message(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(original))
+    (tmp_path / "model.safetensors").unlink()
+    assert "has no model.safetensors" in message(tmp_path)
