@@ -33,6 +33,17 @@ TINY: dict[str, Any] = {
     "train.offsets_lr": 5e-5,
 }
 
+# Presets of all families; with TINY they are as small, but have pretrained backbones.
+FAMILIES = [
+    "detr_r50",
+    "conditional_detr_r50",
+    "smca_detr_r50",
+    "dab_detr_r50",
+    "deformable_detr_r50",
+    "deformable_detr_r50_refine",
+    "dab_deformable_detr_r50",
+]
+
 
 def tiny(**overrides: Any) -> Config:
     """Three epochs of three steps; options are written with ``__`` for the dot."""

@@ -14,6 +14,9 @@ from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import SHORT_NAMES
 
+# Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
+MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
+
 
 def start_from(source: str, model: Detector, config: Config) -> str:
     """Fill a new model with the weights of another one, wherever they fit.
@@ -36,26 +39,35 @@ def start_from(source: str, model: Detector, config: Config) -> str:
     start, start_config, _ = load_model(source)
     _check_sizes(source, start_config, config)
     made, found = model.state_dict(), start.state_dict()
-    if start_config.queries.kind == "static" and config.queries.kind == "modulated":
+    repeated = start_config.queries.kind == "static" and config.queries.kind == "modulated"
+    if repeated:
         found = repeat_queries(found, config.queries.ratio)
-    if start_config.queries != config.queries:  # coefficients for another pooling, or of other queries
-        found = {name: tensor for name, tensor in found.items() if not name.startswith("queries.coefficients.")}
 
     labels = _same_classes(start_config.classes, config.classes)
     outputs = labels | {len(config.classes): len(start_config.classes)}  # "no object", in families that have it
     proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models; output 0 means any object there
-    for name in found:
-        if name.startswith("class_head."):
-            found[name] = _head(made[name], found[name], {0: 0} if name.startswith(proposals) else outputs)
+    heads = {
+        name: _head(made[name], found[name], {0: 0} if name.startswith(proposals) else outputs)
+        for name in made
+        if name.startswith("class_head.")
+    }
+    fixed = () if start_config.queries == config.queries else MADE_FOR_QUERIES
+    loaded = {
+        name: tensor
+        for name, tensor in found.items()
+        if name in made and made[name].shape == tensor.shape and not name.startswith(("class_head.", *fixed))
+    }
+    model.load_state_dict(made | loaded | heads)
 
-    loaded = {name: tensor for name, tensor in found.items() if name in made and made[name].shape == tensor.shape}
-    model.load_state_dict(made | loaded)
-    remade, ignored = _parts(made.keys() - loaded.keys()), _parts(found.keys() - loaded.keys())
-    if start_config.classes != config.classes:
-        remade.append(f"class_head ({len(labels)} of {len(config.classes)} classes kept by name)")
+    same_classes = start_config.classes == config.classes
+    taken = loaded.keys() | (heads.keys() if same_classes else set())
+    remade, ignored = _parts(made.keys() - taken - heads.keys()), _parts(found.keys() - taken - heads.keys())
+    if not same_classes:
+        remade.append(f"class_head (with {len(labels)} of {len(config.classes)} classes known by name)")
         ignored.append(f"{len(start_config.classes) - len(labels)} classes")
+    times = f", the queries {config.queries.ratio} times" if repeated else ""
     return (
-        f"init={source}: loaded {len(loaded)} of {len(made)} tensors; re-made {', '.join(remade) or 'nothing'}; "
+        f"init={source}: loaded {len(taken)} of {len(made)} tensors{times}; re-made {', '.join(remade) or 'nothing'}; "
         f"ignored {', '.join(ignored) or 'nothing'}"
     )
 
