@@ -33,8 +33,7 @@ TINY: dict[str, Any] = {
     "train.offsets_lr": 5e-5,
 }
 
-# Presets of all families; with TINY they are as small, but have pretrained backbones.
-FAMILIES = [
+PRESETS = [
     "detr_r50",
     "conditional_detr_r50",
     "smca_detr_r50",
@@ -48,6 +47,13 @@ FAMILIES = [
 def tiny(**overrides: Any) -> Config:
     """Three epochs of three steps; options are written with ``__`` for the dot."""
     return resolve("scenes_tiny", TINY | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def tiny_family(preset: str, **overrides: Any) -> Config:
+    """The same sizes for the preset of any family, without pretrained weights."""
+    options = {name: value for name, value in TINY.items() if name != "model.refine"}
+    overrides = {name.replace("__", "."): value for name, value in overrides.items()}
+    return resolve(preset, options | {"model.backbone.pretrained": False} | overrides)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

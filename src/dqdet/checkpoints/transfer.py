@@ -103,7 +103,8 @@ def _sizes(config: Config) -> dict[str, Any]:
     backbone = config.model.backbone
     architecture = SHORT_NAMES.get(backbone.name, backbone.name).split(".")[0]
     options = config.model.model_dump(exclude={"backbone", "dropout"})
-    return {**options, "backbone.name": architecture, "backbone.freeze": backbone.freeze}
+    options |= {"backbone.name": architecture, "backbone.freeze": backbone.freeze}
+    return {f"model.{option}": value for option, value in options.items()}
 
 
 def _listed(options: dict[str, Any]) -> str:
