@@ -5,7 +5,7 @@ One function, :func:`sample`, with one reference and two faster forms of it:
 - :func:`sample_reference` says what is computed; it runs on any device, exports, and the tests compare the
   others with it in value and gradient.
 - :func:`sample_gather` reads the four corners of every point from one flat table. ``torch.compile`` fuses it into
-  a kernel that never stores the corners; it runs on GPUs.
+  a kernel that never stores the corners; it runs on GPUs where Triton can compile.
 - ``sample_loops`` are the same sums as plain loops, compiled by numba: one pass forward, one backward, without
   atomics, because no two threads share a head. They run on CPUs.
 
@@ -15,9 +15,12 @@ P points a level. ``locations`` are (x, y) in 0..1 of the padded map; what lies 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 
 import numba
 import numpy as np
@@ -47,7 +50,7 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
         flat_shapes = [size for shape in shapes for size in shape]
         sampled = _sample_loops(value.to(exact), flat_shapes, locations.to(exact), weights.to(exact))
         return sampled.to(value.dtype)
-    if value.device.type == "cuda":
+    if value.device.type == "cuda" and _can_compile():
         return _compiled_gather()(value, shapes, locations, weights)
     return sample_reference(value, shapes, locations, weights)
 
@@ -89,6 +92,13 @@ def sample_gather(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
             factor = (share * weights * inside).flatten(3).to(value.dtype)  # [B, Q, H, L*P]
             result = result + (value[batch, row.flatten(3), head] * factor[..., None]).sum(3)  # [B, Q, H, D]
     return result.flatten(2)
+
+
+@cache
+def _can_compile() -> bool:
+    """Triton builds its launchers with a C compiler, which images for deployment often lack."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and find_spec("triton") is not None
 
 
 @cache
