@@ -1,6 +1,6 @@
 """Table 2 in small: every detector with static and with modulated queries, on generated scenes.
 
-    python -m dqdet.studies.detectors --out FOLDER [--seeds 3] [--steps 300] [--jobs 2] [--table docs/detectors.md]
+    python -m dqdet.studies.detectors --out FOLDER [--seeds 3] [--steps 200] [--jobs 2] [--table docs/detectors.md]
 
 All trainings have the same steps, data and seeds; the two of a pair differ in ``queries.kind`` alone. Runs that are
 in the folder already are not repeated, so an interrupted study goes on where it stopped.
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/study-detectors"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time, one thread each")
     parser.add_argument("--table", type=Path, help="write the table to this file")
     arguments = parser.parse_args()
