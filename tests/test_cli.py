@@ -77,6 +77,9 @@ def test_a_preset_is_printed_fully_resolved(run):
         (["train", "--resume", "/nothing"], "/nothing: no such folder"),
         (["eval", "/nothing"], "/nothing: no such folder"),
         (["predict", "/nothing", "x.jpg", "--out", "y"], "/nothing: no such folder"),
+        (["convert", "/nothing", "--out", "y"], "/nothing: no such folder or file"),
+        (["upgrade", "/nothing", "--out", "y"], "/nothing: no such folder or file"),
+        (["train", "scenes_tiny", "init=/nothing", "--out", "y"], "/nothing: no such folder or file"),
     ],
 )
 def test_errors_are_one_line(run, arguments, expected):
@@ -113,6 +116,25 @@ def test_train_evaluate_and_predict(run, tmp_path, pictures):
     assert {entry["image_id"] for entry in results} == {4, 17}
     assert {entry["category_id"] for entry in results} <= set(range(1, 9))
     assert sorted(contents(tmp_path / "found")) == ["17.png", "4.png", "images.json", "results.json"]
+
+
+def test_models_are_converted_and_upgraded(run, tmp_path):
+    run("train", "scenes_tiny", *SMALL, "train.steps=1", "queries.kind=static", "--out", tmp_path / "static")
+    status, text, err = run("convert", tmp_path / "static", "--out", tmp_path / "same")
+    assert (status, err) == (0, "")
+    assert text == f"{tmp_path}/same: deformable_detr with test_resnet, 5 static queries, 8 classes\n"
+    assert contents(tmp_path / "same")["model.safetensors"] == contents(tmp_path / "static")["model.safetensors"]
+    status, text, err = run("upgrade", tmp_path / "same", "--ratio", 3, "--out", tmp_path / "modulated")
+    assert (status, err) == (0, "")
+    assert text == f"{tmp_path}/modulated: deformable_detr with test_resnet, 5 modulated queries, 8 classes\n"
+    status, _, err = run("upgrade", tmp_path / "modulated", "--out", tmp_path / "twice")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "only static queries can be upgraded" in err
+    options = [*SMALL, "train.steps=1", "queries.ratio=3", f"init={tmp_path}/modulated"]
+    status, _, err = run("train", "scenes_tiny", *options, "--out", tmp_path / "tuned")
+    assert status == 0
+    assert err.startswith(f"init={tmp_path}/modulated: loaded ")
+    assert "; re-made nothing; ignored nothing\n" in err
 
 
 def test_an_unreadable_picture_is_reported_and_the_others_are_done(run, trained, tmp_path, pictures):

@@ -66,13 +66,13 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None
     """
     data = _open_data(config)
     config = config.model_copy(update={"classes": data.val_set.classes, "category_ids": data.val_set.category_ids})
-    prepare_folder(out, config)
     torch.manual_seed(config.train.seed)
     if config.init is None:
         model = create_model(config)
     else:
         model = create_model(without_pretraining(config))
         rank_zero_only(print)(start_from(config.init, model, config), file=sys.stderr)
+    prepare_folder(out, config)
     _fit(DetectionModule(model, config), data, out, None, callbacks)
 
 
