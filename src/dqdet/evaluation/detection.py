@@ -1,16 +1,19 @@
-"""COCO box metrics: average precision and recall as the official evaluation computes them."""
+"""COCO box and mask metrics: average precision and recall as the official evaluation computes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
 from torchvision.ops import box_convert
 
+from dqdet.evaluation import rle
 from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.evaluation.processes import gathered
+
+IouType = Literal["bbox", "segm"]
 
 # In the order of the official summary.
 AVERAGE_PRECISION = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -18,15 +21,24 @@ AVERAGE_RECALL = ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 SUMMARY = AVERAGE_PRECISION + AVERAGE_RECALL
 
 
-def coco_results(image_id: int, detections: ImageDetections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The detections of one image as entries of a COCO results file (boxes: x, y, width, height in pixels).
+def coco_results(
+    image_id: int, detections: ImageDetections, category_ids: Sequence[int], iou_type: IouType = "bbox"
+) -> list[dict[str, Any]]:
+    """The detections of one image as entries of a COCO results file.
 
-    Boxes are not clipped to the image, as in the published evaluations.
+    An entry has its box (``bbox``: x, y, width, height in pixels) or its mask (``segm``: compressed RLE), never both:
+    the official evaluation would take the areas of masks from the boxes. Boxes are not clipped to the image, as in
+    the published evaluations.
     """
-    boxes = box_convert(detections.boxes, "xyxy", "xywh").tolist()
+    shapes: list[Any]
+    if iou_type == "segm":
+        assert detections.masks is not None, "these detections have no masks"
+        key, shapes = "segmentation", rle.encode(detections.masks)
+    else:
+        key, shapes = "bbox", box_convert(detections.boxes, "xyxy", "xywh").tolist()
     return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for score, label, box in zip(detections.scores.tolist(), detections.labels.tolist(), boxes, strict=True)
+        {"image_id": image_id, "category_id": category_ids[label], key: shape, "score": score}
+        for score, label, shape in zip(detections.scores.tolist(), detections.labels.tolist(), shapes, strict=True)
     ]
 
 
@@ -40,14 +52,16 @@ class DetectionMetric:
     Args:
         ground_truth: a data set in COCO's JSON structure, at the size to which detections refer.
         category_ids: the category id of each label.
+        iou_type: whether boxes (``bbox``) or masks (``segm``) are compared. Masks are kept compressed.
     """
 
-    def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int]) -> None:
+    def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int], iou_type: IouType = "bbox") -> None:
         # The evaluation marks matches by annotation id, 0 meaning none, and writes into the annotations:
         # it gets copies, numbered from 1.
         annotations = [{**annotation, "id": i} for i, annotation in enumerate(ground_truth["annotations"], 1)]
         self.ground_truth = COCO({**ground_truth, "annotations": annotations})
         self.category_ids = list(category_ids)
+        self.iou_type: IouType = iou_type
         self.reset()
 
     def reset(self) -> None:
@@ -55,7 +69,7 @@ class DetectionMetric:
 
     def update(self, image_ids: Sequence[int], detections: Sequence[ImageDetections]) -> None:
         for image_id, found in zip(image_ids, detections, strict=True):
-            self.results[image_id] = coco_results(image_id, found, self.category_ids)
+            self.results[image_id] = coco_results(image_id, found, self.category_ids, self.iou_type)
 
     def compute(self) -> dict[str, float]:
         """The metrics over all images given to ``update``, in any process, since the last ``reset``.
@@ -65,32 +79,29 @@ class DetectionMetric:
             ``AR100``, ``AR_small``, ...) and, for each class, ``AP/name``, ``AP50/name``, ``AP75/name`` and
             ``AR100/name``; -1 where there is no ground truth to measure, as in the official evaluation.
         """
-        results = self._gathered()
+        results = gathered(self.results)
         entries = [entry for image in results.values() for entry in image]
-        evaluation = COCOeval_faster(self.ground_truth, self.ground_truth.loadRes(entries), iouType="bbox")
+        evaluation = COCOeval_faster(self.ground_truth, self.ground_truth.loadRes(entries), iouType=self.iou_type)
         evaluation.params.imgIds = sorted(results)
         evaluation.run()
-        metrics = dict(zip(SUMMARY, evaluation.stats.tolist(), strict=True))
+        return summary(evaluation)
 
-        # Axes: IoU thresholds, recall thresholds (precision only), categories, areas (first: all),
-        # maximum numbers of detections (last: 100).
-        precision = evaluation.eval["precision"][..., 0, -1]  # [T, R, K]
-        recall = evaluation.eval["recall"][..., 0, -1]  # [T, K]
-        for k, category in enumerate(self.ground_truth.loadCats(evaluation.params.catIds)):
-            name = category["name"]
-            metrics[f"AP/{name}"] = _mean_of_defined(precision[:, :, k])
-            metrics[f"AP50/{name}"] = _mean_of_defined(precision[0, :, k])
-            metrics[f"AP75/{name}"] = _mean_of_defined(precision[5, :, k])
-            metrics[f"AR100/{name}"] = _mean_of_defined(recall[:, k])
-        return metrics
 
-    def _gathered(self) -> dict[int, list[dict[str, Any]]]:
-        """The results of all processes, in every process."""
-        if not dist.is_initialized():
-            return self.results
-        shares: list[dict[int, list[dict[str, Any]]]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shares, self.results)
-        return {image_id: entries for share in shares for image_id, entries in share.items()}
+def summary(evaluation: COCOeval_faster) -> dict[str, float]:
+    """The metrics of ``DetectionMetric.compute`` from an evaluation that has run."""
+    metrics = dict(zip(SUMMARY, evaluation.stats.tolist(), strict=True))
+
+    # Axes: IoU thresholds, recall thresholds (precision only), categories, areas (first: all),
+    # maximum numbers of detections (last: 100).
+    precision = evaluation.eval["precision"][..., 0, -1]  # [T, R, K]
+    recall = evaluation.eval["recall"][..., 0, -1]  # [T, K]
+    for k, category in enumerate(evaluation.cocoGt.loadCats(evaluation.params.catIds)):
+        name = category["name"]
+        metrics[f"AP/{name}"] = _mean_of_defined(precision[:, :, k])
+        metrics[f"AP50/{name}"] = _mean_of_defined(precision[0, :, k])
+        metrics[f"AP75/{name}"] = _mean_of_defined(precision[5, :, k])
+        metrics[f"AR100/{name}"] = _mean_of_defined(recall[:, k])
+    return metrics
 
 
 def _mean_of_defined(values: np.ndarray) -> float:

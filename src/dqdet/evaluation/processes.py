@@ -1,0 +1,22 @@
+"""Results of several processes brought together."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch.distributed as dist
+
+Result = TypeVar("Result")
+
+
+def gathered(results: dict[int, Result]) -> dict[int, Result]:
+    """The results of all processes, by image (or video) id, in every process.
+
+    Of an image that several processes saw, as a distributed sampler makes happen to equalise their shares, one
+    result is kept.
+    """
+    if not dist.is_initialized():
+        return results
+    shares: list[dict[int, Result]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, results)
+    return {image_id: result for share in shares for image_id, result in share.items()}
