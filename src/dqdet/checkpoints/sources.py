@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -95,7 +94,7 @@ def _read_official(file: Path) -> tuple[State, Config]:
     official, arguments = _read_checkpoint(file)
     family = next((family for family, sign in OFFICIAL_SIGNS.items() if sign in official), None)
     if family is None:
-        some = ", ".join(list(official)[:3])
+        some = ", ".join(map(str, list(official)[:3]))
         raise DqdetError(f"not an official checkpoint of {', '.join(OFFICIAL_SIGNS)}; has {some}, ...")
     if arguments.get("dilation"):
         raise DqdetError("trained with --dilation (DC5), which is not supported")
@@ -128,7 +127,7 @@ def _read_checkpoint(file: Path) -> tuple[State, dict[str, Any]]:
         raise DqdetError(
             f"refused, because reading it would execute code ({code[1]}); get it as plain tensors"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # whatever reading damaged bytes brings
         raise DqdetError(f"damaged or cut short ({type(error).__name__}); get it again") from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):

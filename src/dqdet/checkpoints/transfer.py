@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
+from dqdet.checkpoints.conversion import State
 from dqdet.checkpoints.sources import load_model
 from dqdet.checkpoints.upgrade import repeat_queries
 from dqdet.config import Config
@@ -39,53 +38,47 @@ def start_from(source: str, model: Detector, config: Config) -> str:
     start, start_config, _ = load_model(source)
     _check_sizes(source, start_config, config)
     made, found = model.state_dict(), start.state_dict()
-    repeated = start_config.queries.kind == "static" and config.queries.kind == "modulated"
+    kinds = start_config.queries.kind, config.queries.kind
+    repeated = kinds == ("static", "modulated") and start_config.queries.count == config.queries.count
     if repeated:
         found = repeat_queries(found, config.queries.ratio)
 
-    labels = _same_classes(start_config.classes, config.classes)
-    outputs = labels | {len(config.classes): len(start_config.classes)}  # "no object", in families that have it
-    proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models; output 0 means any object there
-    heads = {
-        name: _head(made[name], found[name], {0: 0} if name.startswith(proposals) else outputs)
-        for name in made
-        if name.startswith("class_head.")
-    }
-    fixed = () if start_config.queries == config.queries else MADE_FOR_QUERIES
+    unfit: tuple[str, ...] = ()
+    if start_config.queries != config.queries:
+        unfit += MADE_FOR_QUERIES
+    if start_config.classes != config.classes:
+        unfit += ("class_head.",)
     loaded = {
         name: tensor
         for name, tensor in found.items()
-        if name in made and made[name].shape == tensor.shape and not name.startswith(("class_head.", *fixed))
+        if name in made and made[name].shape == tensor.shape and not name.startswith(unfit)
     }
-    model.load_state_dict(made | loaded | heads)
-
-    same_classes = start_config.classes == config.classes
-    taken = loaded.keys() | (heads.keys() if same_classes else set())
-    remade, ignored = _parts(made.keys() - taken - heads.keys()), _parts(found.keys() - taken - heads.keys())
-    if not same_classes:
-        remade.append(f"class_head (with {len(labels)} of {len(config.classes)} classes known by name)")
-        ignored.append(f"{len(start_config.classes) - len(labels)} classes")
+    model.load_state_dict(made | loaded)
+    heads = {name for name in made if name.startswith("class_head.")}
+    remade, ignored = _parts(made.keys() - loaded.keys() - heads), _parts(found.keys() - loaded.keys() - heads)
+    if start_config.classes != config.classes:
+        kept = _keep_classes(model, config, found, start_config)
+        remade.append(f"class_head (with {kept} of {len(config.classes)} classes known by name)")
+        ignored.append(f"{len(start_config.classes) - kept} of {len(start_config.classes)} classes")
     times = f", the queries {config.queries.ratio} times" if repeated else ""
     return (
-        f"init={source}: loaded {len(taken)} of {len(made)} tensors{times}; re-made {', '.join(remade) or 'nothing'}; "
+        f"init={source}: loaded {len(loaded)} of {len(made)} tensors{times}; re-made {', '.join(remade) or 'nothing'}; "
         f"ignored {', '.join(ignored) or 'nothing'}"
     )
 
 
-def _same_classes(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
-    """New label -> old label of the classes in both lists. Names that a list has twice are nobody's."""
-    if old == new:
-        return {label: label for label in range(len(new))}
-    return {label: old.index(name) for label, name in enumerate(new) if old.count(name) == 1 and new.count(name) == 1}
-
-
-def _head(made: Tensor, found: Tensor, outputs: dict[int, int]) -> Tensor:
-    """A class head's weight or bias as it was made, with some outputs (new -> old) of another one."""
-    head = made.clone()
-    for new, old in outputs.items():
-        if new < len(head):
-            head[new] = found[old]
-    return head
+def _keep_classes(model: Detector, config: Config, found: State, start: Config) -> int:
+    """Take over the outputs of the class heads for classes that both models have, by name; says how many."""
+    old, new = start.classes, config.classes
+    labels = {label: old.index(name) for label, name in enumerate(new) if old.count(name) == new.count(name) == 1}
+    outputs = labels | {len(new): len(old)}  # "no object", in families that have it
+    proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models: output 0 means any object there
+    for name, head in model.state_dict().items():  # weights [outputs, c], biases [outputs]
+        if name.startswith("class_head."):
+            for label, before in ({0: 0} if name.startswith(proposals) else outputs).items():
+                if label < len(head):
+                    head[label] = found[name][before]
+    return len(labels)
 
 
 def _check_sizes(source: str, start: Config, config: Config) -> None:

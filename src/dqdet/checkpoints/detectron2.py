@@ -1,0 +1,61 @@
+"""Parameter names of Mask2Former's implementation on detectron2."""
+
+from __future__ import annotations
+
+from dqdet.checkpoints.conversion import Rule, State, fold_norms, rename
+from dqdet.checkpoints.official import DYNAMIC
+
+# ResNets become torchvision's.
+RESNET: list[Rule] = [
+    (r"^backbone\.stem\.", "backbone.body."),
+    (r"^backbone\.res2\.", "backbone.body.layer1."),
+    (r"^backbone\.res3\.", "backbone.body.layer2."),
+    (r"^backbone\.res4\.", "backbone.body.layer3."),
+    (r"^backbone\.res5\.", "backbone.body.layer4."),
+    (r"^(backbone\..*)\bconv(\d)\.norm\.", r"\1bn\2."),
+    (r"^(backbone\..*)\bshortcut\.norm\.", r"\1downsample.1."),
+    (r"^(backbone\..*)\bshortcut\.", r"\1downsample.0."),
+]
+
+# Older files have the pixel decoder directly in the head.
+PIXEL_DECODER: list[Rule] = [
+    (r"^sem_seg_head\.(?!predictor\.)(?:pixel_decoder\.)?", "pixel_decoder."),
+    (r"^pixel_decoder\.transformer\.(?:encoder\.)?", "pixel_decoder.encoder."),
+    (r"^(pixel_decoder\.encoder\..*)\.(linear[12])\.", r"\1.feedforward.\2."),
+    (r"^(pixel_decoder\.encoder\..*)\.norm2\.", r"\1.feedforward.norm."),
+    (r"^pixel_decoder\.adapter_1\.norm\.", "pixel_decoder.lateral.1."),
+    (r"^pixel_decoder\.adapter_1\.", "pixel_decoder.lateral.0."),
+    (r"^pixel_decoder\.layer_1\.norm\.", "pixel_decoder.output.1."),
+    (r"^pixel_decoder\.layer_1\.", "pixel_decoder.output.0."),
+    (r"^pixel_decoder\.mask_features\.", "pixel_decoder.mask_proj."),
+]
+
+DECODER: list[Rule] = [
+    (r"^sem_seg_head\.predictor\.", ""),
+    (r"^transformer_cross_attention_layers\.(\d+)\.norm\.", r"decoder.\1.norm1."),
+    (r"^transformer_cross_attention_layers\.(\d+)\.multihead_attn\.", r"decoder.\1.cross_attn."),
+    (r"^transformer_self_attention_layers\.(\d+)\.norm\.", r"decoder.\1.norm2."),
+    (r"^transformer_self_attention_layers\.(\d+)\.self_attn\.", r"decoder.\1.self_attn."),
+    (r"^transformer_ffn_layers\.(\d+)\.", r"decoder.\1.feedforward."),
+    (r"^decoder_norm\.", "norm."),
+    (r"^class_embed\.", "class_head."),
+    (r"^mask_embed\.", "mask_head."),
+    (r"^level_embed\.weight$", "level_embed"),
+    (r"^(?:query_feat|static_query)\.weight$", "queries.table.content"),
+    (r"^query_embed\.weight$", "queries.table.position"),
+    (r"^query_weight\.", "queries.coefficients."),
+]
+
+UNUSED = "criterion.empty_weight"  # class weights of the loss, a part of its configuration here
+
+
+def from_detectron2(state: State) -> State:
+    """Our parameters from the state dict (the ``model`` entry of a checkpoint) of Mask2Former.
+
+    Raises:
+        DqdetError: if two different parameters become one of ours.
+    """
+    rules = [*RESNET, *PIXEL_DECODER, *DECODER]
+    if "sem_seg_head.predictor.query_weight.0.weight" in state:
+        rules += DYNAMIC
+    return fold_norms(rename({name: tensor for name, tensor in state.items() if name != UNUSED}, rules))
