@@ -27,6 +27,7 @@ demo: setup  ## train a static and a modulated model on generated scenes, compar
 
 bench: setup  ## speed against transformers on this machine
 	$(BIN)/python benchmarks/compare_transformers.py --json runs/compare_transformers.json
+	$(BIN)/python benchmarks/families.py --json runs/families.json
 
 study-detectors: setup  ## static against modulated queries for all six detectors, three seeds
 	$(BIN)/python -m dqdet.studies.detectors --out runs/study-detectors --table docs/detectors.md

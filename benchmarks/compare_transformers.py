@@ -4,23 +4,19 @@
 
 Prints medians and ratios of inference and of a training step (forward, loss, backward), the overhead of dynamic
 queries against our own static model, the time of matching and loss alone, and the peak memory of each step.
-Models take turns within every repeat, so that a machine whose speed drifts does not favour one of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from transformers import DeformableDetrConfig as TheirConfig
 from transformers import DeformableDetrForObjectDetection, ResNetConfig
 
@@ -29,10 +25,8 @@ from dqdet.config import Config, QueriesConfig, resolve
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.types import Predictions, Target
-
-CLASSES = 91
-OBJECTS = 7  # an image, the average of COCO
+from dqdet.types import Predictions
+from timing import CLASSES, machine, make_input, ratio, take_turns, their_labels, train_same_stages
 
 
 def their_model() -> DeformableDetrForObjectDetection:
@@ -48,7 +42,9 @@ def their_model() -> DeformableDetrForObjectDetection:
         auxiliary_loss=True,
     )
     torch.manual_seed(0)
-    return DeformableDetrForObjectDetection(config).eval()
+    model = DeformableDetrForObjectDetection(config).eval()
+    train_same_stages(model)
+    return model
 
 
 def our_config(kind: str) -> Config:
@@ -74,23 +70,6 @@ def our_model(kind: str, theirs: DeformableDetrForObjectDetection) -> Detector:
     return model
 
 
-def make_input(size: int, batch: int) -> tuple[Tensor, Tensor, list[Target]]:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(batch, 3, size, size, generator=generator)
-    padding = torch.zeros(batch, size, size, dtype=torch.bool)
-    targets = [
-        Target(
-            labels=torch.randint(CLASSES, (OBJECTS,), generator=generator),
-            boxes=torch.rand(OBJECTS, 4, generator=generator) * 0.4 + 0.2,
-            crowd=torch.zeros(OBJECTS, dtype=torch.bool),
-            size=(size, size),
-            original_size=(size, size),
-        )
-        for _ in range(batch)
-    ]
-    return images, padding, targets
-
-
 def check_equal(size: int, batch: int) -> None:
     """The three models give the same logits, boxes and losses."""
     images, padding, targets = make_input(size, batch)
@@ -103,10 +82,6 @@ def check_equal(size: int, batch: int) -> None:
             torch.testing.assert_close(found.logits[-1], expected.logits, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(found.boxes[-1], expected.pred_boxes, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(criterion(found, targets).total, expected.loss, rtol=1e-3, atol=1e-3)
-
-
-def their_labels(targets: list[Target]) -> list[dict[str, Tensor]]:
-    return [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
 
 
 def make_run(name: str, size: int, batch: int) -> Callable[[], object]:
@@ -171,19 +146,6 @@ RATIOS = [
 ]
 
 
-def measure(size: int, batch: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of every step, ``repeats`` of each after one that is not counted."""
-    timed = {name: make_run(name, size, batch) for name in NAMES}
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for repeat in range(repeats + 1):
-        for name, run in timed.items():
-            start = time.perf_counter()
-            run()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def peak_memory(name: str, size: int, batch: int) -> float:
     """Peak resident memory of a process that runs one step twice, MiB."""
     command = [sys.executable, __file__, "--size", str(size), "--batch", str(batch), "--only", name]
@@ -204,27 +166,22 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
 
+    # Before this process grows: a new process inherits the peak of the one that started it.
+    memory = {name: peak_memory(name, options.size, options.batch) for name in NAMES}
     check_equal(options.size, options.batch)
-    seconds = measure(options.size, options.batch, options.repeats)
+    seconds = take_turns({name: make_run(name, options.size, options.batch) for name in NAMES}, options.repeats)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    memory = {name: peak_memory(name, options.size, options.batch) for name in medians}
     print(f"Deformable-DETR R50, {options.batch} x {options.size}x{options.size}, {torch.get_num_threads()} threads\n")
     print(f"{'':36}{'median s':>10}{'min':>8}{'max':>8}{'peak MiB':>10}")
     for name, median in medians.items():
         print(f"{name:36}{median:10.3f}{min(seconds[name]):8.3f}{max(seconds[name]):8.3f}{memory[name]:10.0f}")
-    # Ratios pair by pair within a repeat: slow moments of the machine cancel.
-    ratios = {
-        label: statistics.median(a / b for a, b in zip(seconds[first], seconds[second], strict=True))
-        for label, first, second in RATIOS
-    }
+    ratios = {label: ratio(seconds[first], seconds[second]) for label, first, second in RATIOS}
     print()
-    for label, ratio in ratios.items():
-        print(f"{label:36}{ratio:10.3f}")
+    for label, found in ratios.items():
+        print(f"{label:36}{found:10.3f}")
     if options.json:
         result = {
-            "machine": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            **machine(),
             "size": options.size,
             "batch": options.batch,
             "seconds": seconds,

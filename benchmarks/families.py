@@ -1,0 +1,216 @@
+"""All families with ResNet-50, with static and with modulated queries, and ``transformers`` where it has the model.
+
+    python benchmarks/families.py [--size 640] [--repeats 5] [--families detr_r50 ...] [--json FILE]
+
+Prints one table: parameters, decoder GFLOPs (everything after the encoder, at inference), medians of inference and
+of a training step (forward, loss, backward) on one image, and ratios. The models of a family have the same weights,
+and the same outputs, which is checked before they are timed; they take turns within every repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel, ResNetConfig
+
+from dqdet.checkpoints.huggingface import from_huggingface
+from dqdet.checkpoints.upgrade import upgrade
+from dqdet.config import Config, resolve
+from dqdet.losses import SetLoss
+from dqdet.models import create_model
+from dqdet.nn.flops import decoder_flops
+from timing import CLASSES, Seconds, machine, make_input, ratio, take_turns, their_labels, train_same_stages
+
+# Preset -> name in transformers, None where it does not have the model.
+FAMILIES = {
+    "detr_r50": "Detr",
+    "conditional_detr_r50": "ConditionalDetr",
+    "smca_detr_r50": None,
+    "dab_detr_r50": "DabDetr",
+    "deformable_detr_r50": "DeformableDetr",
+    "dab_deformable_detr_r50": None,
+}
+THEIRS = "transformers"
+TASKS = ("inference", "step")
+
+
+def their_model(name: str, config: Config) -> PreTrainedModel:
+    """The model of ``transformers`` with the sizes of a preset, which are its defaults but for the queries."""
+    stages = ["stage2", "stage3", "stage4"] if name == "DeformableDetr" else ["stage4"]
+    options = getattr(transformers, f"{name}Config")(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=ResNetConfig(out_features=stages, downsample_in_bottleneck=False),
+        num_queries=config.queries.count,
+        num_labels=CLASSES,
+        dropout=0.0,
+    )
+    model = getattr(transformers, f"{name}ForObjectDetection")(options).eval()
+    train_same_stages(model)
+    return model
+
+
+def our_config(preset: str) -> Config:
+    overrides = {
+        "model": {"dropout": 0.0, "backbone": {"pretrained": False}},
+        "queries": {"kind": "static"},
+        "loss": {"class_weight": 1.0},  # as transformers weighs it
+        "classes": [f"class {i}" for i in range(CLASSES)],
+    }
+    return resolve(preset, overrides)
+
+
+def make_models(preset: str, config: Config) -> dict[str, nn.Module]:
+    """The models of a family, with equal weights, for inference."""
+    torch.manual_seed(0)
+    static = create_model(config).eval()
+    models: dict[str, nn.Module] = {}
+    if name := FAMILIES[preset]:
+        theirs = models[THEIRS] = their_model(name, config)
+        static.load_state_dict(from_huggingface(theirs.state_dict(), theirs.config.to_dict()))
+    return models | {"static": static, "modulated": upgrade(static, config)[0]}
+
+
+def check_equal(models: dict[str, nn.Module], criterion: SetLoss, size: int) -> None:
+    """All models of a family give the same logits, boxes and loss of the last layer, and train as many parameters."""
+    images, padding, targets = make_input(size, 1)
+    outputs = {}
+    with torch.no_grad():
+        for kind in ("static", "modulated"):
+            last = models[kind](images, padding).final
+            outputs[kind] = (last.logits[-1], last.boxes[-1], criterion(last, targets).total)
+        if theirs := models.get(THEIRS):
+            theirs.config.auxiliary_loss = False
+            found = theirs(images, pixel_mask=(~padding).long(), labels=their_labels(targets))
+            outputs[THEIRS] = (found.logits, found.pred_boxes, found.loss)
+            # Training needs the losses of all layers. In their DETR and Conditional-DETR this also feeds normed outputs
+            # to the next layer, so it is set after the comparison; the work is the same but for the norms.
+            theirs.config.auxiliary_loss = True
+            assert trainable(theirs) == trainable(models["static"])
+    for other in outputs.values():
+        torch.testing.assert_close(outputs["static"], other, rtol=1e-3, atol=1e-3)
+
+
+def trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def make_run(kind: str, task: str, model: nn.Module, criterion: SetLoss, size: int) -> Callable[[], object]:
+    """What is timed: one image through one of the models."""
+    images, padding, targets = make_input(size, 1)
+    mask, labels = (~padding).long(), their_labels(targets)
+
+    def inference():
+        with torch.inference_mode():
+            return model(images, pixel_mask=mask) if kind == THEIRS else model(images, padding)
+
+    def step():
+        model.zero_grad()
+        if kind == THEIRS:
+            model(images, pixel_mask=mask, labels=labels).loss.backward()
+        else:
+            criterion(model(images, padding), targets).total.backward()
+
+    return inference if task == "inference" else step
+
+
+def measure(preset: str, size: int, repeats: int) -> dict[str, Any]:
+    """Parameters, decoder FLOPs and seconds of the models of a family, by kind of model."""
+    config = our_config(preset)
+    criterion = SetLoss(config.loss)
+    models = make_models(preset, config)
+    check_equal(models, criterion, size)
+    result: dict[str, Any] = {
+        "parameters": {kind: sum(p.numel() for p in model.parameters()) for kind, model in models.items()},
+        "decoder_flops": {
+            kind: decoder_flops(model, *make_input(size, 1)[:2]) for kind, model in models.items() if kind != THEIRS
+        },
+    }
+    for task in TASKS:
+        for kind, model in models.items():
+            # Theirs stays in inference mode, where it computes the same: without dropout and with fixed batch norms.
+            model.train(task == "step" and kind != THEIRS)
+        runs = {kind: make_run(kind, task, model, criterion, size) for kind, model in models.items()}
+        result[task] = take_turns(runs, repeats)
+    return result
+
+
+def ratios(seconds: Seconds, kind: str) -> dict[str, float]:
+    """Against ``transformers``, above 1 where we are faster, and against our static queries."""
+    found = {}
+    if THEIRS in seconds and kind != THEIRS:
+        found["transformers / ours"] = ratio(seconds[THEIRS], seconds[kind])
+    if kind == "modulated":
+        found["modulated / static"] = ratio(seconds["modulated"], seconds["static"])
+    return found
+
+
+COLUMNS = [
+    "preset".ljust(max(map(len, FAMILIES))),
+    "model".ljust(len(THEIRS)),
+    "parameters, M",
+    "decoder GFLOPs",
+    *(f"{task}, s" for task in TASKS),
+    *(f"{task}: transformers / ours" for task in TASKS),
+    *(f"{task}: modulated / static" for task in TASKS),
+]
+
+
+def row(preset: str, kind: str, measured: dict[str, Any]) -> list[str]:
+    flops = measured["decoder_flops"].get(kind)
+    cells = [preset, kind, f"{measured['parameters'][kind] / 1e6:.1f}", f"{flops / 1e9:.3f}" if flops else ""]
+    cells += [f"{statistics.median(measured[task][kind]):.3f}" for task in TASKS]
+    found = [ratios(measured[task], kind) for task in TASKS]
+    for label in ("transformers / ours", "modulated / static"):
+        cells += [f"{of_task[label]:.2f}" if label in of_task else "" for of_task in found]
+    return cells
+
+
+def print_row(cells: list[str]) -> None:
+    padded = (cell.ljust(len(column)) for cell, column in zip(cells, COLUMNS, strict=True))
+    print(f"| {' | '.join(padded)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="PRESET")
+    parser.add_argument("--json", help="write the numbers to this file")
+    options = parser.parse_args()
+
+    print(f"1 x {options.size}x{options.size}, {torch.get_num_threads()} threads\n")
+    print_row(COLUMNS)
+    print_row(["---"] * len(COLUMNS))
+    families = {}
+    for preset in options.families:
+        measured = families[preset] = measure(preset, options.size, options.repeats)
+        for kind in measured["parameters"]:
+            print_row(row(preset, kind, measured))
+        measured["ratios"] = {
+            task: {kind: ratios(measured[task], kind) for kind in ("static", "modulated")} for task in TASKS
+        }
+        gc.collect()  # models hold references to themselves
+    if options.json:
+        result = {
+            **machine(),
+            "transformers": transformers.__version__,
+            "size": options.size,
+            "batch": 1,
+            "families": families,
+        }
+        with open(options.json, "w") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
