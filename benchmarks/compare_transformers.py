@@ -3,7 +3,8 @@
     python benchmarks/compare_transformers.py [--size 640] [--repeats 7] [--json FILE]
 
 Prints medians and ratios of inference and of a training step (forward, loss, backward), the overhead of dynamic
-queries against our own static model, the time of matching and loss alone, and the peak memory of each step.
+queries against our own static model, the time of making queries and of matching and loss alone, and the peak
+memory of each step.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def make_run(name: str, size: int, batch: int) -> Callable[[], object]:
         def loss():
             return model(images, pixel_mask=mask, labels=labels).loss
     else:
-        model = our_model(kind, their_model()).train(task != "inference")
+        model = our_model(kind, their_model()).train(task not in ("inference", "queries alone"))
 
         def forward():
             return model(images, padding)
@@ -111,10 +112,19 @@ def make_run(name: str, size: int, batch: int) -> Callable[[], object]:
         with torch.inference_mode():
             forward()
 
+    def queries():
+        with torch.inference_mode():
+            model.queries(coarsest, coarsest_padding)
+
     def step():
         model.zero_grad()
         loss().backward()
 
+    if task == "queries alone":
+        cells = size // 64  # the coarsest map, which the queries are made from
+        coarsest = torch.randn(batch, our_config(kind).model.hidden, cells, cells)
+        coarsest_padding = torch.zeros(batch, cells, cells, dtype=torch.bool)
+        return queries
     if task == "inference":
         return inference
     if task == "step":
@@ -129,6 +139,8 @@ NAMES = [
     "inference, transformers",
     "inference, static",
     "inference, modulated",
+    "queries alone, static",
+    "queries alone, modulated",
     "step, transformers",
     "step, static",
     "step, modulated",
@@ -140,6 +152,7 @@ RATIOS = [
     ("inference: transformers / static", "inference, transformers", "inference, static"),
     ("inference: transformers / modulated", "inference, transformers", "inference, modulated"),
     ("inference: modulated / static", "inference, modulated", "inference, static"),
+    ("queries alone, modulated / inference", "queries alone, modulated", "inference, modulated"),
     ("step: transformers / static", "step, transformers", "step, static"),
     ("step: transformers / modulated", "step, transformers", "step, modulated"),
     ("step: modulated / static", "step, modulated", "step, static"),
