@@ -14,6 +14,7 @@ from dqdet.evaluation.postprocess import ImageDetections
 from dqdet.evaluation.processes import gathered
 
 IouType = Literal["bbox", "segm"]
+CATEGORIES_AT_ONCE = 10
 
 # In the order of the official summary.
 AVERAGE_PRECISION = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -80,15 +81,31 @@ class DetectionMetric:
             ``AR100/name``; -1 where there is no ground truth to measure, as in the official evaluation.
         """
         results = gathered(self.results)
-        entries = [entry for image in results.values() for entry in image]
-        evaluation = COCOeval_faster(self.ground_truth, self.ground_truth.loadRes(entries), iouType=self.iou_type)
-        evaluation.params.imgIds = sorted(results)
-        evaluation.run()
+        category_ids = sorted(self.ground_truth.getCatIds())
+        # Categories do not depend on each other. The evaluation needs several times the memory of the entries, so
+        # it gets a few categories at a time.
+        parts = []
+        for start in range(0, len(category_ids), CATEGORIES_AT_ONCE):
+            chosen = category_ids[start : start + CATEGORIES_AT_ONCE]
+            entries = [  # copies: the evaluation writes into them
+                dict(entry) for image in results.values() for entry in image if entry["category_id"] in chosen
+            ]
+            evaluation = COCOeval_faster(self.ground_truth, self.ground_truth.loadRes(entries), iouType=self.iou_type)
+            evaluation.params.imgIds, evaluation.params.catIds = sorted(results), chosen
+            evaluation.evaluate()
+            evaluation.accumulate()
+            parts.append(evaluation.eval)
+        evaluation.params.catIds = category_ids
+        evaluation.eval = {
+            "precision": np.concatenate([part["precision"] for part in parts], axis=2),  # [T, R, K, areas, limits]
+            "recall": np.concatenate([part["recall"] for part in parts], axis=1),  # [T, K, areas, limits]
+        }
+        evaluation.summarize()
         return summary(evaluation)
 
 
 def summary(evaluation: COCOeval_faster) -> dict[str, float]:
-    """The metrics of ``DetectionMetric.compute`` from an evaluation that has run."""
+    """The metrics of ``DetectionMetric.compute`` from an evaluation that has been summarised."""
     metrics = dict(zip(SUMMARY, evaluation.stats.tolist(), strict=True))
 
     # Axes: IoU thresholds, recall thresholds (precision only), categories, areas (first: all),
