@@ -145,6 +145,9 @@ def test_unreadable_files(files):
     shutil.rmtree(files / "results")
     with pytest.raises(DqdetError, match=r"1\.png"):
         evaluate(files)
+    (files / "results.json").write_text("[]")
+    with pytest.raises(DqdetError, match=r"results\.json: not in COCO's panoptic format \(no list 'annotations'\)"):
+        evaluate(files)
     (files / "results.json").write_text("{")
     with pytest.raises(DqdetError, match=r"results\.json: not valid JSON"):
         evaluate(files)

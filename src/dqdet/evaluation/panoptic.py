@@ -181,7 +181,8 @@ def evaluate_files(
     """
     truth_folder = truth_folder or truth_file.with_suffix("")
     results_folder = results_folder or results_file.with_suffix("")
-    truth_document, results_document = _read_document(truth_file), _read_document(results_file)
+    truth_document = _read_document(truth_file, ("annotations", "categories"))
+    results_document = _read_document(results_file, ("annotations",))
     metric = PanopticMetric(truth_document["categories"])
     category_ids = {category["id"] for category in metric.categories}
     results = {annotation["image_id"]: annotation for annotation in results_document["annotations"]}
@@ -209,10 +210,14 @@ def evaluate_files(
     return metric.compute()
 
 
-def _read_document(file: Path) -> dict[str, Any]:
+def _read_document(file: Path, lists: Sequence[str]) -> dict[str, Any]:
     try:
-        return json.loads(file.read_bytes())
+        document = json.loads(file.read_bytes())
     except OSError as error:
         raise DqdetError(f"{file}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
         raise DqdetError(f"{file}: not valid JSON ({error}); write it again") from error
+    for name in lists:
+        if not isinstance(document, dict) or not isinstance(document.get(name), list):
+            raise DqdetError(f"{file}: not in COCO's panoptic format (no list {name!r}); write it again")
+    return document
