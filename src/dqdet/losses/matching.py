@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,20 @@ class Matches:
     query: Tensor
     object: Tensor  # index into the image's objects
 
+    def __getitem__(self, pairs: Tensor) -> Matches:
+        """Some of the pairs."""
+        return Matches(self.layer[pairs], self.image[pairs], self.query[pairs], self.object[pairs])
+
+    def group(self, groups: dict[str, int]) -> Tensor:
+        """Each pair's group by its number, ``[M]``."""
+        ends = torch.tensor(list(groups.values())).cumsum(0).to(self.query.device)
+        return torch.bucketize(self.query, ends, right=True)
+
+    def row(self, targets: list[Target]) -> Tensor:
+        """Each pair's object by its number among the objects of all images, ``[M]``."""
+        first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0).to(self.image.device)
+        return first[self.image] + self.object
+
 
 @torch.no_grad()
 def match(predictions: Predictions, targets: list[Target], config: LossConfig) -> Matches:
@@ -38,42 +53,55 @@ def match(predictions: Predictions, targets: list[Target], config: LossConfig) -
         targets: B of them.
         config: kind of classification and the weights of the costs.
     """
-    counts = [len(target.labels) for target in targets]
-    if max(counts) == 0:
-        nothing = predictions.logits.new_zeros(0, dtype=torch.long)
-        return Matches(nothing, nothing, nothing, nothing)
-    costs = matching_costs(predictions, targets, config).cpu().numpy()  # [L, B, Q, N]
-    pairs = []  # of [4, pairs of one layer, image and group]
-    for layer in range(costs.shape[0]):
-        for image, count in enumerate(counts):
+    return assign(matching_costs(predictions, targets, config), targets, predictions.groups)
+
+
+def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matches:
+    """The assignments of least total cost, one for every layer, image and group.
+
+    Args:
+        costs: ``[L, B, Q, N]``, N at least the most objects of an image.
+        targets: B of them.
+        groups: name -> size, in query order.
+
+    Returns:
+        The pairs, ordered by layer, image and query.
+    """
+    device = costs.device
+    # A diverged model must reach the loss, which reports it, instead of failing in the assignment.
+    table = costs.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()  # [L, B, Q, N]
+    pairs = [np.empty((4, 0), np.int64)]  # [4, pairs of one layer, image and group]
+    for layer in range(len(table)):
+        for image, target in enumerate(targets):
             start = 0
-            for size in predictions.groups.values():
-                query, object_ = linear_sum_assignment(costs[layer, image, start : start + size, :count])
+            for size in groups.values():
+                query, object_ = linear_sum_assignment(table[layer, image, start : start + size, : len(target.labels)])
                 pairs.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query + start, object_]))
                 start += size
-    device = predictions.logits.device
     return Matches(*torch.from_numpy(np.concatenate(pairs, 1)).to(device, non_blocking=True))
 
 
 def matching_costs(predictions: Predictions, targets: list[Target], config: LossConfig) -> Tensor:
     """Costs ``[L, B, Q, N]``, N the most objects of an image; what lies beyond an image's own is arbitrary."""
-    labels = pad_sequence([t.labels for t in targets], batch_first=True)  # [B, N]
     boxes = pad_sequence([t.boxes for t in targets], batch_first=True)  # [B, N, 4]
     assert predictions.boxes is not None
-    logits, predicted = predictions.logits.float(), predictions.boxes.float()
-    layers, _, queries, _ = logits.shape
-    index = labels[None, :, None].expand(layers, -1, queries, -1)  # [L, B, Q, N]
-    of_label = logits.gather(-1, index)  # [L, B, Q, N]
-    if config.classification == "focal":
-        probability = of_label.sigmoid()
-        # 1e-8 inside the logarithm, as published: it bounds the cost of a hopeless query.
-        positive = ALPHA * (1 - probability) ** GAMMA * -(probability + 1e-8).log()
-        negative = (1 - ALPHA) * probability**GAMMA * -(1 - probability + 1e-8).log()
-        class_cost = positive - negative
-    else:
-        class_cost = -(of_label - logits.logsumexp(-1, keepdim=True)).exp()
+    predicted = predictions.boxes.float()
     box_cost = torch.cdist(predicted, boxes.to(predicted)[None], p=1)  # [L, B, Q, N]
     giou = generalized_iou(predicted[..., :, None, :], boxes[None, :, None], config.box_epsilon)
-    costs = config.class_cost * class_cost + config.box_cost * box_cost - config.giou_cost * giou
-    # A diverged model must reach the loss, which reports it, instead of failing in the assignment.
-    return costs.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
+    class_cost = class_costs(predictions.logits, targets, config.classification)
+    return config.class_cost * class_cost + config.box_cost * box_cost - config.giou_cost * giou
+
+
+def class_costs(logits: Tensor, targets: list[Target], classification: Literal["focal", "cross_entropy"]) -> Tensor:
+    """What classes cost: from logits ``[L, B, Q, C]``, ``[L, B, Q, N]`` as in :func:`matching_costs`."""
+    logits = logits.float()
+    labels = pad_sequence([t.labels for t in targets], batch_first=True)  # [B, N]
+    index = labels[None, :, None].expand(logits.shape[0], -1, logits.shape[2], -1)  # [L, B, Q, N]
+    of_label = logits.gather(-1, index)  # [L, B, Q, N]
+    if classification == "cross_entropy":
+        return -(of_label - logits.logsumexp(-1, keepdim=True)).exp()
+    probability = of_label.sigmoid()
+    # 1e-8 inside the logarithm, as published: it bounds the cost of a hopeless query.
+    positive = ALPHA * (1 - probability) ** GAMMA * -(probability + 1e-8).log()
+    negative = (1 - ALPHA) * probability**GAMMA * -(1 - probability + 1e-8).log()
+    return positive - negative

@@ -49,37 +49,51 @@ class SetLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         matches = match(predictions, targets, self.config)
         groups, config = predictions.groups, self.config
-        sizes = torch.tensor(list(groups.values()))
-        ends = sizes.cumsum(0).to(matches.query.device)
-        group = torch.bucketize(matches.query, ends, right=True)  # [M]
-        labels = torch.cat([t.labels for t in targets])
-        boxes = torch.cat([t.boxes for t in targets])
-        first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0).to(matches.image.device)
-        row = first[matches.image] + matches.object  # [M], into the objects of all images
+        group, row = matches.group(groups), matches.row(targets)  # [M], [M]
+        labels = torch.cat([t.labels for t in targets])[row]
+        boxes = torch.cat([t.boxes for t in targets])[row]
 
-        classify = focal_loss if config.classification == "focal" else cross_entropy_loss
-        class_loss = classify(predictions, matches, labels[row], group, config)  # [L, G]
         if config.classification == "focal":
-            class_loss = class_loss / objects
+            class_loss = focal_loss(predictions, matches, labels, group) / objects  # [L, G]
+        else:
+            class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight)
         assert predictions.boxes is not None
         matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, 4]
-        l1 = (matched - boxes[row]).abs().sum(-1)  # [M]
-        giou = 1 - generalized_iou(matched, boxes[row], config.box_epsilon)  # [M]
+        l1 = (matched - boxes).abs().sum(-1)  # [M]
+        giou = 1 - generalized_iou(matched, boxes, config.box_epsilon)  # [M]
         cell = matches.layer * len(groups) + group  # [M]: layer and group of each pair
         box_losses = l1.new_zeros(2, class_loss.numel()).index_add(1, cell, torch.stack([l1, giou])) / objects
-
-        losses = torch.stack([class_loss, *box_losses.view(2, *class_loss.shape)])  # [3, L, G]
-        weights = losses.new_tensor([config.class_weight, config.box_weight, config.giou_weight])
-        of_group = losses.new_tensor([1.0] + [config.beta] * (len(groups) - 1))
-        total = torch.einsum("tlg,t,g->", losses, weights, of_group)
-        detached = losses.detach()
-        terms = {
-            f"{name}/{layer}/{term}": detached[t, layer, g]
-            for g, name in enumerate(groups)
-            for layer in range(losses.shape[1])
-            for t, term in enumerate(("class", "box", "giou"))
+        l1_loss, giou_loss = box_losses.view(2, *class_loss.shape)
+        weighted = {
+            "class": (config.class_weight, class_loss),
+            "box": (config.box_weight, l1_loss),
+            "giou": (config.giou_weight, giou_loss),
         }
-        return total, terms
+        return weighted_sum(weighted, list(groups), config.beta)
+
+
+def weighted_sum(
+    losses: dict[str, tuple[float, Tensor]], groups: list[str], beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss and the terms that are logged.
+
+    Args:
+        losses: name of the term -> its weight and its values ``[L, G]``.
+        groups: names of the G groups; all but the first also weigh ``beta``.
+        beta: of Eq. 7.
+    """
+    values = torch.stack([value for _, value in losses.values()])  # [T, L, G]
+    weights = values.new_tensor([weight for weight, _ in losses.values()])
+    of_group = values.new_tensor([1.0] + [beta] * (len(groups) - 1))
+    total = torch.einsum("tlg,t,g->", values, weights, of_group)
+    detached = values.detach()
+    terms = {
+        f"{name}/{layer}/{term}": detached[t, layer, g]
+        for g, name in enumerate(groups)
+        for layer in range(values.shape[1])
+        for t, term in enumerate(losses)
+    }
+    return total, terms
 
 
 def count_objects(targets: list[Target], device: torch.device) -> Tensor:
@@ -91,7 +105,7 @@ def count_objects(targets: list[Target], device: torch.device) -> Tensor:
     return count.clamp(min=1)
 
 
-def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor, group: Tensor, config: LossConfig) -> Tensor:
+def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor, group: Tensor) -> Tensor:
     """Sum of the focal loss (Lin et al., 2017) over images, queries and classes: ``[L, G]``.
 
     Nearly all of the ``[L, B, Q, C]`` logits are negatives: the loss is theirs, corrected at the M matched places.
@@ -113,19 +127,20 @@ def _negative_focal(logits: Tensor) -> Tensor:
     return (1 - ALPHA) * logits.sigmoid() ** GAMMA * F.softplus(logits)
 
 
-def cross_entropy_loss(
-    predictions: Predictions, matches: Matches, labels: Tensor, group: Tensor, config: LossConfig
-) -> Tensor:
+def cross_entropy_loss(predictions: Predictions, matches: Matches, labels: Tensor, no_object_weight: float) -> Tensor:
     """Cross-entropy over C + 1 classes, averaged with weights over a group's queries of all images: ``[L, G]``.
 
-    The last class is "no object", with the weight ``config.no_object_weight``.
+    The last class is "no object", with the weight ``no_object_weight``.
+
+    Args:
+        labels: ``[M]`` of the matched objects.
     """
     logits = predictions.logits.float()
     none = logits.shape[-1] - 1
     wanted = torch.full(logits.shape[:3], none, device=logits.device)  # [L, B, Q]
     wanted[matches.layer, matches.image, matches.query] = labels
     nll = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(wanted)
-    weight = torch.where(wanted == none, config.no_object_weight, 1.0)
+    weight = torch.where(wanted == none, no_object_weight, 1.0)
     sizes = list(predictions.groups.values())
     sums = [part.sum((1, 2)) for part in (nll * weight).split(sizes, 2)]  # G of [L]
     weights = [part.sum((1, 2)) for part in weight.split(sizes, 2)]
