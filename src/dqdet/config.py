@@ -102,6 +102,17 @@ class DabDeformableDetrConfig(DeformableDetrConfig):
     two_stage: Literal[False] = False
 
 
+class Mask2FormerConfig(TransformerConfig):
+    """Mask2Former (Cheng et al., 2022), with its multi-scale deformable pixel decoder."""
+
+    family: Literal["mask2former"] = "mask2former"
+    decoder_layers: PositiveInt = 9
+    encoder_feedforward: PositiveInt = 1024  # of the pixel decoder
+    dropout: NonNegativeFloat = 0.0
+    points: PositiveInt = 4  # sampling points a head and level of the pixel decoder
+    see_padding: bool = False  # treat padding as image, as the published code does
+
+
 ModelConfig = Annotated[
     DetrConfig
     | ConditionalDetrConfig
@@ -137,6 +148,19 @@ class LossConfig(Section):
     giou_weight: NonNegativeFloat = 2.0
     no_object_weight: NonNegativeFloat = 0.1  # cross_entropy only
     box_epsilon: NonNegativeFloat = 0.0  # added to the denominators of IoU and GIoU
+    beta: NonNegativeFloat = 1.0  # weight of the basic queries' loss, Eq. 7
+
+
+class MaskLossConfig(Section):
+    """Set loss of masks, compared at points (``losses/masks.py``). Costs of the matching have the same weights."""
+
+    class_weight: NonNegativeFloat = 2.0
+    mask_weight: NonNegativeFloat = 5.0  # binary cross-entropy
+    dice_weight: NonNegativeFloat = 5.0
+    no_object_weight: NonNegativeFloat = 0.1
+    points: PositiveInt = 12544  # a mask
+    oversample: float = Field(default=3.0, ge=1)  # candidates of the loss's points, times the points
+    important: float = Field(default=0.75, ge=0, le=1)  # share of points that are the candidates of least certainty
     beta: NonNegativeFloat = 1.0  # weight of the basic queries' loss, Eq. 7
 
 

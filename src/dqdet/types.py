@@ -84,9 +84,17 @@ class Predictions:
     logits: Tensor  # [L, B, Q, C]
     boxes: Tensor | None  # [L, B, Q, 4] cx, cy, w, h in 0..1
     groups: dict[str, int]  # name -> size, in query order
-    masks: Tensor | None = None  # [L, B, Q, h, w] logits
+    mask_embeddings: Tensor | None = None  # [L, B, Q, c]
+    mask_features: Tensor | None = None  # [B, c, h, w]
     coefficients: Tensor | None = None  # [B, m, r], the coefficients that made the queries
     proposals: Predictions | None = None  # two-stage: the encoder's, L = 1, one query a memory position
+
+    @property
+    def masks(self) -> Tensor | None:
+        """Mask logits ``[L, B, Q, h, w]``, computed here: large, so best asked of a few layers and queries."""
+        if self.mask_embeddings is None or self.mask_features is None:
+            return None
+        return torch.einsum("lbqc,bchw->lbqhw", self.mask_embeddings, self.mask_features)
 
     def group(self, name: str) -> Predictions:
         """The predictions of one group of queries: views, nothing is copied."""
@@ -96,7 +104,7 @@ class Predictions:
             self,
             logits=self.logits.narrow(2, start, size),
             boxes=None if self.boxes is None else self.boxes.narrow(2, start, size),
-            masks=None if self.masks is None else self.masks.narrow(2, start, size),
+            mask_embeddings=None if self.mask_embeddings is None else self.mask_embeddings.narrow(2, start, size),
             groups={name: size},
             proposals=None,
         )
@@ -109,7 +117,7 @@ class Predictions:
             first,
             logits=first.logits[-1:],
             boxes=None if first.boxes is None else first.boxes[-1:],
-            masks=None if first.masks is None else first.masks[-1:],
+            mask_embeddings=None if first.mask_embeddings is None else first.mask_embeddings[-1:],
         )
 
 

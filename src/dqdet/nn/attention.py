@@ -28,7 +28,7 @@ def attend(
         query: ``[B, Q, heads * d]``; key: ``[B, K, heads * d]``; value: ``[B, K, heads * v]``.
         heads: number of heads; the channels of a head are adjacent.
         padding: ``[B, K]`` bool, True = ignored key.
-        bias: ``[B, heads, Q, K]``, added to the logits; not together with several groups.
+        bias: ``[B, heads or 1, Q, K]``, added to the logits; not together with several groups.
         groups: sizes that sum to Q = K; a query then sees its own group only. This is the one place where the
             queries of an image see each other.
         dropout: probability of dropping an attention weight.

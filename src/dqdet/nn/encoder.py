@@ -132,10 +132,22 @@ class DeformableEncoder(nn.Module):
     Args:
         hidden, heads, feedforward, dropout, levels, points: as in ``DeformableDetrConfig``.
         depth: number of layers.
+        shift: of the position encoding, in cells.
     """
 
-    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, levels: int, points: int, depth: int):
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        levels: int,
+        points: int,
+        depth: int,
+        shift: float = -0.5,
+    ):
         super().__init__()
+        self.shift = shift
         self.level_embed = nn.Parameter(torch.randn(levels, hidden))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(hidden, heads, feedforward, dropout, levels, points) for _ in range(depth)
@@ -145,7 +157,7 @@ class DeformableEncoder(nn.Module):
         """Encode ``maps``, L of ``[B, c, h, w]``, with their ``paddings``, L of ``[B, h, w]``."""
         memory = flatten_maps(maps)  # [B, S, c]
         positions = [
-            sine_position(padding, memory.shape[-1], shift=-0.5).flatten(1, 2) + embed
+            sine_position(padding, memory.shape[-1], shift=self.shift).flatten(1, 2) + embed
             for padding, embed in zip(paddings, self.level_embed, strict=True)
         ]
         position = torch.cat(positions, 1)  # [B, S, c]

@@ -1,0 +1,260 @@
+"""Mask2Former's outputs, matchings, losses (at the recorded points) and gradients equal to those recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dqdet.checkpoints.detectron2 import from_detectron2
+from dqdet.config import BackboneConfig, Mask2FormerConfig, MaskLossConfig, QueriesConfig
+from dqdet.losses.masks import MaskSetLoss, ObjectMasks, RandomPoints
+from dqdet.losses.matching import Matches
+from dqdet.models.mask2former import Mask2Former
+from dqdet.nn.backbone import Backbone
+from dqdet.types import Target
+
+CASES = ["mask2former", "mask2former_dq"]
+
+
+@dataclass
+class Case:
+    config: dict[str, Any]
+    expected: dict[str, Any]
+    io: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path) -> Case:
+        return cls(
+            json.loads((folder / "config.json").read_text()),
+            json.loads((folder / "expected.json").read_text()),
+            load_file(folder / "io.safetensors"),
+            load_file(folder / "weights.safetensors"),
+        )
+
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """Our name of each group of queries -> prefix of what is recorded of it."""
+        return {"modulated": "", "basic": "org_"} if self.config["dq"] else {"static": ""}
+
+    def model(self) -> Mask2Former:
+        options = self.config
+        config = Mask2FormerConfig(
+            hidden=options["hidden_dim"],
+            heads=options["nheads"],
+            encoder_layers=options["pixel_decoder_enc_layers"],
+            encoder_feedforward=options["pixel_decoder_dim_feedforward"],
+            decoder_layers=options["dec_layers"],
+            feedforward=options["dim_feedforward"],
+            points=options["pixel_decoder_n_points"],
+        )
+        queries = QueriesConfig(kind="static", count=options["num_queries"])
+        if options["dq"]:
+            queries = QueriesConfig(
+                kind="modulated",
+                count=options["num_queries"],
+                ratio=options["query_ratio"],
+                hidden=options["hidden_dim"],
+                pool="max",
+                pool_padding=True,
+                coefficients="raw",
+            )
+        model = Mask2Former(config, queries, options["num_classes"], list(options["backbone_channels"].values()))
+        model.load_state_dict(from_detectron2(self.weights), strict=True)
+        return model
+
+    def features(self) -> list[Tensor]:
+        return [self.io[f"features.{name}"].clone().requires_grad_() for name in self.config["backbone_channels"]]
+
+    def padding(self) -> Tensor:
+        return torch.zeros(self.config["batch_size"], *self.config["image_size"], dtype=torch.bool)
+
+    def targets(self) -> list[Target]:
+        size = tuple(self.config["image_size"])
+        return [
+            Target(
+                labels=self.io.get(f"targets.{i}.labels", torch.zeros(count, dtype=torch.long)),
+                boxes=torch.zeros(count, 4),
+                crowd=torch.zeros(count, dtype=torch.bool),
+                size=size,
+                original_size=size,
+                masks=self.io.get(f"targets.{i}.masks", torch.zeros(count, *size)).bool(),
+            )
+            for i, count in enumerate(self.config["num_targets"])
+        ]
+
+    def indices(self, group: str) -> list[list[list[list[int]]]]:
+        return self.expected[f"{self.prefixes[group]}indices"]
+
+    def criterion(self) -> MaskSetLoss:
+        weights = self.config["loss_weights"]
+        config = MaskLossConfig(
+            class_weight=weights["class"],
+            mask_weight=weights["mask"],
+            dice_weight=weights["dice"],
+            no_object_weight=weights["no_object"],
+            points=self.config["num_points"],
+            oversample=self.config["oversample_ratio"],
+            important=self.config["importance_sample_ratio"],
+        )
+        return MaskSetLoss(config, RecordedPoints(self))
+
+
+class RecordedPoints(RandomPoints):
+    """The points that the official loss drew."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        # The official rows of one layer and group: its pairs in the order of images, then queries.
+        self.rows = {}
+        for group, prefix in case.prefixes.items():
+            offset = case.config["num_queries"] if group == "basic" else 0
+            for layer, images in enumerate(case.indices(group)):
+                pairs = [(image, query) for image, (queries, _) in enumerate(images) for query in queries]
+                for row, (image, query) in enumerate(pairs):
+                    self.rows[layer, image, query + offset] = (f"{prefix}points.loss.{layer}", row)
+
+    def of_images(self, layer: int, group: str, images: int, count: int, device: torch.device) -> Tensor:
+        prefix = self.case.prefixes[group]
+        return torch.cat([self.case.io[f"{prefix}points.match.{layer}.{image}"] for image in range(images)])
+
+    def of_pairs(self, pairs: Matches, count: int) -> Tensor:
+        found = [torch.empty(0, count, 2)]
+        for pair in zip(pairs.layer.tolist(), pairs.image.tolist(), pairs.query.tolist(), strict=True):
+            name, row = self.rows[pair]
+            drawn = {len(self.case.io[f"{name}.{kind}"][row]): kind for kind in ("oversampled", "random")}
+            found.append(self.case.io[f"{name}.{drawn[count]}"][row : row + 1])
+        return torch.cat(found)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def run(request, shared):
+    """The case, our model, and its predictions in training mode from features that keep their gradients."""
+    case = Case.read(shared / "parity" / request.param)
+    model, features = case.model().train(), case.features()
+    return case, model, features, model.forward_features(features, case.padding())
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pixel_decoder(run):
+    case, model, features, _ = run
+    pixels = model.pixel_decoder(features, case.padding())
+    close(pixels.mask_features, case.io["pixel_decoder.mask_features"])
+    for level, feature in enumerate(pixels.maps):
+        close(feature, case.io[f"pixel_decoder.multi_scale_features.{level}"])
+
+
+def test_outputs_of_all_layers(run):
+    case, _, _, predictions = run
+    assert list(predictions.groups) == list(case.prefixes)
+    for group, prefix in case.prefixes.items():
+        branch = predictions.group(group)
+        close(branch.logits, case.io[f"{prefix}pred_logits"])
+        close(branch.masks, case.io[f"{prefix}pred_masks"])
+    if case.config["dq"]:
+        close(predictions.coefficients, case.io["dynamic.query_filter"])
+
+
+def test_attention_is_masked_as_recorded(run):
+    case, model, features, predictions = run
+    levels = model.levels(model.pixel_decoder(features, case.padding()))
+    for group, prefix in case.prefixes.items():
+        embeddings = predictions.group(group).mask_embeddings
+        for layer in range(case.config["dec_layers"]):
+            bias = levels[layer % 3].attention_bias(embeddings[layer])[:, 0]
+            assert torch.equal(bias == -torch.inf, case.io[f"{prefix}attn_mask.{layer}"].bool())
+
+
+def test_inference_is_the_first_branch(run):
+    case, model, features, _ = run
+    model.eval()
+    with torch.no_grad():
+        predictions = model.forward_features(features, case.padding())
+    model.train()
+    assert list(predictions.groups.values()) == [case.config["num_queries"]]
+    close(predictions.final.logits, case.io["pred_logits"][-1:])
+    close(predictions.final.masks, case.io["pred_masks"][-1:])
+
+
+def test_matchings(run):
+    case, _, _, predictions = run
+    targets = case.targets()
+    found = case.criterion().match(predictions, targets, ObjectMasks(targets, *case.config["image_size"]))
+    expected = {
+        (layer, image, query + (case.config["num_queries"] if group == "basic" else 0), object_)
+        for group in case.prefixes
+        for layer, images in enumerate(case.indices(group))
+        for image, pairs in enumerate(images)
+        for query, object_ in zip(*pairs, strict=True)
+    }
+    fields = (found.layer, found.image, found.query, found.object)
+    assert set(zip(*(field.tolist() for field in fields), strict=True)) == expected
+    assert len(found.query) == len(expected)
+
+
+def test_losses(run):
+    case, _, _, predictions = run
+    terms = case.criterion()(predictions, case.targets()).terms
+    names = {"class": "loss_ce", "mask": "loss_mask", "dice": "loss_dice"}
+    expected = case.expected["losses_unweighted"]
+    assert len(terms) == len(expected)
+    for key, value in terms.items():
+        group, layer, term = key.split("/")
+        place = "" if int(layer) == case.config["dec_layers"] else f"_{layer}"
+        assert value.item() == pytest.approx(expected[f"{case.prefixes[group]}{names[term]}{place}"], rel=1e-4), key
+
+
+def test_total_and_gradients(run):
+    case, model, features, predictions = run
+    total = case.criterion()(predictions, case.targets()).total
+    assert total.item() == pytest.approx(case.expected["loss_total"], rel=1e-5)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(total, [*features, *parameters.values()], retain_graph=True)
+    for gradient, expected in zip(gradients, case.expected["feature_grad_norms"].values(), strict=False):
+        assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
+    numbered = {name: torch.full(w.shape, i) for i, (name, w) in enumerate(case.weights.items())}
+    names = {ours: list(case.weights)[int(number.unique())] for ours, number in from_detectron2(numbered).items()}
+    for ours, gradient in zip(parameters, gradients[len(features) :], strict=True):
+        expected = case.expected["grad_norms"][names[ours]]
+        assert gradient.norm().item() == pytest.approx(expected, rel=1e-3, abs=1e-5), ours
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, older):
+    """Each official tensor is filled with a number of its own, and so is looked up among ours."""
+    rows = json.loads((shared / "parity" / "mask2former_r50_keys.json").read_text())
+    state = {name: torch.tensor(number).expand(shape) for number, (name, shape) in enumerate(rows, 1)}
+    if older:  # names of files that were published first
+        state = {
+            name.replace("head.pixel_decoder.", "head.").replace("query_feat", "static_query"): tensor
+            for name, tensor in state.items()
+        }
+    converted = from_detectron2(state)
+    with torch.device("meta"):
+        backbone = Backbone(BackboneConfig(pretrained=False), Mask2Former.strides)
+        model: nn.Module = Mask2Former(
+            Mask2FormerConfig(), QueriesConfig(kind="static", count=100), 80, backbone.channels
+        )
+        model.backbone = backbone
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in converted.items()} == shapes
+
+    computed = re.compile(r"\.(scale|shift)$")  # from the four tensors of a batch norm
+    used = {int(tensor.unique()) for name, tensor in converted.items() if not computed.search(name)}
+    assert len(used) == sum(not computed.search(name) for name in converted)
+    norms = re.compile(r"^backbone\..*\bnorm\.\w+$")
+    assert used == {
+        i for i, (name, _) in enumerate(rows, 1) if not norms.match(name) and name != "criterion.empty_weight"
+    }
+    assert sum(bool(norms.match(name)) for name, _ in rows) == 2 * sum(bool(computed.search(n)) for n in converted)
