@@ -102,6 +102,8 @@ def test_what_excuses_a_prediction():
     assert ap50(road_with(car), detections([right])) == 1
     # The curve goes from precision 0 at recall 0 to precision 1/2 at recall 1.
     assert ap50(road_with(car), detections([right, wrong])) == 0.25
+    # With equal scores there is one point, precision 1/2 at recall 1; the curve begins at precision 1.
+    assert ap50(road_with(car), detections([right, (0.5, slice(20, 30))])) == 0.75
     for excuse in (OUT_OF_ROI, CAR):
         assert ap50(road_with(car, (slice(20, 30), excuse)), detections([right, wrong])) == 1
     small = road_with(car)

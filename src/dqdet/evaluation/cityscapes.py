@@ -129,8 +129,8 @@ def average_precision(images: Sequence[ClassMatches], overlap: float) -> float:
     false_positives = len(errors) - np.searchsorted(errors, thresholds)
     precision = true_positives / (true_positives + false_positives)
     recall = true_positives / targets
-    # The curve starts at recall 0 with the precision of the highest score.
-    return float(np.trapezoid(np.append(precision[0], precision), np.append(0.0, recall)))
+    # The curve starts at recall 0 with precision 1.
+    return float(np.trapezoid(np.append(1.0, precision), np.append(0.0, recall)))
 
 
 class CityscapesInstanceMetric:
