@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +24,7 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from torch import distributed as dist
 
 from dqdet.checkpoints.folder import (
     LAST,
@@ -192,12 +195,20 @@ def _quietly(run: Callable[..., object], *args: object, **options: object) -> No
         run(*args, **options)
 
 
+@cache
+def _leave_group_at_exit() -> None:
+    """A process that ends inside its group may abort, because threads of the group are still running."""
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+
+
 def _make_trainer(
     config: Config, callbacks: Sequence[Callback], loggers: Sequence[Logger] | Literal[False] = False
 ) -> Trainer:
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)  # no remarks on the machine
     torchrun = TorchElasticEnvironment.detect()
+    if torchrun:
+        _leave_group_at_exit()
     environment: ClusterEnvironment = TorchElasticEnvironment() if torchrun else LightningEnvironment()
     devices = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else 1
     options = config.train
