@@ -210,7 +210,7 @@ def test_object_masks_are_read_as_padded_ones():
 
 def test_points_are_mostly_those_of_least_certainty():
     criterion = MaskSetLoss(MaskLossConfig(points=40))
-    ramp = torch.linspace(-10, 10, 32).expand(2, 1, 32, 32)  # uncertain around the middle column
+    ramp = torch.linspace(-10, 10, 32).expand(2, 32, 32)  # uncertain around the middle column
     torch.manual_seed(0)
     points = criterion.loss_points(ramp, Matches(*torch.zeros(4, 2, dtype=torch.long)))
     assert points.shape == (2, 40, 2)

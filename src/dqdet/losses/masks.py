@@ -104,7 +104,7 @@ class MaskSetLoss(nn.Module):
     def forward(self, predictions: Predictions, targets: list[Target]) -> Losses:
         """The losses of ``predictions`` (logits ``[L, B, Q, C]`` and masks) for B targets with masks."""
         config = self.config
-        _, features = _embeddings_and_features(predictions)
+        embeddings, features = _embeddings_and_features(predictions)
         masks = ObjectMasks(targets, STRIDE * features.shape[2], STRIDE * features.shape[3])
         matches = self.match(predictions, targets, masks)
         rows = matches.row(targets)  # [M]
@@ -112,9 +112,11 @@ class MaskSetLoss(nn.Module):
         class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight)  # [L, G]
         cell = matches.layer * class_loss.shape[1] + matches.group(predictions.groups)  # [M]: layer and group
         sums = class_loss.new_zeros(2, class_loss.numel())  # [2, L*G]
-        for image in range(len(targets)):
+        matched = embeddings[matches.layer, matches.image, matches.query]  # [M, c]
+        for image, of_image in enumerate(features.unbind()):
             for pairs in (matches.image == image).nonzero()[:, 0].split(PAIRS_AT_ONCE):
-                losses = self.pair_losses(predictions, matches[pairs], image, masks, rows[pairs])  # [2, pairs]
+                predicted = torch.einsum("mc,chw->mhw", matched[pairs], of_image)  # [pairs, h, w]
+                losses = self.pair_losses(predicted, matches[pairs], masks, rows[pairs])  # [2, pairs]
                 sums = sums.index_add(1, cell[pairs], losses)
         mask_loss, dice_loss = (sums / count_objects(targets, sums.device)).view(2, *class_loss.shape)
         weighted = {
@@ -127,19 +129,32 @@ class MaskSetLoss(nn.Module):
     @torch.no_grad()
     def match(self, predictions: Predictions, targets: list[Target], masks: ObjectMasks) -> Matches:
         """Assign to each object one query of every group, in every layer, at the least total cost."""
-        costs = self.config.class_weight * class_costs(predictions.logits, targets, "cross_entropy")  # [L, B, Q, N]
+        embeddings, features = _embeddings_and_features(predictions)
+        # A point reads all channels of a cell: side by side they are much faster to read.
+        features = features.contiguous(memory_format=torch.channels_last)
         counts = [len(target.labels) for target in targets]
-        rows = torch.arange(sum(counts), device=costs.device).split(counts)
+        rows = torch.arange(sum(counts), device=features.device).split(counts)
         padded_rows = pad_sequence(list(rows), batch_first=True)  # [B, N]
-        with torch.autocast(costs.device.type, enabled=False):  # sums over points need more digits
-            by_group = [self.mask_costs(predictions, name, masks, padded_rows) for name in predictions.groups]
-        return assign(costs + torch.cat(by_group, 2), targets, predictions.groups)
+        groups = predictions.groups
+        with torch.autocast(features.device.type, enabled=False):  # sums over points need more digits
+            of_masks = [
+                self.mask_costs(name, of_group.float(), features, masks, padded_rows)
+                for name, of_group in zip(groups, embeddings.split(list(groups.values()), 2), strict=True)
+            ]
+        of_classes = class_costs(predictions.logits, targets, "cross_entropy")  # [L, B, Q, N]
+        return assign(self.config.class_weight * of_classes + torch.cat(of_masks, 2), targets, groups)
 
-    def mask_costs(self, predictions: Predictions, group: str, masks: ObjectMasks, rows: Tensor) -> Tensor:
-        """What the masks of a group cost for the objects ``rows [B, N]``: ``[L, B, Q, N]``, layer after layer."""
-        embeddings, features = _embeddings_and_features(predictions.group(group))
+    def mask_costs(self, group: str, embeddings: Tensor, features: Tensor, masks: ObjectMasks, rows: Tensor) -> Tensor:
+        """What the masks of one group cost, layer after layer: ``[L, B, Q, N]``.
+
+        Args:
+            group: its name.
+            embeddings: ``[L, B, Q, c]``, of this group only; features: ``[B, c, h, w]``.
+            masks: of all objects.
+            rows: ``[B, N]``, the objects of each image.
+        """
         costs = []
-        for layer, of_layer in enumerate(embeddings.float()):
+        for layer, of_layer in enumerate(embeddings):
             points = self.points.of_images(layer, group, len(features), self.config.points, features.device)
             logits = of_layer @ sample(features, points)  # [B, Q, P]
             wanted = masks.at(rows, points[:, None])  # [B, N, P]
@@ -149,15 +164,10 @@ class MaskSetLoss(nn.Module):
             )
         return torch.stack(costs)
 
-    def pair_losses(
-        self, predictions: Predictions, pairs: Matches, image: int, masks: ObjectMasks, rows: Tensor
-    ) -> Tensor:
-        """Mask and dice loss of M pairs of one image, whose objects are ``rows [M]``: ``[2, M]``."""
-        embeddings, features = _embeddings_and_features(predictions)
-        matched = embeddings[pairs.layer, image, pairs.query]  # [M, c]
-        predicted = torch.einsum("mc,chw->mhw", matched, features[image])[:, None]  # [M, 1, h, w]
+    def pair_losses(self, predicted: Tensor, pairs: Matches, masks: ObjectMasks, rows: Tensor) -> Tensor:
+        """Mask and dice loss of M predicted masks ``[M, h, w]`` and the objects ``rows [M]``: ``[2, M]``."""
         points = self.loss_points(predicted, pairs)  # [M, P, 2]
-        logits = sample(predicted, points)[:, 0]  # [M, P]
+        logits = sample(predicted[:, None], points)[:, 0]  # [M, P]
         wanted = masks.at(rows, points)  # [M, P]
         mask = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
         probability = logits.sigmoid()
@@ -166,14 +176,14 @@ class MaskSetLoss(nn.Module):
 
     @torch.no_grad()
     def loss_points(self, predicted: Tensor, pairs: Matches) -> Tensor:
-        """Points ``[M, P, 2]``, mostly where the predicted masks ``[M, 1, h, w]`` are least certain.
+        """Points ``[M, P, 2]``, mostly where the predicted masks ``[M, h, w]`` are least certain.
 
         As in Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
         """
         count = self.config.points
         important = int(self.config.important * count)
         candidates = self.points.of_pairs(pairs, int(self.config.oversample * count))  # [M, candidates, 2]
-        certainty = sample(predicted, candidates)[:, 0].abs()  # [M, candidates]
+        certainty = sample(predicted[:, None], candidates)[:, 0].abs()  # [M, candidates]
         chosen = certainty.topk(important, largest=False).indices[..., None].expand(-1, -1, 2)
         return torch.cat([candidates.gather(1, chosen), self.points.of_pairs(pairs, count - important)], 1)
 
