@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dqdet.checkpoints.detectron2 import from_detectron2
 from dqdet.config import BackboneConfig, Mask2FormerConfig, MaskLossConfig, QueriesConfig
@@ -230,10 +230,12 @@ def test_total_and_gradients(run):
         assert gradient.norm().item() == pytest.approx(expected, rel=1e-3, abs=1e-5), ours
 
 
+@pytest.mark.parametrize("backbone_name", ["resnet50", "swin_b"])
 @pytest.mark.parametrize("older", [False, True])
-def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, older):
+def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, backbone_name, older):
     """Each official tensor is filled with a number of its own, and so is looked up among ours."""
-    rows = json.loads((shared / "parity" / "mask2former_r50_keys.json").read_text())
+    file = {"resnet50": "mask2former_r50_keys.json", "swin_b": "mask2former_swin_b_keys.json"}[backbone_name]
+    rows = json.loads((shared / "parity" / file).read_text())
     state = {name: torch.tensor(number).expand(shape) for number, (name, shape) in enumerate(rows, 1)}
     if older:  # names of files that were published first
         state = {
@@ -242,19 +244,17 @@ def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, ol
         }
     converted = from_detectron2(state)
     with torch.device("meta"):
-        backbone = Backbone(BackboneConfig(pretrained=False), Mask2Former.strides)
-        model: nn.Module = Mask2Former(
-            Mask2FormerConfig(), QueriesConfig(kind="static", count=100), 80, backbone.channels
-        )
+        backbone = Backbone(BackboneConfig(name=backbone_name, pretrained=False), Mask2Former.strides)
+        queries = QueriesConfig(kind="static", count=100)
+        model = Mask2Former(Mask2FormerConfig(), queries, 80, backbone.channels)
         model.backbone = backbone
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert {name: tensor.shape for name, tensor in converted.items()} == shapes
 
-    computed = re.compile(r"\.(scale|shift)$")  # from the four tensors of a batch norm
-    used = {int(tensor.unique()) for name, tensor in converted.items() if not computed.search(name)}
-    assert len(used) == sum(not computed.search(name) for name in converted)
-    norms = re.compile(r"^backbone\..*\bnorm\.\w+$")
-    assert used == {
-        i for i, (name, _) in enumerate(rows, 1) if not norms.match(name) and name != "criterion.empty_weight"
-    }
-    assert sum(bool(norms.match(name)) for name, _ in rows) == 2 * sum(bool(computed.search(n)) for n in converted)
+    # A batch norm's four tensors become two, computed from them; all others are found again, once.
+    folded = {name for name in converted if name.endswith((".scale", ".shift"))}
+    norms = {name for name, _ in rows if re.match(r"backbone\.(stem|res\d)\..*\bnorm\.", name)}
+    assert len(norms) == 2 * len(folded)
+    unused = {name for name, _ in rows if name == "criterion.empty_weight" or "relative_position_index" in name}
+    found = sorted(int(tensor.unique()) for name, tensor in converted.items() if name not in folded)
+    assert found == [number for number, (name, _) in enumerate(rows, 1) if name not in norms | unused]

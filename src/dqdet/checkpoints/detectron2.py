@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dqdet.checkpoints.conversion import Rule, State, fold_norms, rename
 from dqdet.checkpoints.official import DYNAMIC
 
@@ -15,6 +17,16 @@ RESNET: list[Rule] = [
     (r"^(backbone\..*)\bconv(\d)\.norm\.", r"\1bn\2."),
     (r"^(backbone\..*)\bshortcut\.norm\.", r"\1downsample.1."),
     (r"^(backbone\..*)\bshortcut\.", r"\1downsample.0."),
+]
+
+# Swin transformers become timm's, where each stage begins with the step down that ended the one before.
+SWIN: list[Rule] = [
+    (r"^backbone\.norm(\d)\.", r"backbone.norms.\1."),
+    (r"^backbone\.layers\.0\.downsample\.", "backbone.body.layers_1.downsample."),
+    (r"^backbone\.layers\.1\.downsample\.", "backbone.body.layers_2.downsample."),
+    (r"^backbone\.layers\.2\.downsample\.", "backbone.body.layers_3.downsample."),
+    (r"^backbone\.layers\.(\d)\.", r"backbone.body.layers_\1."),
+    (r"^backbone\.patch_embed\.", "backbone.body.patch_embed."),
 ]
 
 # Older files have the pixel decoder directly in the head.
@@ -46,7 +58,8 @@ DECODER: list[Rule] = [
     (r"^query_weight\.", "queries.coefficients."),
 ]
 
-UNUSED = "criterion.empty_weight"  # class weights of the loss, a part of its configuration here
+# Class weights of the loss, which are a part of its configuration here, and indices that follow from the window.
+UNUSED = re.compile(r"^criterion\.empty_weight$|\.relative_position_index$")
 
 
 def from_detectron2(state: State) -> State:
@@ -55,7 +68,8 @@ def from_detectron2(state: State) -> State:
     Raises:
         DqdetError: if two different parameters become one of ours.
     """
-    rules = [*RESNET, *PIXEL_DECODER, *DECODER]
+    state = {name: tensor for name, tensor in state.items() if not UNUSED.search(name)}
+    rules = [*RESNET, *SWIN, *PIXEL_DECODER, *DECODER]
     if "sem_seg_head.predictor.query_weight.0.weight" in state:
         rules += DYNAMIC
-    return fold_norms(rename({name: tensor for name, tensor in state.items() if name != UNUSED}, rules))
+    return fold_norms(rename(state, rules))
