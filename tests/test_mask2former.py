@@ -231,6 +231,16 @@ def test_images_without_objects():
     assert all(not gradient.any() for gradient in gradients[1:])
 
 
+def test_mixed_precision_sums_in_full_precision():
+    predictions, targets = random_predictions({"modulated": 4, "basic": 8}), make_targets(3, 2)
+    criterion = MaskSetLoss(MaskLossConfig(points=64 * 96, oversample=1, important=1), PixelCentres())
+    expected = criterion(predictions, targets).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = criterion(predictions, targets).total
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, expected, rtol=1e-3, atol=0)  # the masks themselves are in half precision
+
+
 def test_more_objects_than_queries():
     predictions = random_predictions({"modulated": 2, "basic": 4})
     losses = MaskSetLoss(MaskLossConfig(points=50))(predictions, make_targets(3, 1))

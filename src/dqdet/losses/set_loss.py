@@ -83,9 +83,9 @@ def weighted_sum(
         beta: of Eq. 7.
     """
     values = torch.stack([value for _, value in losses.values()])  # [T, L, G]
-    weights = values.new_tensor([weight for weight, _ in losses.values()])
+    weights = values.new_tensor([weight for weight, _ in losses.values()])[:, None, None]
     of_group = values.new_tensor([1.0] + [beta] * (len(groups) - 1))
-    total = torch.einsum("tlg,t,g->", values, weights, of_group)
+    total = (weights * of_group * values).sum()  # no matrix product, which mixed precision would round
     detached = values.detach()
     terms = {
         f"{name}/{layer}/{term}": detached[t, layer, g]
