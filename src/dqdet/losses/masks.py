@@ -51,10 +51,8 @@ class ObjectMasks:
         assert len(masks) == len(targets), "targets without masks"
         self.pixels = torch.cat([mask.flatten() for mask in masks])
         device = self.pixels.device
-        sizes = [mask.shape[1:] for mask in masks for _ in mask]
-        self.height, self.width = (
-            torch.tensor(sizes, dtype=torch.long, device=device).view(-1, 2).unbind(1)
-        )  # [objects], [objects]
+        sizes = torch.tensor([mask.shape[1:] for mask in masks for _ in mask], dtype=torch.long, device=device)
+        self.height, self.width = sizes.view(-1, 2).unbind(1)  # [objects], [objects]
         areas = self.height * self.width
         self.first = areas.cumsum(0) - areas  # [objects], into pixels
         self.padded = torch.tensor([width, height], device=device)
