@@ -1,0 +1,95 @@
+"""Backbones: maps at the right strides, frozen norms that compute the same, weights and errors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import freeze_batch_norm_2d
+from torch import nn
+
+from dqdet.config import BackboneConfig
+from dqdet.errors import DqdetError
+from dqdet.nn.backbone import Backbone, freeze_norms
+
+STRIDES = (8, 16, 32)
+
+
+def backbone(name: str, freeze: bool = False) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(BackboneConfig(name=name, pretrained=False, freeze=freeze), STRIDES)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet", "swin_tiny_patch4_window7_224"])
+def test_maps_of_any_image_size(name):
+    model = backbone(name).eval()
+    with torch.inference_mode():
+        maps = model(torch.randn(2, 3, 101, 150))
+    assert [tuple(x.shape) for x in maps] == [
+        (2, channels, -(-101 // stride), -(-150 // stride))
+        for channels, stride in zip(model.channels, STRIDES, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet"])
+def test_frozen_norms_equal_batch_norms_in_value_and_gradient(name):
+    body = backbone(name).body.eval()
+    generator = torch.Generator().manual_seed(1)
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    frozen = copy.deepcopy(body)
+    freeze_norms(frozen)
+    freeze_batch_norm_2d(frozen)
+    images = torch.randn(1, 3, 64, 96, generator=generator)
+    for ours, theirs in zip(frozen.train()(images), body(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    for model in (body, frozen):
+        model(images)[-1].mean().backward()
+    for (name, ours), theirs in zip(
+        ((n, p) for n, p in frozen.named_parameters() if "conv" in n and p.dim() == 4),
+        (p for n, p in body.named_parameters() if "conv" in n and p.dim() == 4),
+        strict=True,
+    ):
+        scale = theirs.grad.abs().max()
+        assert torch.allclose(ours.grad / scale, theirs.grad / scale, atol=1e-3), name
+
+
+def test_stem_and_first_stage_are_frozen():
+    trained = {
+        name.split(".")[0] for name, p in backbone("resnet18", freeze=True).body.named_parameters() if p.requires_grad
+    }
+    assert trained == {"layer2", "layer3", "layer4"}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone("test_resnet", freeze=True).modules())
+
+
+def test_local_weights(tmp_path):
+    source = timm.create_model("resnet18", pretrained=False)
+    save_file(source.state_dict(), tmp_path / "resnet18.safetensors")
+    config = BackboneConfig(name="resnet18", weights=str(tmp_path / "resnet18.safetensors"), freeze=False)
+    assert torch.equal(Backbone(config, STRIDES).body.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_errors_name_the_option_and_the_way_out(tmp_path, monkeypatch):
+    with pytest.raises(
+        DqdetError, match=r"model\.backbone\.name=resnet5O: no such backbone in timm; nearest: resnet50"
+    ):
+        backbone("resnet5O")
+    with pytest.raises(DqdetError, match=r"model\.backbone\.weights=nowhere\.pth: no such file"):
+        Backbone(BackboneConfig(weights="nowhere.pth"), STRIDES)
+    with pytest.raises(DqdetError, match=r"has maps at strides .*, not at \[64\]"):
+        Backbone(BackboneConfig(name="resnet18", pretrained=False), (64,))
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    with pytest.raises(DqdetError, match=r"broken\.safetensors: not weights of resnet18"):
+        Backbone(BackboneConfig(name="resnet18", weights=str(tmp_path / "broken.safetensors")), STRIDES)
+
+    def offline(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(DqdetError, match=r"could not be fetched .* model\.backbone\.pretrained=false"):
+        Backbone(BackboneConfig(name="resnet18"), STRIDES)
