@@ -47,6 +47,7 @@ class SetLoss(nn.Module):
     def of_groups(
         self, predictions: Predictions, targets: list[Target], objects: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss and terms of one set of predictions, all layers and groups; ``objects`` normalises the sums."""
         matches = match(predictions, targets, self.config)
         groups, config = predictions.groups, self.config
         group, row = matches.group(groups), matches.row(targets)  # [M], [M]
