@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from dqdet import config as configuration
+from dqdet.config import presets as configuration
 from dqdet.config import Config, describe, from_yaml, override, preset_names, resolve, to_yaml
 from dqdet.errors import DqdetError
 

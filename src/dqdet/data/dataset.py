@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
 
     classes: list[str]  # names in label order
     category_ids: list[int]  # the data set's own id of each label
+    stuff: Sequence[str] = ()  # the classes among them that are regions, not objects (panoptic)
     image_ids: list[int]  # of every item
     aspect_ratios: np.ndarray  # width / height of every item before augmentation
 

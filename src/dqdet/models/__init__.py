@@ -9,6 +9,7 @@ from dqdet.models.dab_detr import DabDetr
 from dqdet.models.deformable_detr import DeformableDetr
 from dqdet.models.detector import Detector
 from dqdet.models.detr import Detr
+from dqdet.models.mask2former import Mask2Former
 from dqdet.models.smca_detr import SmcaDetr
 from dqdet.nn.backbone import Backbone
 
@@ -19,6 +20,7 @@ FAMILIES: dict[str, type[Detector]] = {
     "dab_detr": DabDetr,
     "deformable_detr": DeformableDetr,
     "dab_deformable_detr": DabDeformableDetr,
+    "mask2former": Mask2Former,
 }
 
 

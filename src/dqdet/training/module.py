@@ -14,7 +14,7 @@ from dqdet.checkpoints.folder import differences
 from dqdet.config import Config
 from dqdet.errors import DqdetError
 from dqdet.evaluation.postprocess import ImageDetections, detections
-from dqdet.losses import SetLoss
+from dqdet.losses import make_loss
 from dqdet.training.data_module import DataModule
 from dqdet.training.optimiser import make_optimiser, make_schedule
 from dqdet.types import Batch
@@ -33,7 +33,7 @@ class DetectionModule(LightningModule):
     def __init__(self, model: nn.Module, config: Config) -> None:
         super().__init__()
         self.model = model
-        self.criterion = SetLoss(config.loss)
+        self.criterion = make_loss(config.loss)
         self.config = config
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -1,36 +1,29 @@
-"""Typed configuration: what can be set, its default, and how presets and ``key=value`` overrides combine.
-
-A configuration is complete and self-describing: ``dqdet presets NAME`` prints it, a run folder keeps it, and
-``dqdet.load`` builds the model from it alone. Defaults are the paper's and the families' published ones;
-``presets/*.yaml`` hold only what differs.
-"""
+"""What can be set, and its default: the paper's and the families' published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from importlib.resources import files
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
+    Tag,
     model_validator,
 )
-
-from dqdet.errors import DqdetError
 
 
 class Section(BaseModel):
     """A group of options. Unknown keys are refused, and values are checked on assignment too."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+Task = Literal["detection", "instance", "panoptic", "video"]
 
 
 class BackboneConfig(Section):
@@ -42,6 +35,9 @@ class BackboneConfig(Section):
 
 class TransformerConfig(Section):
     """What all families have."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("detection",)  # that the family can learn
+    loss: ClassVar[str] = "boxes"  # kind of its set loss
 
     family: str
     backbone: BackboneConfig = BackboneConfig()
@@ -105,6 +101,9 @@ class DabDeformableDetrConfig(DeformableDetrConfig):
 class Mask2FormerConfig(TransformerConfig):
     """Mask2Former (Cheng et al., 2022), with its multi-scale deformable pixel decoder."""
 
+    tasks: ClassVar[tuple[Task, ...]] = ("instance", "panoptic")
+    loss: ClassVar[str] = "masks"
+
     family: Literal["mask2former"] = "mask2former"
     decoder_layers: PositiveInt = 9
     encoder_feedforward: PositiveInt = 1024  # of the pixel decoder
@@ -113,13 +112,35 @@ class Mask2FormerConfig(TransformerConfig):
     see_padding: bool = False  # treat padding as image, as the published code does
 
 
+class VideoMask2FormerConfig(Mask2FormerConfig):
+    """Mask2Former for video (Cheng et al., 2021): queries read all frames of a clip."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("video",)
+
+    family: Literal["video_mask2former"] = "video_mask2former"  # type: ignore[assignment]
+
+
+class SeqFormerConfig(DeformableDetrConfig):
+    """SeqFormer (Wu et al., 2022): a query is one object of a clip and has a box in each of its frames."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("video",)
+    loss: ClassVar[str] = "sequences"
+
+    family: Literal["seqformer"] = "seqformer"  # type: ignore[assignment]
+    refine: Literal[True] = True
+    two_stage: Literal[False] = False
+
+
 ModelConfig = Annotated[
     DetrConfig
     | ConditionalDetrConfig
     | SmcaDetrConfig
     | DabDetrConfig
     | DeformableDetrConfig
-    | DabDeformableDetrConfig,
+    | DabDeformableDetrConfig
+    | Mask2FormerConfig
+    | VideoMask2FormerConfig
+    | SeqFormerConfig,
     Field(discriminator="family"),
 ]
 
@@ -137,8 +158,9 @@ class QueriesConfig(Section):
 
 
 class LossConfig(Section):
-    """Set loss: matching costs, weights and normalisation (``losses/set_loss.py``)."""
+    """Set loss of boxes: matching costs, weights and normalisation (``losses/set_loss.py``)."""
 
+    kind: Literal["boxes"] = "boxes"
     classification: Literal["focal", "cross_entropy"] = "focal"
     class_cost: NonNegativeFloat = 2.0
     box_cost: NonNegativeFloat = 5.0
@@ -154,6 +176,7 @@ class LossConfig(Section):
 class MaskLossConfig(Section):
     """Set loss of masks, compared at points (``losses/masks.py``). Costs of the matching have the same weights."""
 
+    kind: Literal["masks"] = "masks"
     class_weight: NonNegativeFloat = 2.0
     mask_weight: NonNegativeFloat = 5.0  # binary cross-entropy
     dice_weight: NonNegativeFloat = 5.0
@@ -164,17 +187,64 @@ class MaskLossConfig(Section):
     beta: NonNegativeFloat = 1.0  # weight of the basic queries' loss, Eq. 7
 
 
+class SequenceLossConfig(LossConfig):
+    """Set loss of sequences of boxes, with the masks of matched queries (``losses/sequences.py``)."""
+
+    kind: Literal["sequences"] = "sequences"  # type: ignore[assignment]
+    mask_weight: NonNegativeFloat = 2.0  # focal
+    dice_weight: NonNegativeFloat = 5.0
+
+
+def _loss_kind(options: Any) -> str:
+    return options.get("kind", "boxes") if isinstance(options, dict) else options.kind
+
+
+AnyLossConfig = Annotated[
+    Annotated[LossConfig, Tag("boxes")]
+    | Annotated[MaskLossConfig, Tag("masks")]
+    | Annotated[SequenceLossConfig, Tag("sequences")],
+    Discriminator(_loss_kind),
+]
+
+
+class InferenceConfig(Section):
+    """Which predictions are reported (``evaluation/postprocess.py``, ``evaluation/segmentation.py``)."""
+
+    limit: PositiveInt = 100  # detections an image, or tracks a video
+    object_threshold: float = Field(default=0.8, ge=0, le=1)  # least score of a segment of a panoptic map
+    overlap_threshold: float = Field(default=0.8, ge=0, le=1)  # share of its mask that such a segment must keep
+    window: PositiveInt = 36  # frames of a video that go through the model together
+
+
 class ScenesConfig(Section):
     """The built-in generated data set (``data/scenes.py``)."""
 
     size: PositiveInt = 128  # height and width, pixels
-    train_images: PositiveInt = 2000
+    train_images: PositiveInt = 2000  # or videos
     val_images: PositiveInt = 200
+    frames: PositiveInt = 8  # of each video
     seed: int = Field(default=0, ge=0)
 
 
+class ClipsConfig(Section):
+    """How videos are cut into clips for training."""
+
+    frames: PositiveInt = 2  # of a clip
+    reach: PositiveInt = 20  # frames from the first chosen one within which the others lie, on both sides
+    images: str | None = None  # folder of COCO, whose images become clips of their own (pseudo-videos); None: no
+
+
+TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
+    "coco": ("detection", "instance", "panoptic"),
+    "cityscapes": ("instance", "panoptic"),
+    "youtube_vis": ("video",),
+    "scenes": ("detection", "instance", "panoptic", "video"),
+}
+
+
 class DataConfig(Section):
-    kind: Literal["coco", "scenes"] = "coco"
+    kind: Literal["coco", "cityscapes", "youtube_vis", "scenes"] = "coco"
+    task: Task = "detection"  # what is annotated, learned and measured: boxes, masks, panoptic maps, tracks
     root: str | None = None  # folder of the data set
     train: str | None = None  # name of the training split; None: found (train2017 or train)
     val: str | None = None  # likewise (val2017, val, valid or test)
@@ -182,7 +252,11 @@ class DataConfig(Section):
     max_size: PositiveInt = 1333  # longer side never exceeds it
     val_resize: PositiveInt = 800
     crop: bool = True  # DETR's second branch: resize to 400-600, crop 384-600, resize again
+    jitter: tuple[PositiveFloat, PositiveFloat] | None = None  # large-scale jitter: least and greatest factor
+    window: tuple[PositiveInt, PositiveInt] | None = None  # height, width of a random crop at the end
     flip: bool = True
+    colour: bool = False  # SSD's photometric distortion
+    clips: ClipsConfig = ClipsConfig()
     workers: int = Field(default=2, ge=0)
     scenes: ScenesConfig = ScenesConfig()
 
@@ -196,7 +270,10 @@ class TrainConfig(Section):
     backbone_lr: NonNegativeFloat = 2e-5  # 0 freezes the backbone
     offsets_lr: PositiveFloat = 2e-5  # sampling offsets and reference points (deformable families)
     weight_decay: NonNegativeFloat = 1e-4
-    drop: list[PositiveFloat] = [40.0]  # epochs at which the learning rates are divided by ten
+    schedule: Literal["steps", "poly"] = "steps"
+    drop: list[PositiveFloat] = [40.0]  # steps: epochs at which the learning rates are divided by ten
+    power: PositiveFloat = 0.9  # poly: of the share of steps that are left
+    decay_norms: bool = True  # weight decay of norms and embeddings too
     warmup: int = Field(default=0, ge=0)  # steps of linear warm-up
     clip: NonNegativeFloat = 0.1  # gradient norm; 0: no clipping
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
@@ -211,11 +288,13 @@ class Config(Section):
     preset: str
     model: ModelConfig
     queries: QueriesConfig = QueriesConfig()
-    loss: LossConfig = LossConfig()
+    loss: AnyLossConfig = LossConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
     classes: list[str] = []  # class names in label order; filled from the data set
     category_ids: list[int] = []  # likewise, the data set's id of each class: results are written with them
+    stuff: list[str] = []  # the classes among them that are regions, not objects (panoptic)
     init: str | None = None  # what the weights start from: a run, a checkpoint or a name on the hub; None: ImageNet
 
     @model_validator(mode="after")
@@ -223,171 +302,24 @@ class Config(Section):
         model = self.model
         if model.hidden % model.heads:
             raise ValueError(f"model.hidden={model.hidden} is not divisible by model.heads={model.heads}")
-        if isinstance(model, DeformableDetrConfig) and model.hidden % 32:
+        if isinstance(model, DeformableDetrConfig | Mask2FormerConfig) and model.hidden % 32:
             raise ValueError(f"model.hidden={model.hidden} is not divisible by 32, the groups of the group norms")
+        if self.data.task not in TASKS_OF_DATA[self.data.kind]:
+            raise ValueError(
+                f"data.kind={self.data.kind} has no data.task={self.data.task}, only "
+                f"{', '.join(TASKS_OF_DATA[self.data.kind])}"
+            )
+        if self.data.task not in model.tasks:
+            raise ValueError(
+                f"model.family={model.family} cannot learn data.task={self.data.task}, only {', '.join(model.tasks)}"
+            )
+        if self.loss.kind != model.loss:
+            raise ValueError(
+                f"model.family={model.family} needs loss.kind={model.loss}, not {self.loss.kind}"
+            )
         if isinstance(model, DeformableDetrConfig) and model.two_stage and self.queries.kind != "static":
             raise ValueError(
                 f"model.two_stage takes the queries from the encoder's proposals, so queries.kind="
                 f"{self.queries.kind} has nothing to combine; set queries.kind=static"
             )
         return self
-
-
-Overrides = Iterable[str] | Mapping[str, Any]  # ["train.epochs=12"], or {"train.epochs": 12}, nested or not
-
-FIXED = ("preset", "model.family")  # what a preset is; another one is chosen by its name
-
-
-def preset_names() -> list[str]:
-    return sorted(file.name.removesuffix(".yaml") for file in files("dqdet").joinpath("presets").iterdir())
-
-
-def describe(name: str) -> str:
-    """What a preset is, in one line."""
-    return _read_preset(name)["description"]
-
-
-def resolve(name: str, overrides: Overrides = ()) -> Config:
-    """The configuration of a preset with overrides.
-
-    Raises:
-        DqdetError: unknown preset or option, value of a wrong type, or options that contradict each other.
-    """
-    options = _read_preset(name)
-    del options["description"]
-    if "extends" in options:
-        config = override(resolve(options.pop("extends")), options).model_copy(update={"preset": name})
-    else:
-        config = _validated({"preset": name, **options})
-    return override(config, overrides)
-
-
-def override(config: Config, overrides: Overrides) -> Config:
-    """A copy of a configuration with some options set.
-
-    Raises:
-        DqdetError: as `resolve`.
-    """
-    options = config.model_dump()
-    known = _flat(options)
-    for path, value in parse_overrides(overrides).items():
-        if path in FIXED and value != known[path]:
-            raise DqdetError(f"{path} cannot be set: choose another preset ({', '.join(preset_names())})")
-        if path not in known:
-            raise DqdetError(_unknown_option(path, list(known)))
-        *sections, option = path.split(".")
-        section = options
-        for part in sections:
-            section = section[part]
-        section[option] = value
-    return _validated(options)
-
-
-def changes(config: Config) -> dict[str, Any]:
-    """The overrides of its preset that make a configuration, without what is filled from the data set."""
-    preset = _flat(resolve(config.preset).model_dump())
-    options = _flat(config.model_dump(exclude={"classes", "category_ids"}))
-    return {path: value for path, value in options.items() if value != preset[path]}
-
-
-def parse_overrides(overrides: Overrides) -> dict[str, Any]:
-    """Overrides by the dotted paths of their options.
-
-    Of a ``key=value`` text, numbers and flags stay text: the option's own type says how to read them
-    (``data.train=2017`` is a name, ``train.epochs=12`` a number).
-    """
-    if isinstance(overrides, Mapping):
-        return _flat(overrides)
-    parsed = {}
-    for text in overrides:
-        path, separator, value = text.partition("=")
-        if not separator:
-            raise DqdetError(f"'{text}' is not of the form option=value")
-        try:
-            parsed[path] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise DqdetError(f"{text}: not a value: {str(error).splitlines()[0]}") from error
-        if isinstance(parsed[path], dict):
-            parsed |= _flat({path: parsed.pop(path)})
-        elif not isinstance(parsed[path], list | None):
-            parsed[path] = value
-    return parsed
-
-
-def to_yaml(config: Config) -> str:
-    """Every option, resolved, in the order of the schema; numbers and lists in one line."""
-    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
-
-
-def from_yaml(text: str, source: str) -> Config:
-    """The inverse of `to_yaml`. ``source``, the file, is named in errors."""
-    try:
-        options = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DqdetError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise DqdetError(f"{source}: not a configuration of dqdet")
-    try:
-        return _validated(options)
-    except DqdetError as error:
-        raise DqdetError(f"{source}: {error}") from error
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists in one line."""
-
-
-_Dumper.add_representer(
-    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-)
-
-
-def _read_preset(name: str) -> dict[str, Any]:
-    names = preset_names()
-    if name not in names:
-        nearest = get_close_matches(name, names, n=1, cutoff=0.5)
-        raise DqdetError(f"unknown preset '{name}'{_suggestion(nearest)}; there are: {', '.join(names)}")
-    return yaml.safe_load(files("dqdet").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8"))
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted paths."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _unknown_option(path: str, known: list[str]) -> str:
-    inside = [option for option in known if option.startswith(f"{path}.")]
-    if inside:
-        return f"{path} is a group of options; set one of {', '.join(inside)}"
-    same_name = [option for option in known if option.split(".")[-1] == path.split(".")[-1]]
-    nearest = same_name or get_close_matches(path, known, n=1, cutoff=0.5)
-    return f"unknown option '{path}'{_suggestion(nearest)}; `dqdet presets NAME` prints all options"
-
-
-def _suggestion(nearest: list[str]) -> str:
-    return f", did you mean {' or '.join(nearest)}?" if nearest else ""
-
-
-def _validated(options: dict[str, Any]) -> Config:
-    try:
-        return Config.model_validate(options)
-    except ValidationError as error:
-        raise DqdetError("; ".join(map(_problem, error.errors()))) from error
-
-
-def _problem(error: Any) -> str:
-    """One of pydantic's errors in the words of the command line: ``train.epochs=abc: should be ...``."""
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message
-    location = [str(part) for part in error["loc"]]
-    if location[0] == "model":
-        del location[1:2]  # pydantic adds the family here
-    path = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        return f"unknown option '{path}'"
-    message = message.replace("Input should be", "should be").split(", unable")[0]
-    return f"{path}={error['input']}: {message}"

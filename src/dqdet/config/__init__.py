@@ -1,0 +1,71 @@
+"""Typed configuration: what can be set, its default, and how presets and ``key=value`` overrides combine.
+
+A configuration is complete and self-describing: ``dqdet presets NAME`` prints it, a run folder keeps it, and
+``dqdet.load`` builds the model from it alone. ``presets/*.yaml`` hold only what differs from the defaults.
+"""
+
+from dqdet.config.presets import (
+    Overrides,
+    changes,
+    describe,
+    from_yaml,
+    override,
+    parse_overrides,
+    preset_names,
+    resolve,
+    to_yaml,
+)
+from dqdet.config.schema import (
+    BackboneConfig,
+    ConditionalDetrConfig,
+    Config,
+    DabDeformableDetrConfig,
+    DabDetrConfig,
+    DataConfig,
+    DeformableDetrConfig,
+    DetrConfig,
+    InferenceConfig,
+    LossConfig,
+    Mask2FormerConfig,
+    MaskLossConfig,
+    QueriesConfig,
+    ScenesConfig,
+    SeqFormerConfig,
+    SequenceLossConfig,
+    SmcaDetrConfig,
+    TrainConfig,
+    TransformerConfig,
+    VideoMask2FormerConfig,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "ConditionalDetrConfig",
+    "Config",
+    "DabDeformableDetrConfig",
+    "DabDetrConfig",
+    "DataConfig",
+    "DeformableDetrConfig",
+    "DetrConfig",
+    "InferenceConfig",
+    "LossConfig",
+    "Mask2FormerConfig",
+    "MaskLossConfig",
+    "Overrides",
+    "QueriesConfig",
+    "ScenesConfig",
+    "SeqFormerConfig",
+    "SequenceLossConfig",
+    "SmcaDetrConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "VideoMask2FormerConfig",
+    "changes",
+    "describe",
+    "from_yaml",
+    "override",
+    "parse_overrides",
+    "preset_names",
+    "resolve",
+    "to_yaml",
+]

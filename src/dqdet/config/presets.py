@@ -1,0 +1,174 @@
+"""How presets and ``key=value`` overrides make a configuration, and its form as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dqdet.config.schema import Config
+from dqdet.errors import DqdetError
+
+Overrides = Iterable[str] | Mapping[str, Any]  # ["train.epochs=12"], or {"train.epochs": 12}, nested or not
+
+FIXED = ("preset", "model.family")  # what a preset is; another one is chosen by its name
+
+
+def preset_names() -> list[str]:
+    return sorted(file.name.removesuffix(".yaml") for file in files("dqdet").joinpath("presets").iterdir())
+
+
+def describe(name: str) -> str:
+    """What a preset is, in one line."""
+    return _read_preset(name)["description"]
+
+
+def resolve(name: str, overrides: Overrides = ()) -> Config:
+    """The configuration of a preset with overrides.
+
+    Raises:
+        DqdetError: unknown preset or option, value of a wrong type, or options that contradict each other.
+    """
+    options = _read_preset(name)
+    del options["description"]
+    if "extends" in options:
+        config = override(resolve(options.pop("extends")), options).model_copy(update={"preset": name})
+    else:
+        config = _validated({"preset": name, **options})
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: Overrides) -> Config:
+    """A copy of a configuration with some options set.
+
+    Raises:
+        DqdetError: as `resolve`.
+    """
+    options = config.model_dump()
+    known = _flat(options)
+    for path, value in parse_overrides(overrides).items():
+        if path in FIXED and value != known[path]:
+            raise DqdetError(f"{path} cannot be set: choose another preset ({', '.join(preset_names())})")
+        if path not in known:
+            raise DqdetError(_unknown_option(path, list(known)))
+        *sections, option = path.split(".")
+        section = options
+        for part in sections:
+            section = section[part]
+        section[option] = value
+    return _validated(options)
+
+
+def changes(config: Config) -> dict[str, Any]:
+    """The overrides of its preset that make a configuration, without what is filled from the data set."""
+    preset = _flat(resolve(config.preset).model_dump())
+    options = _flat(config.model_dump(exclude={"classes", "category_ids", "stuff"}))
+    return {path: value for path, value in options.items() if value != preset[path]}
+
+
+def parse_overrides(overrides: Overrides) -> dict[str, Any]:
+    """Overrides by the dotted paths of their options.
+
+    Of a ``key=value`` text, numbers and flags stay text: the option's own type says how to read them
+    (``data.train=2017`` is a name, ``train.epochs=12`` a number).
+    """
+    if isinstance(overrides, Mapping):
+        return _flat(overrides)
+    parsed = {}
+    for text in overrides:
+        path, separator, value = text.partition("=")
+        if not separator:
+            raise DqdetError(f"'{text}' is not of the form option=value")
+        try:
+            parsed[path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise DqdetError(f"{text}: not a value: {str(error).splitlines()[0]}") from error
+        if isinstance(parsed[path], dict):
+            parsed |= _flat({path: parsed.pop(path)})
+        elif not isinstance(parsed[path], list | None):
+            parsed[path] = value
+    return parsed
+
+
+def to_yaml(config: Config) -> str:
+    """Every option, resolved, in the order of the schema; numbers and lists in one line."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def from_yaml(text: str, source: str) -> Config:
+    """The inverse of `to_yaml`. ``source``, the file, is named in errors."""
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DqdetError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise DqdetError(f"{source}: not a configuration of dqdet")
+    try:
+        return _validated(options)
+    except DqdetError as error:
+        raise DqdetError(f"{source}: {error}") from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists in one line."""
+
+
+for _kind in (list, tuple):
+    _Dumper.add_representer(
+        _kind, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+    )
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    names = preset_names()
+    if name not in names:
+        nearest = get_close_matches(name, names, n=1, cutoff=0.5)
+        raise DqdetError(f"unknown preset '{name}'{_suggestion(nearest)}; there are: {', '.join(names)}")
+    return yaml.safe_load(files("dqdet").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _unknown_option(path: str, known: list[str]) -> str:
+    inside = [option for option in known if option.startswith(f"{path}.")]
+    if inside:
+        return f"{path} is a group of options; set one of {', '.join(inside)}"
+    same_name = [option for option in known if option.split(".")[-1] == path.split(".")[-1]]
+    nearest = same_name or get_close_matches(path, known, n=1, cutoff=0.5)
+    return f"unknown option '{path}'{_suggestion(nearest)}; `dqdet presets NAME` prints all options"
+
+
+def _suggestion(nearest: list[str]) -> str:
+    return f", did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def _validated(options: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(options)
+    except ValidationError as error:
+        raise DqdetError("; ".join(map(_problem, error.errors()))) from error
+
+
+def _problem(error: Any) -> str:
+    """One of pydantic's errors in the words of the command line: ``train.epochs=abc: should be ...``."""
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    location = [str(part) for part in error["loc"]]
+    if location[0] in ("model", "loss"):
+        del location[1:2]  # pydantic adds the kind here
+    path = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"unknown option '{path}'"
+    message = message.replace("Input should be", "should be").split(", unable")[0]
+    return f"{path}={error['input']}: {message}"
