@@ -26,7 +26,8 @@ demo: setup  ## train a static and a modulated model on generated scenes, compar
 	$(BIN)/python examples/demo.py --out runs/demo
 
 bench: setup  ## speed against transformers on this machine
-	$(BIN)/python benchmarks/compare_transformers.py --json runs/compare_transformers.json
+	$(BIN)/python benchmarks/deformable_detr.py --json runs/deformable_detr.json
+	$(BIN)/python benchmarks/mask2former.py --json runs/mask2former.json
 	$(BIN)/python benchmarks/families.py --json runs/families.json
 
 study-detectors: setup  ## static against modulated queries for all six detectors, three seeds

@@ -1,11 +1,16 @@
-"""What the benchmarks share: their input, timing in turns, and ratios of times."""
+"""What the benchmarks share: their input, timing in turns, ratios of times, peak memory."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -78,3 +83,59 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def peak_memory(name: str, size: int, batch: int) -> float:
+    """Peak resident memory of a process of this script that runs one of its things twice, MiB."""
+    command = [sys.executable, sys.argv[0], "--size", str(size), "--batch", str(batch), "--only", name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def compare(
+    title: str,
+    size: int,
+    make_run: Callable[[str, int, int], Callable[[], object]],
+    check_equal: Callable[[int, int], None],
+    names: Sequence[str],
+    ratios: Sequence[tuple[str, str, str]],
+) -> None:
+    """A script that times some things in turns and prints medians, peak memory and ratios.
+
+    Args:
+        title: of what is timed.
+        size: of the images, unless the command line says another.
+        make_run: makes what is timed from its name, the images' size and the batch.
+        check_equal: of size and batch; raises unless the models compute the same.
+        names: of what is timed.
+        ratios: label, and the names of what is divided by what.
+    """
+    parser = argparse.ArgumentParser(description=f"{title}, timed.")
+    parser.add_argument("--size", type=int, default=size)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", help="write the numbers to this file")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        run = make_run(options.only, options.size, options.batch)
+        run(), run()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+
+    # Before this process grows: a new process inherits the peak of the one that started it.
+    memory = {name: peak_memory(name, options.size, options.batch) for name in names}
+    check_equal(options.size, options.batch)
+    seconds = take_turns({name: make_run(name, options.size, options.batch) for name in names}, options.repeats)
+    print(f"{title}, {options.batch} x {options.size}x{options.size}, {torch.get_num_threads()} threads\n")
+    print(f"{'':36}{'median s':>10}{'min':>8}{'max':>8}{'peak MiB':>10}")
+    for name, times in seconds.items():
+        print(f"{name:36}{statistics.median(times):10.3f}{min(times):8.3f}{max(times):8.3f}{memory[name]:10.0f}")
+    found = {label: ratio(seconds[first], seconds[second]) for label, first, second in ratios}
+    print()
+    for label, value in found.items():
+        print(f"{label:36}{value:10.3f}")
+    if options.json:
+        sizes = {"size": options.size, "batch": options.batch}
+        result = {**machine(), **sizes, "seconds": seconds, "peak_mib": memory, "ratios": found}
+        with open(options.json, "w") as file:
+            json.dump(result, file, indent=1)

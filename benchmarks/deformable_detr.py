@@ -1,6 +1,6 @@
 """Deformable-DETR R50 against ``transformers``: same weights, same inputs, outputs checked equal, then timed.
 
-    python benchmarks/compare_transformers.py [--size 640] [--repeats 7] [--json FILE]
+    python benchmarks/deformable_detr.py [--size 640] [--repeats 7] [--json FILE]
 
 Prints medians and ratios of inference and of a training step (forward, loss, backward), the overhead of dynamic
 queries against our own static model, the time of making queries and of matching and loss alone, and the peak
@@ -9,12 +9,6 @@ memory of each step.
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
@@ -27,7 +21,7 @@ from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.types import Predictions
-from timing import CLASSES, machine, make_input, ratio, take_turns, their_labels, train_same_stages
+from timing import CLASSES, compare, make_input, their_labels, train_same_stages
 
 
 def their_model() -> DeformableDetrForObjectDetection:
@@ -159,51 +153,5 @@ RATIOS = [
 ]
 
 
-def peak_memory(name: str, size: int, batch: int) -> float:
-    """Peak resident memory of a process that runs one step twice, MiB."""
-    command = [sys.executable, __file__, "--size", str(size), "--batch", str(batch), "--only", name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=640)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", help="write the numbers to this file")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.only:
-        run = make_run(options.only, options.size, options.batch)
-        run(), run()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        return
-
-    # Before this process grows: a new process inherits the peak of the one that started it.
-    memory = {name: peak_memory(name, options.size, options.batch) for name in NAMES}
-    check_equal(options.size, options.batch)
-    seconds = take_turns({name: make_run(name, options.size, options.batch) for name in NAMES}, options.repeats)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"Deformable-DETR R50, {options.batch} x {options.size}x{options.size}, {torch.get_num_threads()} threads\n")
-    print(f"{'':36}{'median s':>10}{'min':>8}{'max':>8}{'peak MiB':>10}")
-    for name, median in medians.items():
-        print(f"{name:36}{median:10.3f}{min(seconds[name]):8.3f}{max(seconds[name]):8.3f}{memory[name]:10.0f}")
-    ratios = {label: ratio(seconds[first], seconds[second]) for label, first, second in RATIOS}
-    print()
-    for label, found in ratios.items():
-        print(f"{label:36}{found:10.3f}")
-    if options.json:
-        result = {
-            **machine(),
-            "size": options.size,
-            "batch": options.batch,
-            "seconds": seconds,
-            "peak_mib": memory,
-            "ratios": ratios,
-        }
-        with open(options.json, "w") as file:
-            json.dump(result, file, indent=1)
-
-
 if __name__ == "__main__":
-    main()
+    compare("Deformable-DETR R50", 640, make_run, check_equal, NAMES, RATIOS)
