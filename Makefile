@@ -31,7 +31,7 @@ bench: setup  ## speed against transformers on this machine
 	$(BIN)/python benchmarks/families.py --json runs/families.json
 
 study-detectors: setup  ## static against modulated queries for all six detectors, three seeds
-	$(BIN)/python -m dqdet.studies.detectors --out runs/study-detectors --table docs/detectors.md
+	$(BIN)/python -m dqdet.studies.detectors --table docs/detectors.md
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
