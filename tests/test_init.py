@@ -10,7 +10,7 @@ from dqdet.checkpoints.folder import load_config, load_folder, match_classes, sa
 from dqdet.checkpoints.transfer import start_from
 from dqdet.config import DataConfig
 from dqdet.data.coco import CocoDataset
-from dqdet.data.scenes import ScenesDataset
+from dqdet.data.scenes_dataset import ScenesDataset
 from dqdet.errors import DqdetError
 from dqdet.evaluation.detection import DetectionMetric
 from dqdet.evaluation.postprocess import ImageDetections

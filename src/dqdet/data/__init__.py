@@ -3,7 +3,7 @@
 from dqdet.config import DataConfig
 from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset, Split
-from dqdet.data.scenes import ScenesDataset
+from dqdet.data.scenes_dataset import ScenesDataset
 
 KINDS: dict[str, type[DetectionDataset]] = {"coco": CocoDataset, "scenes": ScenesDataset}
 

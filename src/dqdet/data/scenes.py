@@ -1,4 +1,4 @@
-"""The built-in data set: pictures drawn from a seed on the fly.
+"""The scenes of the built-in data set: pictures drawn from a seed on the fly.
 
 There are five kinds of scene, which differ in what appears and where: kites are in the sky, cars on the road,
 plates on the table. Whoever knows the kind of scene knows where to look for what, and this is what queries that
@@ -13,22 +13,15 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
-import torch
-from scipy.ndimage import find_objects
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.ops import box_convert
 
-from dqdet.config import DataConfig
-from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.drawing import SHAPES, WHITE, Canvas, Colour, Look, Part, ellipse, rectangle, tint
-from dqdet.data.transforms import Sample
 
 CLASSES = list(SHAPES)
+STUFF = ["sky", "hills", "grass", "building", "pavement", "road", "forest", "water", "wall", "table"]
 OVERLAP = 0.25  # an object's box may share this part of the smaller box with another's
 ATTEMPTS = 20  # at placing an object without more overlap; it is left out after that
 GRAIN = 5  # noise of a pixel, of 255
@@ -325,71 +318,3 @@ def draw_scene(*seed: int) -> Scene:
     scene.light = (brightness * (1 + warmth), brightness, brightness * (1 - warmth))
     scene.grain = int(random.integers(2**31))
     return scene
-
-
-class ScenesDataset(DetectionDataset):
-    """Scenes as a detection data set. Item i of a split is a pure function of (``config.scenes.seed``, split, i).
-
-    Boxes are those of the visible pixels. Objects that others hide completely are no objects.
-    """
-
-    def __init__(self, config: DataConfig, split: Split, seed: int = 0) -> None:
-        super().__init__(config, split, seed)
-        self.scenes = config.scenes
-        self.split_number = ("train", "val").index(split)
-        count = self.scenes.train_images if split == "train" else self.scenes.val_images
-        self.classes = CLASSES
-        self.category_ids = list(range(1, len(CLASSES) + 1))
-        self.image_ids = list(range(1, count + 1))
-        self.aspect_ratios = np.ones(count)
-
-    def _drawn(self, index: int) -> tuple[PIL.Image.Image, Tensor, Tensor, Tensor]:
-        """Picture, and of the visible objects labels ``[N]``, boxes ``[N, 4]`` (x0, y0, x1, y1) and areas ``[N]``."""
-        scene = draw_scene(self.scenes.seed, self.split_number, index)
-        image, segments = render(scene, self.scenes.size)
-        first, count = len(scene.regions), len(scene.regions) + len(scene.objects)
-        # find_objects passes over zeros, hence the ones added here.
-        places = find_objects(segments + 1, max_label=count)[first:]
-        labels = [CLASSES.index(thing.category) for thing in scene.objects]
-        areas = np.bincount(segments.ravel(), minlength=count)[first:]
-        seen = areas > 0
-        boxes = [(place[1].start, place[0].start, place[1].stop, place[0].stop) for place in places if place]
-        return (
-            image,
-            torch.tensor(labels, dtype=torch.int64)[seen],
-            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            torch.tensor(areas[seen]),
-        )
-
-    def read(self, index: int) -> Sample:
-        image, labels, boxes, _ = self._drawn(index)
-        canvas_size = (self.scenes.size, self.scenes.size)
-        return {
-            "image": image,
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas_size),
-            "labels": labels,
-        }
-
-    def ground_truth(self) -> dict[str, Any]:
-        size = self.scenes.size
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index, image_id in enumerate(self.image_ids):
-            images.append({"id": image_id, "file_name": f"{image_id}.png", "height": size, "width": size})
-            _, labels, boxes, areas = self._drawn(index)
-            boxes = box_convert(boxes, "xyxy", "xywh")
-            for label, box, area in zip(labels.tolist(), boxes.tolist(), areas.tolist(), strict=True):
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": self.category_ids[label],
-                        "bbox": box,
-                        "area": area,
-                        "iscrowd": 0,
-                    }
-                )
-        categories = [
-            {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
-        ]
-        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
