@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from dqdet.config import presets as configuration
 from dqdet.config import Config, describe, from_yaml, override, preset_names, resolve, to_yaml
+from dqdet.config import presets as configuration
 from dqdet.errors import DqdetError
 
 PRESETS = preset_names()
@@ -36,6 +36,16 @@ def test_the_promised_presets_exist():
         "deformable_detr_r50_refine",
         "deformable_detr_swin_b",
         "scenes_tiny",
+        "scenes_tiny_panoptic",
+        "scenes_tiny_video",
+        "video_mask2former_r50",
+        "video_mask2former_swin_b",
+        *(
+            f"mask2former_{backbone}_{data}_{task}"
+            for backbone in ("r50", "swin_b")
+            for data in ("coco", "cityscapes")
+            for task in ("instance", "panoptic")
+        ),
     }
     assert promised <= set(PRESETS)
 
@@ -47,7 +57,7 @@ def test_presets_are_described_in_one_line_and_print_what_they_resolve_to(name):
     config = resolve(name)
     assert config.preset == name
     assert from_yaml(to_yaml(config), "x") == config
-    assert yaml.safe_load(to_yaml(config)) == config.model_dump()
+    assert yaml.safe_load(to_yaml(config)) == config.model_dump(mode="json")
 
 
 # From the main programs, start scripts and read-me files of the published repositories.
@@ -105,6 +115,90 @@ def test_presets_are_the_published_recipes(name, published):
     assert resolved["queries.kind"] == "modulated"
     assert resolved["data.resize"] == list(range(480, 801, 32))
     assert resolved["data.max_size"] == 1333
+
+
+MASK2FORMER = {
+    "model.decoder_layers": 9,
+    "model.encoder_layers": 6,
+    "model.feedforward": 2048,
+    "model.dropout": 0,
+    "queries.count": 100,
+    "loss.class_weight": 2,
+    "loss.mask_weight": 5,
+    "loss.dice_weight": 5,
+    "loss.no_object_weight": 0.1,
+    "loss.points": 12544,
+    "loss.oversample": 3,
+    "loss.important": 0.75,
+    "inference.object_threshold": 0.8,
+    "inference.overlap_threshold": 0.8,
+    "data.crop": False,
+    "train.batch": 16,
+    "train.lr": 1e-4,
+    "train.backbone_lr": 1e-5,
+    "train.weight_decay": 0.05,
+    "train.decay_norms": False,
+    "train.clip": 0.01,
+}
+COCO = MASK2FORMER | {"data.kind": "coco", "data.jitter": (0.1, 2), "data.window": (1024, 1024), "train.epochs": 50}
+CITYSCAPES = MASK2FORMER | {
+    "data.kind": "cityscapes",
+    "data.jitter": None,
+    "data.window": (512, 1024),
+    "data.resize": [int(factor * 0.1 * 1024) for factor in range(5, 21)],
+    "data.max_size": 4096,
+    "data.val_resize": 1024,
+    "data.colour": True,
+    "train.steps": 90_000,
+    "train.schedule": "poly",
+    "train.power": 0.9,
+}
+SWIN_B = {"model.backbone.name": "swin_b", "model.backbone.drop_path": 0.3}
+VIDEO = MASK2FORMER | {
+    "data.kind": "youtube_vis",
+    "data.task": "video",
+    "data.resize": [360, 480],
+    "data.clips.frames": 2,
+    "data.clips.reach": 20,
+    "train.steps": 6000,
+    "inference.limit": 10,
+}
+
+
+# From the configuration files of the published repository.
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("mask2former_r50_coco_instance", COCO | {"data.task": "instance", "model.backbone.name": "resnet50"}),
+        ("mask2former_r50_coco_panoptic", COCO | {"data.task": "panoptic"}),
+        ("mask2former_swin_b_coco_instance", COCO | SWIN_B | {"data.task": "instance"}),
+        ("mask2former_swin_b_coco_panoptic", COCO | SWIN_B | {"data.task": "panoptic"}),
+        ("mask2former_r50_cityscapes_instance", CITYSCAPES | {"data.task": "instance"}),
+        ("mask2former_r50_cityscapes_panoptic", CITYSCAPES | {"data.task": "panoptic"}),
+        ("mask2former_swin_b_cityscapes_instance", CITYSCAPES | SWIN_B | {"data.task": "instance"}),
+        ("mask2former_swin_b_cityscapes_panoptic", CITYSCAPES | SWIN_B | {"data.task": "panoptic"}),
+        ("mask2former_swin_l_coco_panoptic", COCO | {"queries.count": 200, "train.epochs": 100}),
+        ("video_mask2former_r50", VIDEO | {"data.val_resize": 360}),
+        ("video_mask2former_swin_b", VIDEO | SWIN_B | {"data.val_resize": 480}),
+    ],
+)
+def test_presets_of_masks_are_the_published_recipes(name, published):
+    resolved = options(resolve(name))
+    assert {path: resolved[path] for path in published} == published
+    assert resolved["queries.kind"] == "modulated"
+
+
+@pytest.mark.parametrize(
+    ("name", "drops", "images", "batch"),
+    [
+        ("mask2former_r50_coco_instance", [327_778, 355_092], 118_000, 16),
+        ("mask2former_swin_l_coco_instance", [655_556, 710_184], 118_000, 16),
+        ("video_mask2former_r50", [4000], 2238, 16),
+    ],
+)
+def test_rates_drop_at_the_published_steps(name, drops, images, batch):
+    found = [epoch * images / batch for epoch in resolve(name).train.drop]
+    assert found == pytest.approx(drops, rel=1e-3)
 
 
 def test_overrides_are_the_same_in_all_forms():
@@ -220,12 +314,15 @@ def test_a_damaged_configuration_file_is_named(text, expected):
     assert "\n" not in str(caught.value)
 
 
+REQUIRED = [("model", "family"), ("data", "kind"), ("data", "task"), ("loss", "kind")]  # they restrict each other
+
+
 def test_presets_hold_only_differences_from_what_they_extend():
     for name in PRESETS:
         own = configuration._read_preset(name)
-        base = {"preset": name, "model": {"family": resolve(name).model.family}}
-        inherited = resolve(own["extends"]) if "extends" in own else Config.model_validate(base)
+        required = {section: {key: own[section][key]} for section, key in REQUIRED if key in own.get(section, {})}
+        inherited = resolve(own["extends"]) if "extends" in own else Config.model_validate({"preset": name} | required)
         before, after = options(inherited), options(resolve(name))
         given = configuration._flat({key: value for key, value in own.items() if key not in ("description", "extends")})
-        repeated = [path for path in given if path != "model.family" and before[path] == after[path]]
+        repeated = {path for path in given if before[path] == after[path]} - {".".join(path) for path in REQUIRED}
         assert not repeated, f"{name} repeats {repeated}"

@@ -30,7 +30,9 @@ class BackboneConfig(Section):
     name: str = "resnet50"  # a timm model, or one of the short names of nn/backbone.py
     pretrained: bool = True  # ImageNet weights, fetched by timm
     weights: str | None = None  # a local weights file (.safetensors or .pth) instead of the fetched ones
-    freeze: bool = True  # batch norms, stem and first stage of ResNets, as published for pretrained ones
+    # Of ResNets: batch norms, stem and first stage, as published for detectors; or batch norms alone; or nothing.
+    freeze: bool | Literal["norms"] = True
+    drop_path: float | None = Field(default=None, ge=0, lt=1)  # stochastic depth; None: the backbone's own
 
 
 class TransformerConfig(Section):
@@ -314,9 +316,7 @@ class Config(Section):
                 f"model.family={model.family} cannot learn data.task={self.data.task}, only {', '.join(model.tasks)}"
             )
         if self.loss.kind != model.loss:
-            raise ValueError(
-                f"model.family={model.family} needs loss.kind={model.loss}, not {self.loss.kind}"
-            )
+            raise ValueError(f"model.family={model.family} needs loss.kind={model.loss}, not {self.loss.kind}")
         if isinstance(model, DeformableDetrConfig) and model.two_stage and self.queries.kind != "static":
             raise ValueError(
                 f"model.two_stage takes the queries from the encoder's proposals, so queries.kind="

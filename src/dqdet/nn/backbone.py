@@ -21,8 +21,8 @@ from dqdet.errors import DqdetError
 SHORT_NAMES = {
     "resnet50": "resnet50.tv_in1k",
     "resnet101": "resnet101.tv_in1k",
-    "swin_b": "swin_base_patch4_window12_384.ms_in22k_ft_in1k",
-    "swin_l": "swin_large_patch4_window12_384.ms_in22k_ft_in1k",
+    "swin_b": "swin_base_patch4_window12_384.ms_in22k",
+    "swin_l": "swin_large_patch4_window12_384.ms_in22k",
 }
 
 
@@ -94,6 +94,7 @@ class Backbone(nn.Module):
         if config.freeze:
             freeze_norms(self.body)
             freeze_batch_norm_2d(self.body)  # those that follow no single convolution, as in deep stems
+        if config.freeze is True:
             for name, parameter in self.body.named_parameters():
                 parameter.requires_grad = not name.startswith(("conv1.", "layer1."))
         self.body.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
@@ -115,8 +116,11 @@ def _timm_features(config: BackboneConfig) -> Any:
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise DqdetError(f"model.backbone.name={config.name}: no such backbone in timm{hint}")
     options: dict[str, Any] = {"features_only": True, "pretrained": config.pretrained}
+    if config.drop_path is not None:
+        options |= {"drop_path_rate": config.drop_path}
     if "swin" in name:
-        options |= {"dynamic_img_size": True}
+        # Windows keep their size on small maps too: with images of any size, the input size of timm means nothing.
+        options |= {"dynamic_img_size": True, "always_partition": True}
     if config.weights is not None:
         if not Path(config.weights).is_file():
             raise DqdetError(f"model.backbone.weights={config.weights}: no such file")
