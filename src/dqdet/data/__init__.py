@@ -5,18 +5,25 @@ from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.scenes_dataset import ScenesDataset
 
-KINDS: dict[str, type[DetectionDataset]] = {"coco": CocoDataset, "scenes": ScenesDataset}
+# By config.data.kind and config.data.task.
+DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
+    ("coco", "detection"): CocoDataset,
+    ("coco", "instance"): CocoDataset,
+    ("scenes", "detection"): ScenesDataset,
+    ("scenes", "instance"): ScenesDataset,
+    ("scenes", "panoptic"): ScenesDataset,
+}
 
 
 def open_dataset(config: DataConfig, split: Split, seed: int = 0) -> DetectionDataset:
     """The training or validation part of the data set that ``config`` names.
 
     Args:
-        config: kind, place and augmentation.
+        config: kind, task, place and augmentation.
         split: "train" or "val".
         seed: of the augmentation, not negative.
 
     Raises:
         DqdetError: the data is missing or faulty; says which file and what to do.
     """
-    return KINDS[config.kind](config, split, seed)
+    return DATASETS[config.kind, config.task](config, split, seed)
