@@ -85,16 +85,22 @@ class Predictions:
     boxes: Tensor | None  # [L, B, Q, 4] cx, cy, w, h in 0..1
     groups: dict[str, int]  # name -> size, in query order
     mask_embeddings: Tensor | None = None  # [L, B, Q, c]
-    mask_features: Tensor | None = None  # [B, c, h, w]
+    mask_features: Tensor | None = None  # [B, c, h, w]   (video: [B, T, c, h, w])
     coefficients: Tensor | None = None  # [B, m, r], the coefficients that made the queries
     proposals: Predictions | None = None  # two-stage: the encoder's, L = 1, one query a memory position
 
     @property
     def masks(self) -> Tensor | None:
-        """Mask logits ``[L, B, Q, h, w]``, computed here: large, so best asked of a few layers and queries."""
+        """Mask logits ``[L, B, Q, h, w]`` (video: ``[L, B, Q, T, h, w]``), computed here: large, so best asked of a few layers and queries."""
         if self.mask_embeddings is None or self.mask_features is None:
             return None
-        return torch.einsum("lbqc,bchw->lbqhw", self.mask_embeddings, self.mask_features)
+        return torch.einsum("lbqc,b...chw->lbq...hw", self.mask_embeddings, self.mask_features)
+
+    def masks_of(self, layer: int, image: int, queries: Tensor) -> Tensor:
+        """Mask logits of some queries ``[M]`` of one image: ``[M, h, w]`` (video: ``[M, T, h, w]``)."""
+        assert self.mask_embeddings is not None, "these predictions have no masks"
+        assert self.mask_features is not None, "these predictions have no masks"
+        return torch.einsum("mc,...chw->m...hw", self.mask_embeddings[layer, image, queries], self.mask_features[image])
 
     def group(self, name: str) -> Predictions:
         """The predictions of one group of queries: views, nothing is copied."""
@@ -125,18 +131,18 @@ def pad_images(images: Sequence[Tensor], divisor: int = 1) -> tuple[Tensor, Tens
     """Stack images of different sizes, padded with zeros at the right and bottom.
 
     Args:
-        images: B tensors ``[3, h, w]``.
+        images: B tensors ``[3, h, w]`` (video: ``[T, 3, h, w]``, all of the same T).
         divisor: the common height and width are rounded up to a multiple of it.
 
     Returns:
-        images ``[B, 3, H, W]`` and padding ``[B, H, W]`` (bool, True = padded).
+        images ``[B, 3, H, W]`` (video: ``[B, T, 3, H, W]``) and padding ``[B, H, W]`` (bool, True = padded).
     """
     height = -(-max(image.shape[-2] for image in images) // divisor) * divisor
     width = -(-max(image.shape[-1] for image in images) // divisor) * divisor
-    stacked = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    stacked = images[0].new_zeros(len(images), *images[0].shape[:-2], height, width)
     padding = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
     for image, slot, mask in zip(images, stacked, padding, strict=True):
         h, w = image.shape[-2:]
-        slot[:, :h, :w] = image
+        slot[..., :h, :w] = image
         mask[:h, :w] = False
     return stacked, padding

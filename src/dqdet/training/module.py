@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dqdet.checkpoints.folder import differences
 from dqdet.config import Config
 from dqdet.errors import DqdetError
-from dqdet.evaluation.postprocess import ImageDetections, detections
+from dqdet.evaluation.inference import Outcome, infer
 from dqdet.losses import make_loss
 from dqdet.training.data_module import DataModule
 from dqdet.training.optimiser import make_optimiser, make_schedule
@@ -64,10 +64,10 @@ class DetectionModule(LightningModule):
         assert isinstance(self.trainer.datamodule, DataModule)  # type: ignore[attr-defined]
         self.trainer.datamodule.start_epoch(self.current_epoch + 1)  # type: ignore[attr-defined]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[ImageDetections]:  # type: ignore[override]
-        sizes = [target.original_size for target in batch.targets]
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Outcome]:  # type: ignore[override]
         predictions = self.model(batch.images, batch.padding)
-        return detections(predictions, sizes, self.config.loss.classification, len(self.config.classes))
+        sizes, original_sizes = zip(*((target.size, target.original_size) for target in batch.targets), strict=True)
+        return infer(predictions, sizes, original_sizes, self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if other := differences(self.state_dict(), checkpoint["state_dict"]):

@@ -1,0 +1,181 @@
+"""Masks of queries -> instances, panoptic maps and tracks, selected as in the published evaluations.
+
+Masks are predicted at a quarter of the resolution. They are enlarged to the padded image, cropped to the image and
+resized to the original size, a few queries at a time, so that the memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dqdet.config import Config, SequenceLossConfig
+from dqdet.evaluation.panoptic import VOID, PanopticMap
+from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.evaluation.video import VideoTracks
+from dqdet.types import Predictions
+
+STRIDE = 4  # of predicted masks
+PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
+
+
+@dataclass
+class Segmentation:
+    """What was found in one image by a panoptic model."""
+
+    instances: ImageDetections  # things only, with masks
+    panoptic: PanopticMap
+    semantic: np.ndarray  # [H, W] label of each pixel
+
+
+def instances(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> ImageDetections:
+    """The best pairs of a query and a class. A score is that of the class times the mean certainty of the mask.
+
+    Classes that are stuff are left out after the selection, as published.
+
+    Args:
+        final: predictions of the last layer.
+        image: its index.
+        size: height and width within the padded batch.
+        original_size: height and width of the results.
+        config: of the model.
+    """
+    scores, labels, queries = best_pairs(final, image, config)
+    things = torch.tensor([name not in config.stuff for name in config.classes], device=labels.device)[labels]
+    scores, labels, queries = scores[things], labels[things], queries[things]
+    chosen, pairs = queries.unique(return_inverse=True)  # a query may be reported under several classes
+    masks, certainties = [scores.new_zeros(0, *original_size, dtype=torch.bool)], [scores.new_zeros(0)]
+    for logits in enlarged(final, image, chosen, size, original_size):
+        mask = logits > 0  # [M, H, W]
+        masks.append(mask)
+        certainties.append((logits.sigmoid() * mask).flatten(1).sum(1) / (mask.flatten(1).sum(1) + 1e-6))
+    scores, order = (scores * torch.cat(certainties)[pairs]).sort(descending=True)  # [K]
+    found = torch.cat(masks)[pairs[order]]  # [K, H, W]
+    return ImageDetections(scores, labels[order], boxes_around(found), found)
+
+
+def segmentation(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> Segmentation:
+    """All that a panoptic model says about an image; arguments as of :func:`instances`."""
+    return Segmentation(
+        instances=instances(final, image, size, original_size, config),
+        panoptic=panoptic_map(final, image, size, original_size, config),
+        semantic=semantic_scores(final, image, size, original_size, config).argmax(0).cpu().numpy(),
+    )
+
+
+def semantic_scores(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> Tensor:
+    """The score of each class at each pixel, ``[C, H, W]``: the sum over queries of class times mask probability."""
+    probabilities = final.logits[0, image].float().softmax(-1)[:, : len(config.classes)]  # [Q, C]
+    scores = probabilities.new_zeros(len(config.classes), *original_size)  # [C, H, W]
+    queries = torch.arange(len(probabilities), device=scores.device)
+    start = 0
+    for logits in enlarged(final, image, queries, size, original_size):
+        chunk = probabilities[start : start + len(logits)]  # [M, C]
+        scores += torch.einsum("mc,mhw->chw", chunk, logits.sigmoid())
+        start += len(logits)
+    return scores
+
+
+def panoptic_map(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> PanopticMap:
+    """Segments without overlap; a pixel belongs to the query with the highest class times mask probability there.
+
+    Queries below ``inference.object_threshold`` take no part, and those that keep less than
+    ``inference.overlap_threshold`` of their mask are left out. Segments of one stuff class become one.
+    """
+    classes = len(config.classes)
+    scores, labels = final.logits[0, image].float().softmax(-1).max(-1)  # [Q]
+    queries = ((labels < classes) & (scores > config.inference.object_threshold)).nonzero()[:, 0]  # [K]
+    scores, labels = scores[queries], labels[queries]
+
+    best = scores.new_full(original_size, -1.0)  # [H, W] product of the query that a pixel belongs to
+    owner = torch.zeros_like(best, dtype=torch.int64)  # [H, W] that query
+    inside = torch.zeros_like(best, dtype=torch.bool)  # [H, W] whether the pixel is in its mask
+    areas: list[int] = []  # [K] pixels of each mask, whoever they belong to
+    start = 0
+    for logits in enlarged(final, image, queries, size, original_size):
+        masks = logits.sigmoid()  # [M, H, W]
+        areas += (masks >= 0.5).flatten(1).sum(1).tolist()
+        value, index = (scores[start : start + len(masks), None, None] * masks).max(0)  # [H, W]
+        better = value > best
+        best = torch.where(better, value, best)
+        owner = torch.where(better, index + start, owner)
+        inside = torch.where(better, masks.gather(0, index[None])[0] >= 0.5, inside)
+        start += len(masks)
+
+    owned = owner.flatten().bincount(minlength=start).tolist()  # [K] pixels
+    visible = owner[inside].bincount(minlength=start).tolist()  # [K] pixels
+    category_ids = config.category_ids or range(1, classes + 1)
+    segments: list[dict[str, int]] = []
+    numbers = [VOID] * start  # [K] segment that a query's pixels become
+    stuff: dict[int, int] = {}  # label -> segment
+    for k, label in enumerate(labels.tolist()):
+        if not visible[k] or owned[k] / areas[k] < config.inference.overlap_threshold:
+            continue
+        if label in stuff:
+            numbers[k] = stuff[label]
+            continue
+        numbers[k] = len(segments) + 1
+        segments.append({"id": numbers[k], "category_id": category_ids[label]})
+        if config.classes[label] in config.stuff:
+            stuff[label] = numbers[k]
+    ids = torch.where(inside, torch.tensor([*numbers, VOID], device=owner.device)[owner], VOID)
+    return PanopticMap(ids.cpu().numpy(), segments)
+
+
+def tracks(
+    final: Predictions, video: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> VideoTracks:
+    """The best pairs of a query and a class, by the score of the class alone; tracks that are never seen left out."""
+    scores, labels, queries = best_pairs(final, video, config)
+    chosen, pairs = queries.unique(return_inverse=True)
+    masks = torch.cat([logits > 0 for logits in enlarged(final, video, chosen, size, original_size)])  # [M * T, H, W]
+    found = masks.unflatten(0, (len(chosen), -1))[pairs]  # [K, T, H, W]
+    return VideoTracks(scores, labels, found)
+
+
+def best_pairs(final: Predictions, image: int, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and queries ``[K]`` of the best pairs of a query and a class, in falling order of the score."""
+    classes = len(config.classes)
+    logits = final.logits[0, image].float()  # [Q, C or C + 1]
+    scores = logits.sigmoid() if isinstance(config.loss, SequenceLossConfig) else logits.softmax(-1)
+    scores = scores[:, :classes].flatten()  # [Q * C]
+    scores, kept = scores.topk(min(config.inference.limit, len(scores)))
+    return scores, kept % classes, kept // classes
+
+
+def enlarged(
+    final: Predictions, image: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """Mask logits ``[M, H, W]`` at the original size, a few of ``queries`` at a time (video: a few of all frames)."""
+    masks = final.masks_of(0, image, queries).float().flatten(0, -3)  # [M, h, w] (video: [M * T, h, w])
+    height, width = masks.shape[1] * STRIDE, masks.shape[2] * STRIDE
+    count = max(1, PIXELS_AT_ONCE // max(height * width, original_size[0] * original_size[1]))
+    for some in masks.unsqueeze(1).split(count):
+        whole = F.interpolate(some, size=(height, width), mode="bilinear")
+        image_only = whole[..., : size[0], : size[1]]
+        yield F.interpolate(image_only, size=original_size, mode="bilinear").squeeze(1)
+
+
+def boxes_around(masks: Tensor) -> Tensor:
+    """The boxes ``[K, 4]`` (x1, y1, x2, y2) that just hold ``masks [K, H, W]``; zeros around an empty one."""
+    ends = []
+    for columns in (masks.any(1), masks.any(2)):  # [K, W], [K, H]
+        places = torch.arange(1, columns.shape[1] + 1, device=masks.device)
+        last = (columns * places).amax(1)  # [K]
+        first = columns.to(torch.uint8).argmax(1)
+        ends.append((first, last))
+    (left, right), (top, bottom) = ends
+    return torch.stack([left, top, right, bottom], 1).float()
