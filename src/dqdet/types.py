@@ -14,6 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from dqdet.nn.dynamic_masks import dynamic_masks
+
 
 def _moved(value, device: torch.device | str, non_blocking: bool):
     if isinstance(value, Tensor | Target):
@@ -82,49 +84,56 @@ class Predictions:
     """Outputs of all decoder layers, stacked; absent outputs are None."""
 
     logits: Tensor  # [L, B, Q, C]
-    boxes: Tensor | None  # [L, B, Q, 4] cx, cy, w, h in 0..1
+    boxes: Tensor | None  # [L, B, Q, 4] cx, cy, w, h in 0..1   (video: [L, B, Q, T, 4])
     groups: dict[str, int]  # name -> size, in query order
-    mask_embeddings: Tensor | None = None  # [L, B, Q, c]
+    mask_embeddings: Tensor | None = None  # [L, B, Q, c]; with mask_centres, parameters of dynamic convolutions
     mask_features: Tensor | None = None  # [B, c, h, w]   (video: [B, T, c, h, w])
+    mask_centres: Tensor | None = None  # [L, B, Q, T, 2] x, y in pixels: masks are made by dynamic convolutions
     coefficients: Tensor | None = None  # [B, m, r], the coefficients that made the queries
     proposals: Predictions | None = None  # two-stage: the encoder's, L = 1, one query a memory position
 
     @property
     def masks(self) -> Tensor | None:
-        """Mask logits ``[L, B, Q, h, w]`` (video: ``[L, B, Q, T, h, w]``), computed here: large, so best asked of a few layers and queries."""
-        if self.mask_embeddings is None or self.mask_features is None:
+        """Mask logits ``[L, B, Q, h, w]`` (video: ``[L, B, Q, T, h, w]``): large, so best asked of few layers."""
+        if self.mask_embeddings is None:
             return None
-        return torch.einsum("lbqc,b...chw->lbq...hw", self.mask_embeddings, self.mask_features)
+        layers, images, count = self.mask_embeddings.shape[:3]
+        queries = torch.arange(count, device=self.mask_embeddings.device)
+        masks = [[self.masks_of(layer, image, queries) for image in range(images)] for layer in range(layers)]
+        return torch.stack([torch.stack(of_images) for of_images in masks])
 
-    def masks_of(self, layer: int, image: int, queries: Tensor) -> Tensor:
-        """Mask logits of some queries ``[M]`` of one image: ``[M, h, w]`` (video: ``[M, T, h, w]``)."""
+    def masks_of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
+        """Mask logits of some queries ``[M]`` of one image: ``[M, h, w]`` (video: ``[M, T, h, w]``), at stride 4.
+
+        Args:
+            layer: one for all queries, or one each ``[M]``.
+            image: number of the image in the batch.
+            queries: ``[M]``.
+        """
         assert self.mask_embeddings is not None, "these predictions have no masks"
         assert self.mask_features is not None, "these predictions have no masks"
-        return torch.einsum("mc,...chw->m...hw", self.mask_embeddings[layer, image, queries], self.mask_features[image])
+        embeddings, features = self.mask_embeddings[layer, image, queries], self.mask_features[image]
+        if self.mask_centres is not None:
+            return dynamic_masks(embeddings, features, self.mask_centres[layer, image, queries])
+        return torch.einsum("mc,...chw->m...hw", embeddings, features)
 
     def group(self, name: str) -> Predictions:
         """The predictions of one group of queries: views, nothing is copied."""
         start = sum(list(self.groups.values())[: list(self.groups).index(name)])
         size = self.groups[name]
-        return replace(
-            self,
-            logits=self.logits.narrow(2, start, size),
-            boxes=None if self.boxes is None else self.boxes.narrow(2, start, size),
-            mask_embeddings=None if self.mask_embeddings is None else self.mask_embeddings.narrow(2, start, size),
-            groups={name: size},
-            proposals=None,
-        )
+        return replace(self._narrow(2, start, size), groups={name: size}, proposals=None)
 
     @property
     def final(self) -> Predictions:
         """The last layer's predictions of the group that inference uses (L = 1): views."""
         first = self.group(next(iter(self.groups)))
-        return replace(
-            first,
-            logits=first.logits[-1:],
-            boxes=None if first.boxes is None else first.boxes[-1:],
-            mask_embeddings=None if first.mask_embeddings is None else first.mask_embeddings[-1:],
-        )
+        return first._narrow(0, len(first.logits) - 1, 1)
+
+    def _narrow(self, axis: int, start: int, size: int) -> Predictions:
+        """Some of the layers (axis 0) or queries (axis 2)."""
+        of_queries = ("logits", "boxes", "mask_embeddings", "mask_centres")
+        whole = {name: getattr(self, name) for name in of_queries}
+        return replace(self, **{name: None if x is None else x.narrow(axis, start, size) for name, x in whole.items()})
 
 
 def pad_images(images: Sequence[Tensor], divisor: int = 1) -> tuple[Tensor, Tensor]:
