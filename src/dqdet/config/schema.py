@@ -233,6 +233,7 @@ class ClipsConfig(Section):
 
     frames: PositiveInt = 2  # of a clip
     reach: PositiveInt = 20  # frames from the first chosen one within which the others lie, on both sides
+    every_frame: bool = False  # an epoch has a clip around every frame, not one of every video
     images: str | None = None  # folder of COCO, whose images become clips of their own (pseudo-videos); None: no
 
 

@@ -46,7 +46,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
 
     @abstractmethod
     def read(self, index: int) -> Sample:
-        """The image (RGB, not augmented) and its objects, without crowds."""
+        """The image (RGB, not augmented) and its objects, without crowds.
+
+        What is random in it comes from the global PyTorch generator, like the augmentation.
+        """
 
     @abstractmethod
     def ground_truth(self) -> dict[str, Any]:
@@ -61,24 +64,27 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """Raises DqdetError when the file cannot be read."""
-        sample = self.read(index)
-        height, width = query_size([sample["image"]])
         entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would reset the accelerators' generators too.
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+            sample = self.read(index)
+            height, width = query_size([sample["image"]])
             sample = self.transform(sample)
-        image, labels = sample["image"], sample["labels"]
+        image = sample["image"]
         assert isinstance(image, Tensor)
-        h, w = image.shape[-2:]
-        boxes = box_convert(sample["boxes"], "xyxy", "cxcywh") / torch.tensor([w, h, w, h])  # [N, 4]
-        masks = sample.get("masks")
-        return image, Target(
+        return image, self.target(sample, original_size=(height, width), image_id=self.image_ids[index])
+
+    def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:
+        """The objects of an augmented sample, with boxes relative to its image."""
+        height, width = query_size([sample["image"]])
+        labels, masks = sample["labels"], sample.get("masks")
+        return Target(
             labels=labels,
-            boxes=boxes,
+            boxes=box_convert(sample["boxes"], "xyxy", "cxcywh") / torch.tensor([width, height, width, height]),
             crowd=torch.zeros(len(labels), dtype=torch.bool),
-            size=(h, w),
-            original_size=(height, width),
-            image_id=self.image_ids[index],
+            size=(height, width),
+            original_size=original_size,
+            image_id=image_id,
             masks=None if masks is None else masks.bool(),
         )

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from dqdet.data.clips import VideoDataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
 from dqdet.types import Batch, Target, pad_images
@@ -116,23 +117,27 @@ class EvaluationBatches(BatchSampler):
         return len(self.batches())
 
 
+def _sharing_memory(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors as views of one."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(flat, tensors, strict=True)]
+
+
 def collate(items: list[tuple[Tensor, Target]]) -> Batch:
-    """Pad and stack the images; the boxes, labels and crowd flags of all targets become views of one tensor each.
+    """Pad and stack the images; each field of all targets, such as the boxes, becomes views of one tensor.
 
     On its way from a worker a tensor occupies a file descriptor, of which small machines allow 1,024 or fewer.
     """
     images, targets = zip(*items, strict=True)
     stacked, padding = pad_images(images)
-    counts = [len(target.labels) for target in targets]
-    columns = [
-        torch.cat([getattr(target, name) for target in targets]).split(counts) for name in ("labels", "boxes", "crowd")
-    ]
+    names = [field.name for field in fields(Target) if isinstance(getattr(targets[0], field.name), Tensor)]
+    columns = [_sharing_memory([getattr(target, name) for target in targets]) for name in names]
     return Batch(
         images=stacked,
         padding=padding,
         targets=[
-            replace(target, labels=labels, boxes=boxes, crowd=crowd)
-            for target, labels, boxes, crowd in zip(targets, *columns, strict=True)
+            replace(target, **dict(zip(names, tensors, strict=True)))
+            for target, *tensors in zip(targets, *columns, strict=True)
         ],
     )
 
@@ -173,7 +178,7 @@ def make_loader(
 
     Args:
         dataset: what to load.
-        batch: images a batch, over all processes.
+        batch: images (or clips) a batch, over all processes; whole videos come one at a time to each process.
         train: shuffled, without the last images that do not fill a batch; otherwise every image once.
         seed: of the order, not negative.
         workers: processes that read and augment; PyTorch gives each of them one thread.
@@ -183,6 +188,8 @@ def make_loader(
     Raises:
         DqdetError: see ``TrainingBatches``; while iterating: an image cannot be read.
     """
+    if isinstance(dataset, VideoDataset) and not train:
+        batch = world  # their lengths differ
     sampler = (TrainingBatches if train else EvaluationBatches)(dataset, batch, seed, rank, world)
     return BatchLoader(
         dataset,

@@ -1,0 +1,108 @@
+"""Data sets of videos, and the clips that training cuts out of them.
+
+A clip goes through the same transforms as an image: its frames are one ``tv_tensors.Video``, so that all of them
+are flipped, resized and cropped alike, and each object of each frame in which it is visible is a row of boxes,
+labels and masks, like the objects of an image. What the transforms leave of the rows is put together again to
+objects with a box and a mask in every frame.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqdet.config import DataConfig
+from dqdet.data.dataset import DetectionDataset, Split
+from dqdet.data.transforms import Sample
+from dqdet.types import Target
+
+
+class Clip(Sample):
+    """T frames (``image [T, 3, H, W]``) with M boxes, labels and masks: one for each object and frame that shows it."""
+
+    tracks: Tensor  # [M] which object of the video it is
+    frames: Tensor  # [M] in which frame of the clip, 0..T-1
+
+
+def draw_frames(length: int, reference: int, count: int, reach: int) -> list[int]:
+    """The frames of a clip in order: ``reference`` and others, at most ``reach`` frames from it.
+
+    They are drawn as in Mask2Former for video (Cheng et al., 2021), but no frame is taken twice before all within
+    reach are taken once, which matters for clips of more than two frames and for very short videos.
+    """
+    near = [frame for frame in range(reference - reach, reference + reach + 1) if 0 <= frame < length]
+    others = [frame for frame in near if frame != reference] or [reference]
+    order = torch.randperm(len(others)).tolist()
+    chosen = [others[order[i % len(others)]] for i in range(count - 1)]
+    return sorted([reference, *chosen])
+
+
+class VideoDataset(DetectionDataset):
+    """Videos with their objects, augmented.
+
+    Items are ``(frames, target)``: normalised frames ``[T, 3, h, w]``, and a ``Target`` with boxes ``[N, T, 4]``,
+    zero where an object is not visible, and masks ``[N, T, h, w]``. The objects are those that the augmented clip
+    shows at all. Training items are clips, a new one in each epoch; validation items are whole videos, without
+    masks, which their targets do not need.
+
+    A subclass sets ``classes`` and ``category_ids`` and calls ``set_videos``.
+    """
+
+    lengths: np.ndarray  # [videos] frames
+
+    def __init__(self, config: DataConfig, split: Split, seed: int) -> None:
+        super().__init__(config, split, seed)
+        self.clips = config.clips if split == "train" else None
+
+    def set_videos(self, video_ids: Sequence[int], lengths: np.ndarray, aspect_ratios: np.ndarray) -> None:
+        """Make the list of items: an item a video, or in training one a frame, with ``clips.every_frame``."""
+        self.lengths = lengths
+        each_frame = self.clips is not None and self.clips.every_frame
+        self.videos = np.repeat(np.arange(len(lengths)), lengths if each_frame else 1)  # [items]
+        self.references = np.concatenate([np.arange(length) for length in lengths]) if each_frame else None  # [items]
+        self.image_ids = [video_ids[video] for video in self.videos.tolist()]
+        self.aspect_ratios = aspect_ratios[self.videos]
+
+    @abstractmethod
+    def read_clip(self, video: int, frames: Sequence[int]) -> Clip:
+        """Some frames of a video (RGB, not augmented) and its objects in them, without crowds."""
+
+    def read(self, index: int) -> Sample:
+        video = int(self.videos[index])
+        length = int(self.lengths[video])
+        if self.clips is None:
+            return self.read_clip(video, range(length))
+        reference = torch.randint(length, ()) if self.references is None else self.references[index]
+        return self.read_clip(video, draw_frames(length, int(reference), self.clips.frames, self.clips.reach))
+
+    def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:
+        return clip_target(super().target(sample, original_size, image_id), sample)  # type: ignore[arg-type]
+
+
+def clip_target(rows: Target, clip: Clip) -> Target:
+    """The objects of a clip, from a target with one row for each object and frame.
+
+    A row whose mask is empty, because only the corner of its box is left after a crop, does not show its object.
+    """
+    frames = len(clip["image"])  # type: ignore[arg-type]
+    keep = torch.ones(len(rows.labels), dtype=torch.bool) if rows.masks is None else rows.masks.flatten(1).any(1)
+    tracks, row_object = clip["tracks"][keep].unique(return_inverse=True)  # [N], [M]
+    place = row_object, clip["frames"][keep]
+
+    def stacked(values: Tensor) -> Tensor:  # [M, ...] -> [N, T, ...]
+        return values.new_zeros(len(tracks), frames, *values.shape[1:]).index_put(place, values[keep])
+
+    labels = rows.labels.new_zeros(len(tracks)).index_put((row_object,), rows.labels[keep])
+    return replace(
+        rows,
+        labels=labels,
+        boxes=stacked(rows.boxes),
+        crowd=torch.zeros(len(tracks), dtype=torch.bool),
+        masks=None if rows.masks is None else stacked(rows.masks),
+        visible=stacked(torch.ones(len(keep), dtype=torch.bool)),
+    )
