@@ -1,5 +1,9 @@
 """The one exception for mistakes that a person can mend: bad data, options, files or checkpoints."""
 
+from collections.abc import Sequence
+
+SHOWN = 5  # entries that a message spells out
+
 
 class DqdetError(Exception):
     """Says in one line what is wrong, where (file and entry), and what to do.
@@ -10,3 +14,9 @@ class DqdetError(Exception):
 
 class Interrupted(DqdetError):
     """A training that was asked to stop has stopped; says how to go on."""
+
+
+def listed(entries: Sequence[object], separator: str = ", ") -> str:
+    """The first entries, and how many there are beyond them."""
+    shown = separator.join(str(entry) for entry in entries[:SHOWN])
+    return shown if len(entries) <= SHOWN else f"{shown}{separator}and {len(entries) - SHOWN} more"

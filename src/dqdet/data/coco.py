@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,11 @@ from torchvision import tv_tensors
 from dqdet.config import DataConfig
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.transforms import Sample
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, listed
 
 SPLIT_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid", "test")}
-SHOWN = 5  # entries that a message spells out
 
 logger = logging.getLogger(__name__)
-
-
-def _listed(entries: Sequence[object], separator: str = ", ") -> str:
-    """The first entries, and how many there are beyond them."""
-    shown = separator.join(str(entry) for entry in entries[:SHOWN])
-    return shown if len(entries) <= SHOWN else f"{shown}{separator}and {len(entries) - SHOWN} more"
 
 
 def _layouts(root: Path, name: str) -> Iterator[tuple[Path, list[Path]]]:
@@ -68,7 +61,7 @@ def find_split(config: DataConfig, split: Split) -> tuple[Path, Path]:
             for folder in folders:
                 if folder.is_dir():
                     return file, folder
-            raise DqdetError(f"{file}: the folder with its images is missing; looked for {_listed(folders)}")
+            raise DqdetError(f"{file}: the folder with its images is missing; looked for {listed(folders)}")
     looked = ", ".join(str(file.relative_to(root)) for file, _ in layouts)
     raise DqdetError(
         f"{root}: no annotations of the {split} split; looked for {looked}; set data.{split} to the name of the split"
@@ -164,10 +157,10 @@ def check_document(document: dict[str, Any], file: Path, folder: Path) -> None:
     ]
     complaints = []
     if faults:
-        complaints.append(f"bad entries ({len(faults)}): {_listed(faults, '; ')}; correct or remove them")
+        complaints.append(f"bad entries ({len(faults)}): {listed(faults, '; ')}; correct or remove them")
     if missing:
         complaints.append(
-            f"{len(missing)} of {len(names)} images are missing in {folder}: {_listed(missing)}; "
+            f"{len(missing)} of {len(names)} images are missing in {folder}: {listed(missing)}; "
             "add them or remove their records"
         )
     if complaints:
@@ -217,7 +210,7 @@ class CocoDataset(DetectionDataset):
         if dropped := [annotations[position]["id"] for position in np.flatnonzero(~valid)]:
             logger.warning(
                 f"{self.annotation_file}: {len(dropped)} of {len(annotations)} boxes have no area inside their "
-                f"image and are left out of the targets: annotations {_listed(dropped)}"
+                f"image and are left out of the targets: annotations {listed(dropped)}"
             )
         order = np.flatnonzero(valid)
         order = order[np.argsort(images[order], kind="stable")]

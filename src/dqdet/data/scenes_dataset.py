@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import colorsys
-from typing import Any
 
 import numpy as np
 import PIL.Image
 
 from dqdet.config import DataConfig
-from dqdet.data.dataset import DetectionDataset, Split
+from dqdet.data.dataset import Split
 from dqdet.data.scenes import CLASSES, STUFF, draw_scene, render
-from dqdet.data.segments import as_annotations, as_sample
+from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
 from dqdet.evaluation.panoptic import PanopticMap
 
 CATEGORY_IDS = {name: number for number, name in enumerate([*CLASSES, *STUFF], start=1)}
+CATEGORIES = [
+    {
+        "id": number,
+        "name": name,
+        "isthing": int(name in CLASSES),
+        "color": [round(255 * channel) for channel in colorsys.hsv_to_rgb(number / len(CATEGORY_IDS), 0.7, 0.9)],
+    }
+    for name, number in CATEGORY_IDS.items()
+]
 
 
-class ScenesDataset(DetectionDataset):
+class ScenesDataset(SegmentsDataset):
     """Scenes with their objects. Item i of a split is a pure function of (``config.scenes.seed``, split, i).
 
     Masks and boxes are those of the visible pixels. Objects that others hide completely are no objects. In the
     panoptic task, the regions of one name in a picture are one object more.
     """
+
+    panoptic_categories = CATEGORIES
 
     def __init__(self, config: DataConfig, split: Split, seed: int = 0) -> None:
         super().__init__(config, split, seed)
@@ -35,21 +45,8 @@ class ScenesDataset(DetectionDataset):
         self.classes = [*CLASSES, *self.stuff]
         self.category_ids = [CATEGORY_IDS[name] for name in self.classes]
         self.image_ids = list(range(1, count + 1))
+        self.file_names = [f"{image_id}.png" for image_id in self.image_ids]
         self.aspect_ratios = np.ones(count)
-
-    @property
-    def panoptic_categories(self) -> list[dict[str, Any]]:
-        """COCO's records of all things and stuff. The colours are evenly spaced hues."""
-        hues = np.linspace(0, 1, len(CATEGORY_IDS), endpoint=False)
-        return [
-            {
-                "id": number,
-                "name": name,
-                "isthing": int(name in CLASSES),
-                "color": [round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, 0.9)],
-            }
-            for (name, number), hue in zip(CATEGORY_IDS.items(), hues, strict=True)
-        ]
 
     def _drawn(self, index: int) -> tuple[PIL.Image.Image, PanopticMap]:
         """The picture, and all that is visible in it: stuff first, then things from the farthest to the nearest."""
@@ -75,15 +72,3 @@ class ScenesDataset(DetectionDataset):
     def panoptic(self, index: int) -> PanopticMap:
         """What is visible at each pixel; none is void."""
         return self._drawn(index)[1]
-
-    def ground_truth(self) -> dict[str, Any]:
-        size = self.scenes.size
-        things = [CATEGORY_IDS[name] for name in CLASSES]
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index, image_id in enumerate(self.image_ids):
-            images.append({"id": image_id, "file_name": f"{image_id}.png", "height": size, "width": size})
-            for annotation in as_annotations(self.panoptic(index), things, image_id):
-                annotations.append({"id": len(annotations) + 1} | annotation)
-        categories = [{"id": CATEGORY_IDS[name], "name": name} for name in CLASSES]
-        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}

@@ -1,7 +1,8 @@
-"""Objects of images that are annotated by a map of segments: masks, the boxes around them, COCO's records."""
+"""Data sets whose annotation of an image is a map of segments, from which masks, boxes and COCO's records follow."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from scipy.ndimage import find_objects
 from torch import Tensor
 from torchvision import tv_tensors
 
+from dqdet.data.dataset import DetectionDataset
 from dqdet.data.transforms import Sample
+from dqdet.errors import DqdetError, listed
 from dqdet.evaluation.panoptic import PanopticMap
 from dqdet.evaluation.rle import encode
 
@@ -73,3 +76,44 @@ def as_annotations(panoptic: PanopticMap, category_ids: Sequence[int], image_id:
         }
         for segment, box, mask in zip(segments, boxes.tolist(), masks, strict=True)
     ]
+
+
+class SegmentsDataset(DetectionDataset):
+    """A data set with a panoptic map for each image, whatever part of it the task uses."""
+
+    file_names: Sequence[str]  # of the images
+    panoptic_categories: list[dict[str, Any]]  # of the maps: COCO's records with id, name, isthing and color
+
+    @abstractmethod
+    def panoptic(self, index: int) -> PanopticMap:
+        """The segments of an image in its original size, crowds included.
+
+        Raises:
+            DqdetError: the map cannot be read or used.
+        """
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The things of all maps as a COCO dictionary with masks, crowds included.
+
+        Raises:
+            DqdetError: maps cannot be read or used; names all of them.
+        """
+        things = {category["id"]: category["name"] for category in self.panoptic_categories if category["isthing"]}
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        faults = []
+        for index, image_id in enumerate(self.image_ids):
+            try:
+                panoptic = self.panoptic(index)
+            except DqdetError as fault:
+                faults.append(fault)
+                continue
+            height, width = panoptic.ids.shape
+            name = str(self.file_names[index])
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            for annotation in as_annotations(panoptic, list(things), image_id):
+                annotations.append({"id": len(annotations) + 1} | annotation)
+        if faults:
+            raise DqdetError(listed(faults, "; "))
+        categories = [{"id": number, "name": name} for number, name in things.items()]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
