@@ -1,7 +1,7 @@
 """Masks of queries -> instances, panoptic maps and tracks, selected as in the published evaluations.
 
-Masks are predicted at a quarter of the resolution. They are enlarged to the padded image, cropped to the image and
-resized to the original size, a few queries at a time, so that the memory does not grow with their number.
+Masks are predicted at a quarter of the resolution. Only those of queries that are reported are brought to the
+original size, a few at a time, so that the memory for logits does not grow with their number.
 """
 
 from __future__ import annotations
@@ -138,12 +138,14 @@ def panoptic_map(
 def tracks(
     final: Predictions, video: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
 ) -> VideoTracks:
-    """The best pairs of a query and a class, by the score of the class alone; tracks that are never seen left out."""
+    """The best pairs of a query and a class, by the score of the class alone, without those that are never seen."""
     scores, labels, queries = best_pairs(final, video, config)
     chosen, pairs = queries.unique(return_inverse=True)
-    masks = torch.cat([logits > 0 for logits in enlarged(final, video, chosen, size, original_size)])  # [M * T, H, W]
-    found = masks.unflatten(0, (len(chosen), -1))[pairs]  # [K, T, H, W]
-    return VideoTracks(scores, labels, found)
+    resize = stretched if isinstance(config.loss, SequenceLossConfig) else enlarged
+    masks = torch.cat([logits > 0 for logits in resize(final, video, chosen, size, original_size)])  # [M * T, H, W]
+    masks = masks.unflatten(0, (len(chosen), -1))  # [M, T, H, W]
+    seen = masks.flatten(1).any(1)[pairs]  # [K]
+    return VideoTracks(scores[seen], labels[seen], masks[pairs[seen]])
 
 
 def best_pairs(final: Predictions, image: int, config: Config) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,14 +161,30 @@ def best_pairs(final: Predictions, image: int, config: Config) -> tuple[Tensor, 
 def enlarged(
     final: Predictions, image: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> Iterator[Tensor]:
-    """Mask logits ``[M, H, W]`` at the original size, a few of ``queries`` at a time (video: a few of all frames)."""
+    """Mask logits ``[M, H, W]`` at the original size, a few at a time: all of ``queries`` (video: all frames of each).
+
+    As published for Mask2Former, masks are enlarged to the padded image, cropped to the image, and resized.
+    """
     masks = final.masks_of(0, image, queries).float().flatten(0, -3)  # [M, h, w] (video: [M * T, h, w])
-    height, width = masks.shape[1] * STRIDE, masks.shape[2] * STRIDE
-    count = max(1, PIXELS_AT_ONCE // max(height * width, original_size[0] * original_size[1]))
-    for some in masks.unsqueeze(1).split(count):
-        whole = F.interpolate(some, size=(height, width), mode="bilinear")
-        image_only = whole[..., : size[0], : size[1]]
-        yield F.interpolate(image_only, size=original_size, mode="bilinear").squeeze(1)
+    padded = masks.shape[1] * STRIDE, masks.shape[2] * STRIDE
+    for some in masks.unsqueeze(1).split(_count(padded, original_size)):
+        whole = F.interpolate(some, size=padded, mode="bilinear")
+        yield F.interpolate(whole[..., : size[0], : size[1]], size=original_size, mode="bilinear").squeeze(1)
+
+
+def stretched(
+    final: Predictions, video: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """The same as published for SeqFormer: masks, of twice the size of the map at stride 8, are resized at once."""
+    masks = final.masks_of(0, video, queries).float().flatten(0, -3)  # [M * T, h, w]
+    height, width = (2 * -(-side // (2 * STRIDE)) for side in size)
+    for some in masks[:, None, :height, :width].split(_count(original_size)):
+        yield F.interpolate(some, size=original_size, mode="bilinear").squeeze(1)
+
+
+def _count(*sizes: tuple[int, int]) -> int:
+    """Masks that are resized together."""
+    return max(1, PIXELS_AT_ONCE // max(height * width for height, width in sizes))
 
 
 def boxes_around(masks: Tensor) -> Tensor:
