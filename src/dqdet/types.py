@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -133,7 +133,8 @@ class Predictions:
         """Some of the layers (axis 0) or queries (axis 2)."""
         of_queries = ("logits", "boxes", "mask_embeddings", "mask_centres")
         whole = {name: getattr(self, name) for name in of_queries}
-        return replace(self, **{name: None if x is None else x.narrow(axis, start, size) for name, x in whole.items()})
+        parts: dict[str, Any] = {k: None if x is None else x.narrow(axis, start, size) for k, x in whole.items()}
+        return replace(self, **parts)
 
 
 def pad_images(images: Sequence[Tensor], divisor: int = 1) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,101 @@
+"""Masks by dynamic convolutions: each query brings the parameters of a small network of its own that reads the maps.
+
+Tian et al., "Conditional Convolutions for Instance Segmentation", ECCV 2020, as SeqFormer has it: one set of
+parameters a query, used on every frame.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDE = 8  # of the mask features, in pixels
+WIDTH = 8  # channels between the three dynamic layers
+
+
+def parameter_count(channels: int) -> int:
+    """Parameters of the dynamic layers that read ``channels`` mask features and two relative coordinates."""
+    return (channels + 2) * WIDTH + WIDTH * WIDTH + WIDTH + 2 * WIDTH + 1
+
+
+def dynamic_masks(parameters: Tensor, features: Tensor, centres: Tensor) -> Tensor:
+    """Masks of M queries of one clip, from three 1x1 convolutions with ReLU between them.
+
+    The first layer also reads how far each cell is from the query's centre. It is linear, so its parts are added as
+    maps that broadcast, and the features of a clip are never repeated for every query.
+
+    Args:
+        parameters: ``[M, parameter_count(c)]``: all weights, then all biases.
+        features: ``[T, c, h, w]`` at stride 8.
+        centres: ``[M, T, 2]``, (x, y) in pixels.
+
+    Returns:
+        Logits ``[M, T, 2h, 2w]``, at stride 4.
+    """
+    c = features.shape[1]
+    with torch.autocast(features.device.type, enabled=False):  # half precision has too few digits for pixels
+        parameters, features, centres = parameters.float(), features.float(), centres.float()
+        sizes = [(2 + c) * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1]
+        first, second, third, *biases = parameters.split(sizes, 1)
+        of_place, of_features = first.unflatten(1, (WIDTH, 2 + c)).split([2, c], 2)  # [M, 8, 2], [M, 8, c]
+        x, y = (_offsets(centres[..., axis], features.shape[3 - axis]) for axis in (0, 1))  # [M, T, w], [M, T, h]
+        maps = torch.einsum("mkc,tchw->mkthw", of_features, features)
+        maps = maps + (of_place[:, :, 0, None, None] * x[:, None])[..., None, :]  # [M, 8, T, h, w]
+        maps = maps + (of_place[:, :, 1, None, None] * y[:, None] + biases[0][:, :, None, None])[..., None]
+        cells = maps.relu().flatten(2)  # [M, 8, T*h*w]
+        cells = torch.baddbmm(biases[1][..., None], second.unflatten(1, (WIDTH, WIDTH)), cells).relu()
+        logits = torch.baddbmm(biases[2][..., None], third[:, None], cells)  # [M, 1, T*h*w]
+        return upsample(logits.view(len(parameters), *maps.shape[2:]))
+
+
+def _offsets(centres: Tensor, cells: int) -> Tensor:
+    """How far the centres of cells lie from those of queries along one axis, in pixels: ``[M, T] -> [M, T, cells]``."""
+    return centres[..., None] - STRIDE * (torch.arange(cells, device=centres.device) + 0.5)
+
+
+def upsample(maps: Tensor) -> Tensor:
+    """Twice the size, bilinear, with every second cell a copy: ``[..., h, w] -> [..., 2h, 2w]``.
+
+    The others are the means of a copy and the copy before it, as published.
+    """
+    for axis in (-2, -1):
+        before = torch.cat([maps.narrow(axis, 0, 1), maps.narrow(axis, 0, maps.shape[axis] - 1)], axis)
+        maps = torch.stack([(before + maps) / 2, maps], axis).flatten(axis - 1, axis)
+    return maps
+
+
+class MaskFeatures(nn.Module):
+    """What dynamic convolutions read, from the encoder's maps at strides 32, 16 and 8.
+
+    From coarse to fine, each map is added to the upsampled one before it, and convolved.
+
+    Args:
+        hidden: channels of the maps; the features have a 32nd of them.
+    """
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        widths = [hidden, hidden, hidden, hidden, hidden // 4, hidden // 32]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, maps: list[Tensor], paddings: list[Tensor]) -> Tensor:
+        """From maps ``[B, hidden, h, w]`` and their paddings ``[B, h, w]``, finest first: ``[B, hidden / 32, h, w]``.
+
+        Padded cells are zero in every layer, like the cells beyond the border.
+        """
+        levels = list(zip(maps, paddings, strict=True))[::-1]
+        x = torch.zeros_like(maps[-1])
+        for conv, (feature, padding) in zip(self.convs, levels, strict=False):
+            x = feature + F.interpolate(x, size=feature.shape[2:], mode="nearest")
+            x = conv(x.masked_fill(padding[:, None], 0)).relu()
+        for conv in self.convs[len(levels) :]:
+            x = conv(x.masked_fill(paddings[0][:, None], 0)).relu()
+        return x
