@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dqdet.config import Config, DataConfig, DetrConfig, LossConfig, QueriesConfig
 from dqdet.errors import DqdetError
 from dqdet.evaluation.detection import DetectionMetric
-from dqdet.predictor import Predictor, image_ids, predict_folder, read_image
+from dqdet.folder import image_ids, predict_folder
+from dqdet.predictor import Predictor, objects, read_image
 from dqdet.types import Predictions
 
 CLASSES = ["red", "blue"]
@@ -228,7 +229,7 @@ def test_results_evaluate_like_the_images_themselves(predictor, images, tmp_path
     from_file, direct = DetectionMetric(ground_truth, [1, 2]), DetectionMetric(ground_truth, [1, 2])
     for entry in json.loads((tmp_path / "out" / "results.json").read_text()):
         from_file.results.setdefault(entry["image_id"], []).append(entry)
-    direct.update([1, 2, 3], predictor.detect(images))
+    direct.update([1, 2, 3], [objects(found) for found in predictor.outcomes(images)])
     assert direct.compute()["AP50"] > 0.5
     assert from_file.compute() == direct.compute()
 

@@ -93,7 +93,7 @@ def predict(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
 ) -> None:
     """Detect the objects in an image or in all images of a folder."""
-    from dqdet.predictor import predict_folder
+    from dqdet.folder import predict_folder
 
     failures = predict_folder(dqdet.load(model), images, out, threshold)
     for failure in failures:

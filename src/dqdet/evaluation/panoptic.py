@@ -51,6 +51,17 @@ def read_ids(file: Path) -> np.ndarray:
     return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
 
 
+def write_ids(file: Path, ids: np.ndarray) -> None:
+    """Write segment ids [H, W], each below 2^24, as an official PNG map."""
+    colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)  # [H, W, 3]
+    PIL.Image.fromarray(colours.astype(np.uint8)).save(file)
+
+
+def panoptic_result(image_id: int, file_name: str, panoptic: PanopticMap) -> dict[str, Any]:
+    """The entry of one image in the list ``annotations`` of an official results file; ``file_name`` is its PNG map."""
+    return {"image_id": image_id, "file_name": file_name, "segments_info": panoptic.segments}
+
+
 def segment_faults(panoptic: PanopticMap, category_ids: Iterable[int]) -> list[str]:
     """Where map and list of segments disagree, and categories that do not exist; one text for each fault."""
     in_map = set(np.unique(panoptic.ids).tolist()) - {VOID}

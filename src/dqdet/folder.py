@@ -1,0 +1,146 @@
+"""A model used on a folder of pictures: annotated pictures, and results in the official formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from dqdet.errors import DqdetError
+from dqdet.evaluation.detection import IouType, coco_results
+from dqdet.evaluation.inference import Outcome
+from dqdet.evaluation.panoptic import panoptic_result, write_ids
+from dqdet.evaluation.segmentation import Segmentation
+from dqdet.pictures import annotated
+from dqdet.predictor import Predictor, objects, read_image
+
+SMALLEST_PICTURE = 640  # longer side to which smaller pictures are enlarged, so that their labels can be read
+
+
+class ResultFiles:
+    """What a model found in many images, as the official evaluations read it.
+
+    - ``results.json``: all objects (at most ``inference.limit`` an image, however low their scores) as a COCO results
+      file, with masks (RLE) or, of models without masks, boxes. Of panoptic models these are the things.
+    - ``images.json``: the images and categories behind the ids, as a COCO file without annotations.
+    - of panoptic models ``panoptic.json``, the official results file, with its maps in ``panoptic/``.
+
+    Args:
+        predictor: whose results they are.
+        out: the folder to write to.
+    """
+
+    def __init__(self, predictor: Predictor, out: Path) -> None:
+        self.predictor = predictor
+        self.out = out
+        self.panoptic = predictor.config.data.task == "panoptic"
+        self.images: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
+        self.maps: dict[str, dict[str, Any]] = {}  # by their file names
+
+    def add(self, image_id: int, file_name: str, image: Image.Image, outcome: Outcome) -> None:
+        """Raises OSError when a panoptic map cannot be written."""
+        self.images.append({"id": image_id, "file_name": file_name, "width": image.width, "height": image.height})
+        found = objects(outcome)
+        iou_type: IouType = "bbox" if found.masks is None else "segm"
+        self.results += coco_results(image_id, found, self.predictor.category_ids, iou_type)
+        if isinstance(outcome, Segmentation):
+            name = f"{Path(file_name).stem}.png"
+            if name in self.maps:  # 1.jpg and 1.png
+                name = f"{file_name}.png"
+            panoptic = self.predictor.described(outcome.panoptic)
+            self.maps[name] = panoptic_result(image_id, name, panoptic)
+            (self.out / "panoptic").mkdir(parents=True, exist_ok=True)
+            write_ids(self.out / "panoptic" / name, panoptic.ids)
+
+    def write(self) -> None:
+        """Raises OSError when a file cannot be written."""
+        config = self.predictor.config
+        categories = [
+            {"id": number, "name": name, "isthing": int(name not in config.stuff)}
+            for number, name in zip(self.predictor.category_ids, config.classes, strict=True)
+        ]
+        described = {"images": self.images, "categories": categories}
+        documents: dict[str, Any] = {"results.json": self.results, "images.json": described}
+        if self.panoptic:
+            documents["panoptic.json"] = described | {"annotations": list(self.maps.values())}
+        for name, document in documents.items():
+            (self.out / name).write_text(json.dumps(document))
+
+
+def predict_folder(
+    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5
+) -> list[DqdetError]:
+    """Detect in an image, or in all images of a folder (not of its subfolders), and write into ``out``:
+
+    - each picture under its own name, with what was found drawn in: objects above ``threshold``, or the panoptic
+      map; small pictures are enlarged,
+    - the files of `ResultFiles`. File names that are distinct numbers, as COCO's are, give the ids of images;
+      otherwise images are numbered from 1.
+
+    Returns:
+        what was wrong with the files that could not be read; all others are done nevertheless.
+
+    Raises:
+        DqdetError: there are no images, or ``out`` cannot be written or would overwrite them.
+    """
+    files = image_files(Path(source))
+    ids = image_ids(files)
+    out = Path(out)
+    if out.resolve() == files[0].parent.resolve():
+        raise DqdetError(f"{out}: has the images, which would be overwritten; choose another folder for the results")
+    results = ResultFiles(predictor, out)
+    failures: list[DqdetError] = []
+    batches = [files[start : start + predictor.batch] for start in range(0, len(files), predictor.batch)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        console = Console(stderr=True)
+        for batch in track(batches, "predicting", console=console, transient=True, disable=not console.is_terminal):
+            readable = {}
+            for file in batch:
+                try:
+                    readable[file] = read_image(file)
+                except DqdetError as error:
+                    failures.append(error)
+            outcomes = predictor.outcomes(list(readable.values()))
+            for (file, image), outcome in zip(readable.items(), outcomes, strict=True):
+                results.add(ids[file], file.name, image, outcome)
+                picture = annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
+                name = file.name if is_image_name(file) else f"{file.name}.png"
+                picture.save(out / name, quality=92)  # of formats that have it
+        results.write()
+    except OSError as error:
+        raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+    return failures
+
+
+def image_files(source: Path) -> list[Path]:
+    """The file itself, or the images in a folder in the order of their names.
+
+    Raises:
+        DqdetError: there is no such file or folder, or no image in it.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DqdetError(f"{source}: no such file or folder; give an image or a folder of images")
+    files = sorted(file for file in source.iterdir() if is_image_name(file) and file.is_file())
+    if not files:
+        raise DqdetError(f"{source}: no images in this folder; looked for {', '.join(IMG_EXTENSIONS)}")
+    return files
+
+
+def image_ids(files: Sequence[Path]) -> dict[Path, int]:
+    """The numbers that the files are named by, where all are and none twice; otherwise 1, 2, 3, ..."""
+    numbers = [int(file.stem) for file in files if file.stem.isdecimal()]
+    return dict(zip(files, numbers if len(set(numbers)) == len(files) else range(1, len(files) + 1), strict=True))
+
+
+def is_image_name(file: Path) -> bool:
+    return file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
