@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import PolynomialLR
 
-from dqdet.config import TrainConfig
+from dqdet.config import TrainConfig, resolve
 from dqdet.models import create_model
 from dqdet.training.optimiser import learning_rate_factor, make_optimiser, make_schedule
 from tiny import tiny
@@ -34,6 +36,39 @@ def test_groups_are_those_of_the_published_code(freeze):
     assert bool(frozen) == freeze
 
 
+# Attributes that are nn.Embedding, and parameters that are named, in the published code.
+EMBEDDINGS = ("queries.basic.", "level_embed", "relative_position_bias_table")
+
+
+def test_norms_and_embeddings_learn_without_weight_decay():
+    config = resolve(
+        "scenes_tiny_panoptic",
+        {
+            "model.backbone.name": "swin_tiny_patch4_window7_224",
+            "model.decoder_layers": 1,
+            "queries.count": 4,
+            "classes": ["a"],
+        },
+    )
+    model = create_model(config)
+    optimiser = make_optimiser(model, TrainConfig(lr=3, backbone_lr=2, weight_decay=0.5, decay_norms=False))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    free = {names[p] for group in optimiser.param_groups if not group["weight_decay"] for p in group["params"]}
+    decayed = {names[p] for group in optimiser.param_groups if group["weight_decay"] == 0.5 for p in group["params"]}
+    assert free | decayed == set(names.values())
+    assert not free & decayed
+
+    # Norms are known by their type in the published code; here by how they start: with ones, and a bias beside them.
+    ones = {name for name, p in model.named_parameters() if p.dim() == 1 and bool((p == 1).all())}
+    norms = ones | {name.removesuffix("weight") + "bias" for name in ones}
+    embeddings = {name for name in names.values() if name.startswith(EMBEDDINGS) or name.endswith(EMBEDDINGS)}
+    assert free == norms | embeddings - {"pixel_decoder.encoder.level_embed"}  # a plain parameter, which decays
+    assert {group["lr"] for group in optimiser.param_groups if group["name"].startswith("backbone")} == {2}
+
+    everything = make_optimiser(model, TrainConfig(weight_decay=0.5))
+    assert all(group["weight_decay"] == 0.5 for group in everything.param_groups)
+
+
 def test_a_backbone_rate_of_zero_freezes_it():
     model = create_model(tiny(classes=["a"]))
     optimiser = make_optimiser(model, TrainConfig(backbone_lr=0))
@@ -62,6 +97,19 @@ def test_rates_rise_linearly_in_the_warm_up():
     factor = learning_rate_factor(TrainConfig(warmup=4, drop=[1.0]), steps_per_epoch=3)
     assert [factor(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 0.1, 0.1])
     assert learning_rate_factor(TrainConfig(warmup=0), 10)(0) == 1
+
+
+@pytest.mark.parametrize("steps", [None, 13])
+def test_rates_fall_as_a_power_of_the_steps_left(steps):
+    config = TrainConfig(schedule="poly", power=0.9, epochs=4, steps=steps)
+    factor = learning_rate_factor(config, steps_per_epoch=5)
+    total = steps or 20
+    optimiser = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = PolynomialLR(optimiser, total_iters=total, power=0.9)
+    for step in range(total + 2):
+        assert factor(step) == pytest.approx(reference.get_last_lr()[0], abs=1e-12)
+        optimiser.step()
+        reference.step()
 
 
 def test_the_schedule_moves_all_groups():

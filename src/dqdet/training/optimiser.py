@@ -1,7 +1,8 @@
-"""The published optimisation recipe: AdamW, three learning rates, and steps down by ten."""
+"""The published optimisation recipes: AdamW, three learning rates, and a schedule of steps or a polynomial."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
@@ -13,25 +14,34 @@ from torch.optim.lr_scheduler import LambdaLR
 from dqdet.config import TrainConfig
 
 OFFSETS = ("sampling_offsets", "reference_points")  # the layers that say where deformable attention looks
+NO_DECAY = ", no decay"  # at the end of a group's name
+# What learns without weight decay, where norms and embeddings do: modules (a dict of parameters holds the queries'
+# tables), and parameters by their names. The pixel decoder's embedding of levels decays in the published code, too.
+UNDECAYED_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.ParameterDict)
+UNDECAYED = re.compile(r"^level_embed$|\.relative_position_bias_table$")
 
 
 def make_optimiser(model: nn.Module, config: TrainConfig) -> AdamW:
     """AdamW with the groups of the published recipes: backbone, sampling locations, everything else.
 
-    Weight decay applies to all parameters, as published. A learning rate of 0 freezes the backbone.
+    A learning rate of 0 freezes the backbone. Weight decay applies to all parameters, or, with
+    ``config.decay_norms`` off, to all but norms, learned queries, and embeddings of levels and positions: these are
+    groups of their own then.
     """
     if config.backbone_lr == 0:
         model.get_submodule("backbone").requires_grad_(False)
-    groups: dict[str, dict[str, Any]] = {
-        "rest": {"params": [], "lr": config.lr},
-        "backbone": {"params": [], "lr": config.backbone_lr},
-        "offsets": {"params": [], "lr": config.offsets_lr},
-    }
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[_group(name)]["params"].append(parameter)
-    used = [{"name": name, **group} for name, group in groups.items() if group["params"]]
-    return AdamW(used, weight_decay=config.weight_decay)
+    rates = {"rest": config.lr, "backbone": config.backbone_lr, "offsets": config.offsets_lr}
+    groups: dict[str, dict[str, Any]] = {}
+    for name in rates:
+        groups[name] = {"params": [], "lr": rates[name], "weight_decay": config.weight_decay}
+        groups[name + NO_DECAY] = {"params": [], "lr": rates[name], "weight_decay": 0.0}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad:
+                undecayed = isinstance(module, UNDECAYED_MODULES) or UNDECAYED.search(name)
+                suffix = NO_DECAY if undecayed and not config.decay_norms else ""
+                groups[_group(name) + suffix]["params"].append(parameter)
+    return AdamW([{"name": name, **group} for name, group in groups.items() if group["params"]])
 
 
 def _group(parameter: str) -> str:
@@ -41,16 +51,23 @@ def _group(parameter: str) -> str:
 
 
 def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
-    """All learning rates are divided by ten at each of ``config.drop``, after a linear warm-up. Stepped every step."""
+    """The learning rates over the training, stepped every step; see :func:`learning_rate_factor`."""
     return LambdaLR(optimiser, learning_rate_factor(config, steps_per_epoch))
 
 
 def learning_rate_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """The factor on the learning rates as a function of the optimiser steps taken so far."""
+    """The factor on the learning rates as a function of the optimiser steps taken so far.
+
+    After a linear warm-up it is divided by ten at each of ``config.drop``, or (``poly``; Chen et al., "DeepLab", 2017)
+    a power of the share of all steps that are left.
+    """
     drops = sorted(round(epoch * steps_per_epoch) for epoch in config.drop)
+    last = config.steps or config.epochs * steps_per_epoch
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+        if config.schedule == "poly":
+            return warm * max(0.0, 1 - step / last) ** config.power
         return warm * 0.1 ** bisect_right(drops, step)
 
     return factor
