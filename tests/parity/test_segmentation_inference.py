@@ -88,7 +88,9 @@ def test_panoptic_models(recorded):
         same(things.labels, things.scores, things.masks, recorded.io, f"post.instance_things_only.{i}")
         assert found.panoptic.ids.tolist() == recorded.io[f"post.panoptic.{i}"].tolist()
         segments = recorded.expected["panoptic_segments_info"][str(i)]
-        assert found.panoptic.segments == [{"id": s["id"], "category_id": s["category_id"]} for s in segments]
+        for segment, expected in zip(found.panoptic.segments, segments, strict=True):
+            assert (segment["id"], segment["category_id"]) == (expected["id"], expected["category_id"])
+            assert 0 < segment["score"] <= 1
     size, original_size = (sizes[0] for sizes in recorded.sizes)
     scores = semantic_scores(predictions.final, 0, size, original_size, config)
     torch.testing.assert_close(scores, recorded.io["post.semantic.0"])

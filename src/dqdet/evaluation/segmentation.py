@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ def panoptic_map(
     """Segments without overlap; a pixel belongs to the query with the highest class times mask probability there.
 
     Queries below ``inference.object_threshold`` take no part, and those that keep less than
-    ``inference.overlap_threshold`` of their mask are left out. Segments of one stuff class become one.
+    ``inference.overlap_threshold`` of their mask are left out. Segments of one stuff class become one. A
+    segment's ``score`` is that of its class, the highest one of those that became one.
     """
     classes = len(config.classes)
     scores, labels = final.logits[0, image].float().softmax(-1).max(-1)  # [Q]
@@ -118,17 +120,19 @@ def panoptic_map(
     owned = owner.flatten().bincount(minlength=start).tolist()  # [K] pixels
     visible = owner[inside].bincount(minlength=start).tolist()  # [K] pixels
     category_ids = config.category_ids or range(1, classes + 1)
-    segments: list[dict[str, int]] = []
+    segments: list[dict[str, Any]] = []
     numbers = [VOID] * start  # [K] segment that a query's pixels become
     stuff: dict[int, int] = {}  # label -> segment
-    for k, label in enumerate(labels.tolist()):
+    for k, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
         if not visible[k] or owned[k] / areas[k] < config.inference.overlap_threshold:
             continue
         if label in stuff:
-            numbers[k] = stuff[label]
+            segment = segments[stuff[label] - 1]
+            segment["score"] = max(segment["score"], score)
+            numbers[k] = segment["id"]
             continue
         numbers[k] = len(segments) + 1
-        segments.append({"id": numbers[k], "category_id": category_ids[label]})
+        segments.append({"id": numbers[k], "category_id": category_ids[label], "score": score})
         if config.classes[label] in config.stuff:
             stuff[label] = numbers[k]
     ids = torch.where(inside, torch.tensor([*numbers, VOID], device=owner.device)[owner], VOID)
