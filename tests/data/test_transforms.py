@@ -12,7 +12,15 @@ from torchvision.transforms import v2
 from transformers import DetrImageProcessorPil
 
 from dqdet.config import DataConfig
-from dqdet.data.transforms import DropVanished, RandomShorterSide, RandomSizeCrop, make_transform, resized
+from dqdet.data.transforms import (
+    DropVanished,
+    PhotometricDistortion,
+    RandomScale,
+    RandomShorterSide,
+    RandomSizeCrop,
+    make_transform,
+    resized,
+)
 
 # (height, width), shorter, longest -> (height, width), computed with the official implementation.
 OFFICIAL_SIZES = [
@@ -94,7 +102,7 @@ def test_evaluation_equals_transformers(shared):
 @given(one_object(), st.integers(0, 999))
 def test_masks_and_boxes_agree_in_flip_and_crop(sample, seed):
     torch.manual_seed(seed)
-    transform = v2.Compose([v2.RandomHorizontalFlip(0.5), RandomSizeCrop(8, 40), DropVanished()])
+    transform = v2.Compose([v2.RandomHorizontalFlip(0.5), RandomSizeCrop((8, 8), (40, 40)), DropVanished()])
     result = transform(sample)
     assert torch.equal(boxes_of(result["masks"]), result["boxes"])
     height, width = result["masks"].shape[-2:]
@@ -193,3 +201,139 @@ def test_without_flip_and_crop_nothing_is_random():
     first, *others = drawn(transform, sample_of(32, 48, [[3, 4, 10, 20]]), 8)
     assert first["boxes"].tolist() == [[6, 8, 20, 40]]
     assert all(torch.equal(first["image"], other["image"]) for other in others)
+
+
+def masked(sample: dict, masks: torch.Tensor) -> dict:
+    return sample | {"masks": tv_tensors.Mask(masks.to(torch.uint8))}
+
+
+def between_pixels(length: int, size: int) -> np.ndarray:
+    """Which of ``size`` pixels have their middle on the border of two of the ``length`` they are resized from."""
+    middles = (2 * np.arange(size) + 1) * length
+    return middles % (2 * size) == 0
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 9999), sides, sides, st.integers(5, 200))
+def test_masks_are_resized_as_pillow_does(seed, height, width, shorter):
+    pixels = np.random.default_rng(seed).integers(0, 2, (height, width), dtype=np.uint8)
+    sample = masked(sample_of(height, width, [[0, 0, width, height]]), torch.tensor(pixels[None]))
+    result = RandomShorterSide([shorter])(sample)["masks"]
+    assert type(result) is tv_tensors.Mask
+    h, w = result.shape[1:]
+    expected = np.asarray(PIL.Image.fromarray(pixels).resize((w, h), PIL.Image.Resampling.NEAREST))
+    sure = np.ix_(~between_pixels(height, h), ~between_pixels(width, w))
+    assert np.array_equal(result[0][sure], expected[sure])
+
+
+def test_objects_without_a_pixel_of_their_mask_vanish():
+    masks = torch.zeros(3, 20, 30)
+    masks[0, 4:9, 5:25] = 1
+    masks[2, 19, 29] = 1
+    sample = masked(sample_of(20, 30, [[5, 4, 25, 9], [10, 10, 20, 20], [28, 18, 30, 20]]), masks)
+    result = DropVanished()(sample)
+    assert result["labels"].tolist() == [0, 2]
+    assert result["boxes"].tolist() == [[5, 4, 25, 9], [29, 19, 30, 20]]
+    assert torch.equal(result["masks"], masks[[0, 2]])
+
+
+def test_boxes_enclose_what_a_crop_leaves_of_the_masks():
+    triangle = torch.ones(1, 40, 40).tril()  # its upper right is empty
+    sample = masked(sample_of(40, 40, [[0, 0, 40, 40]]), triangle)
+    crop = {
+        name: value if name == "labels" else v2.functional.crop(value, 0, 10, 25, 30) for name, value in sample.items()
+    }
+    assert DropVanished()(crop)["boxes"].tolist() == [[0, 10, 15, 25]]
+
+
+@given(one_object(), st.integers(0, 9999))
+def test_jitter_scales_to_a_part_of_the_window_and_keeps_the_shape(sample, seed):
+    torch.manual_seed(seed)
+    height, width = sample["image"].size[::-1]
+    result = RandomScale((50, 100), (0.2, 1.5))(sample)
+    h, w = result["masks"].shape[1:]
+    share = max(h / 50, w / 100)
+    assert 0.2 - 0.5 / 50 <= share <= 1.5 + 0.5 / 50
+    assert abs(h / height - w / width) * min(height, width) <= 1.01  # both sides are rounded
+    assert result["image"].size == (w, h)
+
+
+def test_jitter_covers_its_whole_range():
+    transform = RandomScale((100, 100), (0.1, 2.0))
+    sides = [max(result["image"].size) for result in drawn(transform, sample_of(30, 60, [[0, 0, 9, 9]]), 300)]
+    assert 10 <= min(sides) <= 15
+    assert 195 <= max(sides) <= 200
+    assert np.quantile(sides, [0.25, 0.5, 0.75]) == pytest.approx([57, 105, 152], abs=15)  # uniform
+
+
+RECIPES = {
+    "jitter": DataConfig(jitter=(0.1, 2.0), window=(64, 64)),
+    "window": DataConfig(resize=[40, 60, 90], crop=False, window=(32, 64), colour=True),
+    "crop": DataConfig(resize=[40, 60]),
+}
+
+
+@pytest.mark.parametrize("recipe", ["jitter", "window"])
+@settings(max_examples=40)
+@given(one_object(least=8), st.integers(0, 9999))
+def test_recipes_of_segmentation(recipe, sample, seed):
+    """Of the window's size at most, with the mask where the picture has the object and the box around the mask."""
+    config = RECIPES[recipe].model_copy(update={"colour": False})
+    torch.manual_seed(seed)
+    result = make_transform(config, train=True)(sample)
+    image, masks = result["image"], result["masks"]
+    height, width = image.shape[1:]
+    assert height <= config.window[0]
+    assert width <= config.window[1]
+    if recipe == "window":
+        assert height == 32  # the least shorter side is larger
+    assert masks.shape[1:] == (height, width)
+    assert torch.equal(boxes_of(masks), result["boxes"])
+    assert len(result["labels"]) == len(masks) == len(result["boxes"])
+    if len(masks):
+        green = image[1] * 0.224 + 0.456 > 0.5  # [H, W]
+        edge = v2.functional.gaussian_blur(masks.float(), 3)[0]
+        assert torch.equal(green[(edge == 0) | (edge == 1)], masks[0].bool()[(edge == 0) | (edge == 1)])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_equal_seeds_give_equal_items(recipe):
+    sample = sample_of(70, 90, [[10, 20, 60, 50], [30, 5, 80, 60]])
+    transform = make_transform(RECIPES[recipe], train=True)
+    first, second = drawn(transform, sample, 12), drawn(transform, sample, 12)
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len({result["image"].shape for result in first}) > 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_frames_of_a_clip_are_transformed_as_single_images(recipe):
+    config = RECIPES[recipe]
+    transform = make_transform(config, train=True)
+    frames = torch.randint(256, (3, 3, 70, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    places = [[10, 20, 60, 50], [40, 5, 80, 60], [0, 0, 12, 9]]  # of the only object, in each frame
+    clip = sample_of(70, 90, places) | {"image": tv_tensors.Video(frames), "labels": torch.tensor([4])}
+    vanished = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        result = transform(clip)
+        assert result["labels"].tolist() == [4]
+        for t in range(3):
+            torch.manual_seed(seed)
+            single = transform(sample_of(70, 90, [places[t]]) | {"image": tv_tensors.Image(frames[t])})
+            torch.testing.assert_close(result["image"][t], single["image"], atol=1e-6, rtol=0)
+            if len(single["labels"]):
+                assert torch.equal(result["masks"][t], single["masks"][0])
+                assert torch.equal(result["boxes"][t], single["boxes"][0])
+            else:
+                vanished += 1
+                assert not result["masks"][t].any()
+                assert result["boxes"][t].tolist() == [0, 0, 0, 0]
+    assert vanished
+
+
+def test_distortion_changes_colours_but_not_which_is_which():
+    sample = sample_of(8, 8, [[0, 0, 8, 8]])  # green all over
+    colours = {result["image"].getpixel((3, 3)) for result in drawn(PhotometricDistortion(), sample, 60)}
+    assert len(colours) > 20
+    assert all(green > max(red, blue) for red, green, blue in colours)

@@ -129,8 +129,10 @@ class SeqFormerConfig(DeformableDetrConfig):
     loss: ClassVar[str] = "sequences"
 
     family: Literal["seqformer"] = "seqformer"  # type: ignore[assignment]
+    levels: int = Field(default=4, ge=3)  # masks are made from the three of the backbone
     refine: Literal[True] = True
     two_stage: Literal[False] = False
+    see_padding: bool = False  # let the masks' convolutions read padded cells, as the published code does
 
 
 ModelConfig = Annotated[
@@ -193,6 +195,7 @@ class SequenceLossConfig(LossConfig):
     """Set loss of sequences of boxes, with the masks of matched queries (``losses/sequences.py``)."""
 
     kind: Literal["sequences"] = "sequences"  # type: ignore[assignment]
+    classification: Literal["focal"] = "focal"
     mask_weight: NonNegativeFloat = 2.0  # focal
     dice_weight: NonNegativeFloat = 5.0
 
@@ -262,6 +265,12 @@ class DataConfig(Section):
     clips: ClipsConfig = ClipsConfig()
     workers: int = Field(default=2, ge=0)
     scenes: ScenesConfig = ScenesConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.jitter is not None and self.window is None:
+            raise ValueError("data.jitter is relative to data.window, which is not set; set data.window=[1024, 1024]")
+        return self
 
 
 class TrainConfig(Section):

@@ -1,8 +1,11 @@
-"""DETR's augmentation (Carion et al., 2020, Section 4) with ``torchvision.transforms.v2``.
+"""The published augmentations with ``torchvision.transforms.v2``.
+
+Those of DETR (Carion et al., 2020, Section 4), large-scale jitter (Ghiasi et al., "Simple Copy-Paste", CVPR 2021)
+and, for Cityscapes, multi-scale crops with the photometric distortion of SSD (Liu et al., ECCV 2016).
 
 A transform takes and returns a ``Sample``: the image with the boxes, labels and, where there are any, masks
-of its objects, so that all of them go through the same geometry. All randomness comes from the global PyTorch
-generator; ``DetectionDataset`` seeds it for each item.
+of its objects, so that all of them go through the same geometry. The frames of a clip go through it together. All
+randomness comes from the global PyTorch generator; ``DetectionDataset`` seeds it for each item.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from dqdet.config import DataConfig
@@ -30,12 +34,12 @@ CROP = (384, 600)  # least and greatest side of the crop
 
 
 class Sample(TypedDict):
-    """An image and its N objects on the way through the transforms."""
+    """An image and its N objects on the way through the transforms, or a clip (in brackets)."""
 
-    image: PIL.Image.Image | Tensor  # Tensor [3, H, W] after the last transform
-    boxes: tv_tensors.BoundingBoxes  # [N, 4] x0, y0, x1, y1 in pixels
+    image: PIL.Image.Image | Tensor  # Tensor [3, H, W] after the last transform   (clip: Video [T, 3, H, W])
+    boxes: tv_tensors.BoundingBoxes  # [N, 4] x0, y0, x1, y1 in pixels   (clip: [N * T, 4])
     labels: Tensor  # [N]
-    masks: NotRequired[tv_tensors.Mask]  # [N, H, W] uint8
+    masks: NotRequired[tv_tensors.Mask]  # [N, H, W] uint8   (clip: [N * T, H, W])
 
 
 def resized(height: int, width: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
@@ -52,7 +56,19 @@ def resized(height: int, width: int, shorter: int, longest: int | None = None) -
     return int(shorter * height / width), shorter
 
 
-class RandomShorterSide(v2.Transform):
+class _Resize(v2.Transform):
+    """Resize to the height and width that ``make_params`` returns as ``size``."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            # torchvision takes the first pixel of each cell, which would shift masks by up to half a pixel against
+            # their image; this is the one in the middle, as Pillow and the published code do.
+            nearest = F.resize_image(inpt, params["size"], InterpolationMode.NEAREST_EXACT)
+            return tv_tensors.wrap(nearest, like=inpt)
+        return self._call_kernel(F.resize, inpt, size=params["size"])
+
+
+class RandomShorterSide(_Resize):
     """Resize so that the shorter side is one of ``sizes``, drawn uniformly; see ``resized``."""
 
     def __init__(self, sizes: Sequence[int], longest: int | None = None) -> None:
@@ -63,27 +79,51 @@ class RandomShorterSide(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         shorter = self.sizes[int(torch.randint(len(self.sizes), ()))]
         height, width = v2.query_size(flat_inputs)
-        return {"size": resized(height, width, shorter, self.longest)}
+        return {"size": list(resized(height, width, shorter, self.longest))}
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resize, inpt, size=list(params["size"]))
+
+class RandomScale(_Resize):
+    """Resize to the largest size that fits into ``window`` times a factor drawn uniformly from ``factors``.
+
+    Args:
+        window: height, width.
+        factors: least and greatest.
+    """
+
+    def __init__(self, window: tuple[int, int], factors: tuple[float, float]) -> None:
+        super().__init__()
+        self.window = window
+        self.factors = factors
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        factor = float(torch.empty(()).uniform_(*self.factors))
+        sides = v2.query_size(flat_inputs)
+        scale = min(factor * greatest / side for greatest, side in zip(self.window, sides, strict=True))
+        return {"size": [max(1, round(side * scale)) for side in sides]}
 
 
 class RandomSizeCrop(v2.Transform):
-    """Crop a rectangle at a random place; its sides are drawn uniformly from ``least`` to ``greatest``."""
+    """Crop a rectangle of random size at a random place, both drawn uniformly.
 
-    def __init__(self, least: int, greatest: int) -> None:
+    Args:
+        least: height, width of the smallest rectangle.
+        greatest: height, width of the largest one; none is larger than the image.
+    """
+
+    def __init__(self, least: tuple[int, int], greatest: tuple[int, int]) -> None:
         super().__init__()
         self.least = least
         self.greatest = greatest
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
         params = {}
-        for start, side, available in zip(
-            ("top", "left"), ("height", "width"), v2.query_size(flat_inputs), strict=True
+        for start, side, available, least, greatest in (
+            ("top", "height", height, self.least[0], self.greatest[0]),
+            ("left", "width", width, self.least[1], self.greatest[1]),
         ):
-            greatest = min(self.greatest, available)
-            params[side] = int(torch.randint(min(self.least, greatest), greatest + 1, ()))
+            greatest = min(greatest, available)
+            params[side] = int(torch.randint(min(least, greatest), greatest + 1, ()))
             params[start] = int(torch.randint(available - params[side] + 1, ()))
         return params
 
@@ -92,38 +132,55 @@ class RandomSizeCrop(v2.Transform):
 
 
 class DropVanished(v2.Transform):
-    """Drop the objects whose box has no area left.
+    """Drop the objects of which nothing is left: no area of the box, or no pixel of the mask.
+
+    Where there are masks, boxes become those around what is left of them. The objects of a clip are all kept, since
+    one that is gone from a frame may be in another: its box there is zero.
 
     ``v2.SanitizeBoundingBoxes`` is not used because it also drops boxes below a pixel, which DETR keeps.
     """
 
     def forward(self, sample: Sample) -> Sample:
-        boxes = sample["boxes"]
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        objects = {name: value for name, value in sample.items() if name != "image"}
-        kept = {name: tv_tensors.wrap(value[keep], like=value) for name, value in objects.items()}  # type: ignore[index]
-        return cast(Sample, {"image": sample["image"], **kept})
+        objects: dict[str, Tensor] = {name: value for name, value in sample.items() if name != "image"}  # type: ignore[misc]
+        if "masks" in sample:
+            boxes = masks_to_boxes(sample["masks"])  # [N, 4] of the outermost pixels, zero without pixels
+            boxes[:, 2:] += sample["masks"].flatten(1).any(1, keepdim=True)
+            objects["boxes"] = tv_tensors.wrap(boxes, like=sample["boxes"])
+        if not isinstance(sample["image"], tv_tensors.Video):
+            boxes = objects["boxes"]
+            keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+            objects = {name: tv_tensors.wrap(value[keep], like=value) for name, value in objects.items()}
+        return cast(Sample, {"image": sample["image"], **objects})
+
+
+class PhotometricDistortion(v2.RandomPhotometricDistort):
+    """That of SSD without its permutation of colour channels, which the recipes of segmentation leave out."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return super().make_params(flat_inputs) | {"channel_permutation": None}
 
 
 def make_transform(config: DataConfig, train: bool) -> v2.Compose:
-    """Everything between a decoded RGB image and the network.
+    """Everything between a decoded RGB image, or a clip, and the network.
 
-    Training: horizontal flip, then either a multi-scale resize or, with equal chance, a resize, a random crop
-    and a multi-scale resize. Otherwise a resize to ``val_resize`` only, which also accepts a bare image.
+    Training: horizontal flip; large-scale jitter, or a multi-scale resize, which with ``crop`` has an equal chance
+    to come after another resize and a crop; a crop of at most ``window``; distortion of the colours.
+    Otherwise a resize to ``val_resize`` only, which also accepts a bare image.
     """
     steps: list[v2.Transform] = []
     if train:
         if config.flip:
             steps.append(v2.RandomHorizontalFlip(0.5))
-        resize: v2.Transform = RandomShorterSide(config.resize, config.max_size)
-        if config.crop:
-            scale = max(config.resize) / PUBLISHED_SIZE
-            before, (least, greatest) = (
-                [max(1, round(side * scale)) for side in sides] for sides in (BEFORE_CROP, CROP)
-            )
-            crop = v2.Compose([RandomShorterSide(before), RandomSizeCrop(least, greatest), DropVanished(), resize])
-            resize = v2.RandomChoice([resize, crop])
-        steps.append(resize)
+        if config.jitter is not None:
+            assert config.window is not None, "jitter is relative to the window"
+            steps.append(RandomScale(config.window, config.jitter))
+        else:
+            steps.append(_multi_scale(config))
+        if config.window is not None:
+            steps.append(RandomSizeCrop(config.window, config.window))
+        steps.append(DropVanished())
+        if config.colour:
+            steps.append(PhotometricDistortion())
     else:
         steps.append(RandomShorterSide([config.val_resize], config.max_size))
     return v2.Compose(
@@ -135,3 +192,13 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
             v2.ToPureTensor(),
         ]
     )
+
+
+def _multi_scale(config: DataConfig) -> v2.Transform:
+    resize = RandomShorterSide(config.resize, config.max_size)
+    if not config.crop:
+        return resize
+    scale = max(config.resize) / PUBLISHED_SIZE
+    before, (least, greatest) = ([max(1, round(side * scale)) for side in sides] for sides in (BEFORE_CROP, CROP))
+    crop = RandomSizeCrop((least, least), (greatest, greatest))
+    return v2.RandomChoice([resize, v2.Compose([RandomShorterSide(before), crop, resize])])
