@@ -68,6 +68,7 @@ class DeformableDetr(Detector):
     """
 
     strides = (8, 16, 32)
+    decoder_layer: ClassVar[type[nn.Module]] = DeformableDecoderLayer
     epsilon: ClassVar[float] = 1e-5  # references are kept so far from 0 and 1
 
     def __init__(self, config: DeformableDetrConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
@@ -86,7 +87,7 @@ class DeformableDetr(Detector):
             for level in range(config.levels)
         )
         self.encoder = DeformableEncoder(*attention, depth=config.encoder_layers)
-        self.decoder = nn.ModuleList(DeformableDecoderLayer(*attention) for _ in range(layers))
+        self.decoder = nn.ModuleList(self.decoder_layer(*attention) for _ in range(layers))
 
         # With refinement every layer has heads of its own, and two-stage adds one pair for the proposals.
         heads = layers + config.two_stage if config.refine or config.two_stage else 1
@@ -130,7 +131,7 @@ class DeformableDetr(Detector):
         return maps
 
     def start_from_queries(self, feature: Tensor, padding: Tensor) -> DecoderInput:
-        """Learned queries; the context of dynamic ones is the coarsest map ``[B, c, h, w]``.
+        """Learned queries; the context of dynamic ones is the coarsest map ``[B, c, h, w]``, or ``[B, c, T, h, w]``.
 
         It is pooled after its group norm, as in the published code. The mean of a normed group of channels says
         nothing about the image, so mean pooling leaves 7 of 8 directions at the published width of 256.

@@ -39,7 +39,11 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, padding: Tensor) -> Tensor:
-        """Attend.
+        """What the queries read, projected: ``[B, Q, c]``; see :meth:`read`."""
+        return self.output_proj(self.read(query, reference, memory, shapes, padding))
+
+    def read(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, padding: Tensor) -> Tensor:
+        """What the queries read, before the output projection.
 
         Args:
             query: ``[B, Q, c]``, position included.
@@ -50,7 +54,7 @@ class DeformableAttention(nn.Module):
             padding: ``[B, S]`` bool, True = padded; such positions are read as zero.
 
         Returns:
-            ``[B, Q, c]``.
+            ``[B, Q, c]``, the heads one after the other.
         """
         value = self.value_proj(memory).masked_fill(padding[..., None], 0)
         value = value.unflatten(-1, (self.heads, -1))  # [B, S, heads, c / heads]
@@ -63,4 +67,4 @@ class DeformableAttention(nn.Module):
             scale = reference.new_tensor([[1 / w, 1 / h] for h, w in shapes])[:, None]  # [L, 1, 2]
         else:
             scale = reference[:, :, None, :, None, 2:] * (0.5 / self.points)
-        return self.output_proj(sample(value, shapes, centre + offsets * scale, weights))
+        return sample(value, shapes, centre + offsets * scale, weights)

@@ -1,0 +1,41 @@
+"""Parameter names of SeqFormer's implementation."""
+
+from __future__ import annotations
+
+import re
+
+from dqdet.checkpoints.conversion import Rule, State, fold_norms, rename, split_columns
+from dqdet.checkpoints.official import DEFORMABLE_DETR, DYNAMIC
+
+RULES: list[Rule] = [
+    (r"^detr\.", ""),
+    *DEFORMABLE_DETR,
+    (r"\.self_attn_box\.", ".box_self_attn."),
+    (r"\.cross_attn\.output_proj_box\.", ".box_output_proj."),
+    (r"\.norm([12])_box\.", r".box_norm\1."),
+    (r"\.norm3_box\.", ".box_feedforward.norm."),
+    (r"\.(linear[12])_box\.", r".box_feedforward.\1."),
+    (r"\.time_attention_weights\.", ".frame_weights."),
+    (r"^controller\.", "mask_parameters."),
+    (r"^mask_head\.lay3\.", "mask_features.convs.0."),
+    (r"^mask_head\.lay4\.", "mask_features.convs.1."),
+    (r"^mask_head\.dcn\.", "mask_features.convs.2."),
+    (r"^mask_head\.lay1\.", "mask_features.convs.3."),
+    (r"^mask_head\.lay2\.", "mask_features.convs.4."),
+]
+
+# The encoder's attention has a projection for boxes, as the decoder's has, but no boxes.
+UNUSED = re.compile(r"\.encoder\.layers\.\d+\.self_attn\.output_proj_box\.")
+
+
+def from_seqformer(state: State) -> State:
+    """Our parameters from the state dict (the ``model`` entry of a checkpoint) of SeqFormer.
+
+    Raises:
+        DqdetError: if two different parameters become one of ours.
+    """
+    state = {name: tensor for name, tensor in state.items() if not UNUSED.search(name)}
+    tables = ["queries.table.position", "queries.table.content"]
+    state = split_columns(state, "detr.query_embed.weight", tables)
+    rules = [*RULES, *DYNAMIC] if "detr.query_weight.0.weight" in state else RULES
+    return fold_norms(rename(state, rules))
