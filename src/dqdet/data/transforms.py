@@ -34,12 +34,15 @@ CROP = (384, 600)  # least and greatest side of the crop
 
 
 class Sample(TypedDict):
-    """An image and its N objects on the way through the transforms, or a clip (in brackets)."""
+    """An image and its N objects on the way through the transforms.
 
-    image: PIL.Image.Image | Tensor  # Tensor [3, H, W] after the last transform   (clip: Video [T, 3, H, W])
-    boxes: tv_tensors.BoundingBoxes  # [N, 4] x0, y0, x1, y1 in pixels   (clip: [N * T, 4])
+    Of a clip the image is a ``tv_tensors.Video [T, 3, H, W]``, and an object counts once in each frame it is in.
+    """
+
+    image: PIL.Image.Image | Tensor  # Tensor [3, H, W] after the last transform
+    boxes: tv_tensors.BoundingBoxes  # [N, 4] x0, y0, x1, y1 in pixels
     labels: Tensor  # [N]
-    masks: NotRequired[tv_tensors.Mask]  # [N, H, W] uint8   (clip: [N * T, H, W])
+    masks: NotRequired[tv_tensors.Mask]  # [N, H, W] uint8
 
 
 def resized(height: int, width: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
@@ -134,8 +137,7 @@ class RandomSizeCrop(v2.Transform):
 class DropVanished(v2.Transform):
     """Drop the objects of which nothing is left: no area of the box, or no pixel of the mask.
 
-    Where there are masks, boxes become those around what is left of them. The objects of a clip are all kept, since
-    one that is gone from a frame may be in another: its box there is zero.
+    Where there are masks, boxes become those around what is left of them.
 
     ``v2.SanitizeBoundingBoxes`` is not used because it also drops boxes below a pixel, which DETR keeps.
     """
@@ -146,11 +148,9 @@ class DropVanished(v2.Transform):
             boxes = masks_to_boxes(sample["masks"])  # [N, 4] of the outermost pixels, zero without pixels
             boxes[:, 2:] += sample["masks"].flatten(1).any(1, keepdim=True)
             objects["boxes"] = tv_tensors.wrap(boxes, like=sample["boxes"])
-        if not isinstance(sample["image"], tv_tensors.Video):
-            boxes = objects["boxes"]
-            keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-            objects = {name: tv_tensors.wrap(value[keep], like=value) for name, value in objects.items()}
-        return cast(Sample, {"image": sample["image"], **objects})
+        keep = (objects["boxes"][:, 2:] > objects["boxes"][:, :2]).all(1)
+        kept = {name: tv_tensors.wrap(value[keep], like=value) for name, value in objects.items()}
+        return cast(Sample, {"image": sample["image"], **kept})
 
 
 class PhotometricDistortion(v2.RandomPhotometricDistort):
