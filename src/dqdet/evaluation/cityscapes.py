@@ -12,34 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dqdet.data.cityscapes import INSTANCE_BASE, LABELS, THINGS
 from dqdet.evaluation.postprocess import ImageDetections
 from dqdet.evaluation.processes import gathered
 
-# Label id -> name of the classes that are evaluated.
-STUFF = {
-    7: "road",
-    8: "sidewalk",
-    11: "building",
-    12: "wall",
-    13: "fence",
-    17: "pole",
-    19: "traffic light",
-    20: "traffic sign",
-    21: "vegetation",
-    22: "terrain",
-    23: "sky",
-}
-THINGS = {
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-}
-INSTANCE_BASE = 1000  # pixels of an object have label id * 1000 + its number; of all else, groups too, the label id
 MIN_PIXELS = 100  # smaller objects are no targets
 OVERLAPS = np.arange(0.5, 1.0, 0.05)  # with the rounding of the official evaluation
 
@@ -73,7 +49,7 @@ def match(truth: np.ndarray, detections: ImageDetections, label_ids: Iterable[in
     covered = covered.reshape(len(masks), len(numbers)).T  # [N, K]
     labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().numpy()  # [K]
     # Objects of classes that are not evaluated (caravan) are not void, as they have instance numbers.
-    void = ~np.isin(numbers, [*STUFF, *THINGS]) & (numbers < INSTANCE_BASE)
+    void = np.isin(numbers, [label.id for label in LABELS.values() if label.ignore_in_eval])
 
     matches = []
     for label, label_id in enumerate(label_ids):
@@ -177,6 +153,6 @@ class CityscapesInstanceMetric:
             "AP50": float(defined[:, 0].mean()) if len(defined) else -1.0,
         }
         for label_id, row in zip(self.label_ids, table, strict=True):
-            metrics[f"AP/{THINGS[label_id]}"] = float(row.mean())
-            metrics[f"AP50/{THINGS[label_id]}"] = float(row[0])
+            metrics[f"AP/{LABELS[label_id].name}"] = float(row.mean())
+            metrics[f"AP50/{LABELS[label_id].name}"] = float(row[0])
         return metrics

@@ -11,7 +11,8 @@ from torchvision.ops import box_convert
 
 from dqdet.evaluation import rle
 from dqdet.evaluation.postprocess import ImageDetections
-from dqdet.evaluation.processes import gathered
+from dqdet.evaluation.processes import from_first
+from dqdet.evaluation.results import Entries, StoredResults
 
 IouType = Literal["bbox", "segm"]
 CATEGORIES_AT_ONCE = 10
@@ -24,7 +25,7 @@ SUMMARY = AVERAGE_PRECISION + AVERAGE_RECALL
 
 def coco_results(
     image_id: int, detections: ImageDetections, category_ids: Sequence[int], iou_type: IouType = "bbox"
-) -> list[dict[str, Any]]:
+) -> Entries:
     """The detections of one image as entries of a COCO results file.
 
     An entry has its box (``bbox``: x, y, width, height in pixels) or its mask (``segm``: compressed RLE), never both:
@@ -48,12 +49,12 @@ class DetectionMetric:
 
     Works over several processes: each updates with its own images, and ``compute`` gives every process the
     metrics of all of them. An image that several processes saw, as a distributed sampler makes happen to
-    equalise their shares, counts once.
+    equalise their shares, counts once. Results are kept on disk.
 
     Args:
         ground_truth: a data set in COCO's JSON structure, at the size to which detections refer.
         category_ids: the category id of each label.
-        iou_type: whether boxes (``bbox``) or masks (``segm``) are compared. Masks are kept compressed.
+        iou_type: whether boxes (``bbox``) or masks (``segm``) are compared.
     """
 
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int], iou_type: IouType = "bbox") -> None:
@@ -66,7 +67,7 @@ class DetectionMetric:
         self.reset()
 
     def reset(self) -> None:
-        self.results: dict[int, list[dict[str, Any]]] = {}  # image id -> its entries of a results file
+        self.results = StoredResults()
 
     def update(self, image_ids: Sequence[int], detections: Sequence[ImageDetections]) -> None:
         for image_id, found in zip(image_ids, detections, strict=True):
@@ -80,18 +81,19 @@ class DetectionMetric:
             ``AR100``, ``AR_small``, ...) and, for each class, ``AP/name``, ``AP50/name``, ``AP75/name`` and
             ``AR100/name``; -1 where there is no ground truth to measure, as in the official evaluation.
         """
-        results = gathered(self.results)
+        self.results.gather()
+        return from_first(self._evaluate)
+
+    def _evaluate(self) -> dict[str, float]:
         category_ids = sorted(self.ground_truth.getCatIds())
         # Categories do not depend on each other. The evaluation needs several times the memory of the entries, so
-        # it gets a few categories at a time.
+        # it gets those of a few categories at a time.
         parts = []
         for start in range(0, len(category_ids), CATEGORIES_AT_ONCE):
             chosen = category_ids[start : start + CATEGORIES_AT_ONCE]
-            entries = [  # copies: the evaluation writes into them
-                dict(entry) for image in results.values() for entry in image if entry["category_id"] in chosen
-            ]
+            entries = [entry for image in self.results.values() for entry in image if entry["category_id"] in chosen]
             evaluation = COCOeval_faster(self.ground_truth, self.ground_truth.loadRes(entries), iouType=self.iou_type)
-            evaluation.params.imgIds, evaluation.params.catIds = sorted(results), chosen
+            evaluation.params.imgIds, evaluation.params.catIds = sorted(self.results), chosen
             evaluation.evaluate()
             evaluation.accumulate()
             parts.append(evaluation.eval)

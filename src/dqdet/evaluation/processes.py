@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -20,3 +21,12 @@ def gathered(results: dict[int, Result]) -> dict[int, Result]:
     shares: list[dict[int, Result]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(shares, results)
     return {image_id: result for share in shares for image_id, result in share.items()}
+
+
+def from_first(compute: Callable[[], Result]) -> Result:
+    """What the first process computes, in every process."""
+    if not dist.is_initialized():
+        return compute()
+    computed = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(computed)
+    return cast(Result, computed[0])

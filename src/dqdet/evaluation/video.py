@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dqdet.evaluation import rle
 from dqdet.evaluation.detection import summary
-from dqdet.evaluation.processes import gathered
+from dqdet.evaluation.processes import from_first
+from dqdet.evaluation.results import Entries, StoredResults
 
 # Limits of the mean area of a track, in pixels
 AREAS = {"small": [0, 128**2], "medium": [128**2, 256**2], "large": [256**2, 1e5**2]}
@@ -35,7 +36,7 @@ class VideoTracks:
     masks: Tensor  # [K, T, H, W] bool, empty where a track is not visible
 
 
-def video_results(video_id: int, tracks: VideoTracks, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def video_results(video_id: int, tracks: VideoTracks, category_ids: Sequence[int]) -> Entries:
     """The tracks of one video as entries of an official results file: one compressed RLE a frame, or None."""
     entries = []
     for score, label, masks in zip(tracks.scores.tolist(), tracks.labels.tolist(), tracks.masks, strict=True):
@@ -81,10 +82,10 @@ class TrackEvaluation(COCOeval_faster):
 
 
 class VideoMetric:
-    """Collects tracks video by video and compares them with the ground truth; keeps compressed masks.
+    """Collects tracks video by video and compares them with the ground truth.
 
     Works over several processes like ``DetectionMetric``: each updates with its own videos, every process gets the
-    metrics of all, and a video that several processes saw counts once.
+    metrics of all, and a video that several processes saw counts once. Results are kept on disk.
 
     Args:
         ground_truth: a data set in the JSON structure of YouTube-VIS, at the size to which tracks refer.
@@ -118,7 +119,7 @@ class VideoMetric:
         return COCO({"images": self.videos, "annotations": tracks, "categories": self.categories})
 
     def reset(self) -> None:
-        self.results: dict[int, list[dict[str, Any]]] = {}  # video id -> its tracks
+        self.results = StoredResults()
 
     def update(self, video_ids: Sequence[int], tracks: Sequence[VideoTracks]) -> None:
         for video_id, found in zip(video_ids, tracks, strict=True):
@@ -134,10 +135,13 @@ class VideoMetric:
         Returns:
             ``AP``, ``AP50``, ``AP75``, ``AR1``, ``AR10`` and the others of ``DetectionMetric.compute``, of tracks.
         """
-        results = gathered(self.results)
-        tracks = [track for video in results.values() for track in video]
+        self.results.gather()
+        return from_first(self._evaluate)
+
+    def _evaluate(self) -> dict[str, float]:
+        tracks = [track for video in self.results.values() for track in video]
         numbered = [{"id": number, **track} for number, track in enumerate(tracks, 1)]
         evaluation = TrackEvaluation(self.ground_truth, self._dataset(numbered), iouType="segm", ranges=AREAS)
-        evaluation.params.imgIds = sorted(results)
+        evaluation.params.imgIds = sorted(self.results)
         evaluation.run()
         return summary(evaluation)
