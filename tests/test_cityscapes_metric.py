@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqdet.evaluation.cityscapes import STUFF, THINGS, CityscapesInstanceMetric
+from dqdet.data.cityscapes import CLASSES, THINGS
+from dqdet.evaluation.cityscapes import CityscapesInstanceMetric
 from dqdet.evaluation.postprocess import ImageDetections
 from dqdet.evaluation.semantic import SemanticMetric
 
@@ -56,10 +57,9 @@ def test_instances_equal_official_numbers(shared):
 def test_semantic_equals_official_numbers(shared):
     folder = shared / "metrics" / "cityscapes"
     expected = json.loads((folder / "expected.json").read_text())["semantic"]
-    classes = STUFF | THINGS
     labels = np.full(256, 255)  # by label id
-    labels[list(classes)] = np.arange(len(classes))
-    metric = SemanticMetric(list(classes.values()))
+    labels[[label.id for label in CLASSES]] = np.arange(19)
+    metric = SemanticMetric([label.name for label in CLASSES])
     for number, file in enumerate(sorted((folder / "gtFine" / "val").glob("*/*_gtFine_labelIds.png"))):
         result = folder / "pred_semantic" / file.parent.name / file.name.replace("_gtFine_", "_pred_")
         metric.update([number], [labels[read(file)]], [labels[read(result)]])

