@@ -17,6 +17,7 @@ from dqdet.config.presets import (
 )
 from dqdet.config.schema import (
     BackboneConfig,
+    ClipsConfig,
     ConditionalDetrConfig,
     Config,
     DabDeformableDetrConfig,
@@ -40,6 +41,7 @@ from dqdet.config.schema import (
 
 __all__ = [
     "BackboneConfig",
+    "ClipsConfig",
     "ConditionalDetrConfig",
     "Config",
     "DabDeformableDetrConfig",

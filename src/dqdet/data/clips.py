@@ -69,16 +69,17 @@ class VideoDataset(DetectionDataset):
         self.aspect_ratios = aspect_ratios[self.videos]
 
     @abstractmethod
-    def read_clip(self, video: int, frames: Sequence[int]) -> Clip:
-        """Some frames of a video (RGB, not augmented) and its objects in them, without crowds."""
+    def read_clip(self, video: int, frames: Sequence[int], masks: bool) -> Clip:
+        """Some frames of a video (RGB, not augmented) and its objects in them, without crowds; with masks or not."""
 
     def read(self, index: int) -> Sample:
         video = int(self.videos[index])
         length = int(self.lengths[video])
         if self.clips is None:
-            return self.read_clip(video, range(length))
+            return self.read_clip(video, range(length), masks=False)
         reference = torch.randint(length, ()) if self.references is None else self.references[index]
-        return self.read_clip(video, draw_frames(length, int(reference), self.clips.frames, self.clips.reach))
+        frames = draw_frames(length, int(reference), self.clips.frames, self.clips.reach)
+        return self.read_clip(video, frames, masks=True)
 
     def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:
         return clip_target(super().target(sample, original_size, image_id), sample)  # type: ignore[arg-type]

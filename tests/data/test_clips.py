@@ -1,0 +1,231 @@
+"""Clips of videos: which frames they have, and that one augmentation reaches all frames, boxes and masks alike."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision import tv_tensors
+
+from dqdet.config import ClipsConfig, DataConfig, ScenesConfig
+from dqdet.data import open_dataset
+from dqdet.data.clips import Clip, VideoDataset, draw_frames
+from dqdet.data.loader import collate, make_loader
+from dqdet.types import pad_images
+
+SCENES = DataConfig(
+    kind="scenes",
+    task="video",
+    scenes=ScenesConfig(size=64, train_images=9, val_images=5, frames=6),
+    resize=[48, 64],
+    val_resize=64,
+    clips=ClipsConfig(frames=3, reach=2),
+)
+
+
+class Squares(VideoDataset):
+    """Two bright squares on black; the first shows in even frames only. A frame's number is in its red corner."""
+
+    PLACES = ((8, 16, 24, 40), (60, 30, 76, 46))  # x0, y0, x1, y1
+    classes = ("left", "right")
+    category_ids = (1, 2)
+
+    def __init__(self, config: DataConfig, split: str = "train", length: int = 6, seed: int = 0) -> None:
+        super().__init__(config, split, seed)
+        self.set_videos([7], np.array([length]), np.array([1.5]))
+
+    def read_clip(self, video: int, frames: Sequence[int], masks: bool) -> Clip:
+        shown = [(t, k) for k in (0, 1) for t, frame in enumerate(frames) if k == 1 or frame % 2 == 0]
+        rows, tracks = (torch.tensor([row[i] for row in shown]) for i in (0, 1))
+        images = torch.zeros(len(frames), 3, 64, 96, dtype=torch.uint8)
+        drawn = torch.zeros(len(shown), 64, 96, dtype=torch.uint8)
+        for (t, k), mask in zip(shown, drawn, strict=True):
+            x0, y0, x1, y1 = self.PLACES[k]
+            mask[y0:y1, x0:x1] = 1
+            images[t, 1 + k] = mask * 255
+        boxes = torch.tensor(self.PLACES, dtype=torch.float32)[tracks]
+        clip: Clip = {
+            "image": tv_tensors.Video(images),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(64, 96)),
+            "labels": tracks,
+            "tracks": tracks,
+            "frames": rows,
+        }
+        return clip | {"masks": tv_tensors.Mask(drawn)} if masks else clip
+
+    def ground_truth(self):
+        raise NotImplementedError
+
+
+def augmented(**options) -> DataConfig:
+    options = {"resize": [48, 64, 80], "max_size": 200} | options
+    return DataConfig(kind="scenes", task="video", clips=ClipsConfig(frames=4), **options)
+
+
+@given(st.integers(1, 40), st.data(), st.integers(1, 6), st.integers(1, 20))
+def test_frames_of_a_clip(length, data, count, reach):
+    reference = data.draw(st.integers(0, length - 1))
+    frames = draw_frames(length, reference, count, reach)
+    assert len(frames) == count
+    assert frames == sorted(frames)
+    assert reference in frames
+    near = range(max(0, reference - reach), min(length, reference + reach + 1))
+    assert set(frames) <= set(near)
+    assert len(set(frames)) == min(count, len(near))
+
+
+def test_frames_of_a_clip_are_drawn_evenly():
+    torch.manual_seed(0)
+    drawn = Counter(frame for _ in range(4000) for frame in draw_frames(30, 10, 2, 4) if frame != 10)
+    assert set(drawn) == set(range(6, 15)) - {10}
+    assert max(drawn.values()) - min(drawn.values()) < 150  # of 500 each
+
+
+def squares_of(image: Tensor, track: int) -> Tensor:
+    """Where an augmented, normalised frame shows the square of a track."""
+    channel = image[1 + track]
+    return channel > channel.new_tensor([(0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225][track])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pictures_boxes_masks_and_visibility_agree_in_every_frame(seed):
+    """Whatever crop, size and flip were drawn."""
+    dataset = Squares(augmented(), seed=seed)
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        frames, target = dataset[0]
+        height, width = target.size
+        assert frames.shape == (4, 3, height, width)
+        assert target.original_size == (64, 96)
+        assert target.masks.shape == (*target.boxes.shape[:2], height, width)
+        assert target.visible.any(1).all()
+        scale = target.boxes.new_tensor([width, height, width, height])
+        for label, boxes, masks, visible in zip(target.labels, target.boxes, target.masks, target.visible, strict=True):
+            assert torch.equal(visible, masks.flatten(1).any(1))
+            assert not boxes[~visible].any()
+            assert len(boxes[visible].unique(dim=0)) == 1  # the squares rest, so their place is that of all frames
+            assert len(masks[visible].unique(dim=0)) == 1
+            for frame, mask in zip(frames, masks, strict=True):
+                assert (squares_of(frame, int(label)) ^ mask).float().mean() < 0.02
+            rows, columns = masks[visible][0].nonzero(as_tuple=True)
+            x, y, w, h = boxes[visible][0] * scale
+            edges = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) - edges).abs().max() <= 1.01
+        for label in {0, 1} - set(target.labels.tolist()):  # not in the crop
+            assert squares_of(frames[0], label).sum() <= 2 * max(height, width)
+
+
+def test_flips_and_crops_were_among_them():
+    sides, sizes, counts = set(), set(), set()
+    for seed in range(40):
+        frames, target = Squares(augmented(), seed=seed)[0]
+        sizes.add(tuple(frames.shape[2:]))
+        counts.add(len(target.labels))
+        if len(target.labels) == 2:
+            centres = [boxes[visible][0, 0] for boxes, visible in zip(target.boxes, target.visible, strict=True)]
+            sides.add(bool(centres[0] < centres[1]))
+    assert sides == {True, False}
+    assert len(sizes) > 5
+    assert {1, 2} <= counts
+
+
+def test_an_object_that_no_frame_of_the_clip_shows_is_none():
+    config = augmented(crop=False, flip=False)
+    config.clips.frames = 1
+    dataset = Squares(config)
+    labels = set()
+    for epoch in range(12):
+        dataset.set_epoch(epoch)
+        labels.add(tuple(dataset[0][1].labels.tolist()))
+    assert labels == {(0, 1), (1,)}
+
+
+def test_validation_has_the_whole_video_without_masks():
+    frames, target = Squares(augmented(val_resize=32), "val")[0]
+    assert frames.shape == (6, 3, 32, 48)
+    assert target.masks is None
+    assert target.image_id == 7
+    assert target.visible.tolist() == [[True, False] * 3, [True] * 6]
+    expected = [[16 / 96, 28 / 64, 16 / 96, 24 / 64], [68 / 96, 38 / 64, 16 / 96, 16 / 64]]
+    torch.testing.assert_close(target.boxes[:, 0], torch.tensor(expected))
+    assert not target.boxes[0, 1].any()
+
+
+def test_a_clip_of_each_frame():
+    config = augmented(crop=False)
+    config.clips.frames, config.clips.every_frame = 2, True
+    dataset = Squares(config, length=6)
+    assert len(dataset) == 6
+    assert dataset.image_ids == [7] * 6
+    config.clips.frames = 1  # the reference frame alone: even ones show two squares
+    assert [len(Squares(config)[index][1].labels) for index in range(6)] == [2, 1] * 3
+    assert len(Squares(config, "val")) == 1
+
+
+def test_an_item_depends_on_seed_epoch_and_index_alone():
+    dataset = open_dataset(SCENES, "train", seed=1)
+    dataset.set_epoch(2)
+    expected, target = dataset[5]
+    dataset.set_epoch(0)
+    _ = dataset[3]
+    again = open_dataset(SCENES, "train", seed=1)
+    again.set_epoch(2)
+    torch.rand(3)
+    frames, other = again[5]
+    assert torch.equal(frames, expected)
+    assert torch.equal(other.masks, target.masks)
+    variants = set()
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        variants.add(dataset[5][0].numpy().tobytes())
+    assert len(variants) > 4
+
+
+def test_workers_change_nothing():
+    plain, parallel = (
+        make_loader(open_dataset(SCENES, "train"), batch=4, train=True, workers=workers) for workers in (0, 2)
+    )
+    for one, other in zip(plain, parallel, strict=True):
+        assert one.images.shape[:3] == (4, 3, 3)
+        assert torch.equal(one.images, other.images)
+        for target, same in zip(one.targets, other.targets, strict=True):
+            for field in fields(target):
+                a, b = getattr(target, field.name), getattr(same, field.name)
+                assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def test_evaluation_takes_one_video_at_a_time():
+    dataset = open_dataset(SCENES, "val")
+    batches = list(make_loader(dataset, batch=4, train=False))
+    assert sorted(batch.targets[0].image_id for batch in batches) == dataset.image_ids
+    assert {batch.images.shape for batch in batches} == {(1, 6, 3, 64, 64)}
+    shares = [list(make_loader(dataset, batch=4, train=False, rank=rank, world=2)) for rank in range(2)]
+    assert sorted(b.targets[0].image_id for share in shares for b in share) == dataset.image_ids
+    assert {len(batch) for share in shares for batch in share} == {1}
+
+
+def test_clips_of_different_sizes_are_padded_at_the_right_and_bottom():
+    clips = [torch.rand(2, 3, 5, 9), torch.rand(2, 3, 7, 4)]
+    images, padding = pad_images(clips, divisor=4)
+    assert images.shape == (2, 2, 3, 8, 12)
+    for clip, slot, padded in zip(clips, images, padding, strict=True):
+        height, width = clip.shape[2:]
+        assert torch.equal(slot[..., :height, :width], clip)
+        assert slot.sum() == pytest.approx(clip.sum().item(), rel=1e-5)
+        assert not padded[:height, :width].any()
+        assert padded.sum() == 8 * 12 - height * width
+
+
+def test_targets_with_masks_share_their_memory_and_keep_their_values():
+    dataset = open_dataset(SCENES, "train")
+    items = [dataset[index] for index in range(4)]
+    batch = collate(items)
+    for name in ("labels", "boxes", "crowd", "masks", "visible"):
+        assert len({getattr(target, name).untyped_storage().data_ptr() for target in batch.targets}) == 1
+        for target, (_, expected) in zip(batch.targets, items, strict=True):
+            assert torch.equal(getattr(target, name), getattr(expected, name))
