@@ -1,17 +1,22 @@
 """Data sets, their augmentation, and the loader that makes batches of them."""
 
 from dqdet.config import DataConfig
+from dqdet.data.cityscapes import CityscapesDataset
 from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset, Split
+from dqdet.data.scene_videos import SceneVideosDataset
 from dqdet.data.scenes_dataset import ScenesDataset
 
 # By config.data.kind and config.data.task.
 DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
     ("coco", "detection"): CocoDataset,
     ("coco", "instance"): CocoDataset,
+    ("cityscapes", "instance"): CityscapesDataset,
+    ("cityscapes", "panoptic"): CityscapesDataset,
     ("scenes", "detection"): ScenesDataset,
     ("scenes", "instance"): ScenesDataset,
     ("scenes", "panoptic"): ScenesDataset,
+    ("scenes", "video"): SceneVideosDataset,
 }
 
 
