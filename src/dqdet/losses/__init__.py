@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
-from dqdet.config import LossConfig, MaskLossConfig
+from dqdet.config import LossConfig, MaskLossConfig, SequenceLossConfig
 from dqdet.losses.masks import MaskSetLoss
+from dqdet.losses.sequences import SequenceSetLoss
 from dqdet.losses.set_loss import Losses, SetLoss
 
-__all__ = ["Losses", "MaskSetLoss", "SetLoss", "make_loss"]
+__all__ = ["Losses", "MaskSetLoss", "SequenceSetLoss", "SetLoss", "make_loss"]
 
 
 def make_loss(config: LossConfig | MaskLossConfig) -> nn.Module:
     """The loss that a configuration describes; called with predictions and targets, it gives `Losses`."""
-    return MaskSetLoss(config) if isinstance(config, MaskLossConfig) else SetLoss(config)
+    match config:
+        case MaskLossConfig():
+            return MaskSetLoss(config)
+        case SequenceLossConfig():
+            return SequenceSetLoss(config)
+        case _:
+            return SetLoss(config)

@@ -1,0 +1,176 @@
+"""SeqFormer's outputs, matchings, losses and gradients equal to those recorded from the official implementation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dqdet.checkpoints.seqformer import from_seqformer
+from dqdet.config import QueriesConfig, SeqFormerConfig, SequenceLossConfig
+from dqdet.losses.sequences import SequenceSetLoss
+from dqdet.models.seqformer import SeqFormer
+from dqdet.types import Target
+
+
+@dataclass
+class Case:
+    config: dict[str, Any]
+    expected: dict[str, Any]
+    io: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path) -> Case:
+        return cls(
+            json.loads((folder / "config.json").read_text()),
+            json.loads((folder / "expected.json").read_text()),
+            load_file(folder / "io.safetensors"),
+            load_file(folder / "weights.safetensors"),
+        )
+
+    def model(self) -> SeqFormer:
+        options = self.config
+        config = SeqFormerConfig(
+            hidden=options["hidden_dim"],
+            heads=options["nheads"],
+            encoder_layers=options["enc_layers"],
+            decoder_layers=options["dec_layers"],
+            feedforward=options["dim_feedforward"],
+            levels=options["num_feature_levels"],
+            points=options["dec_n_points"],
+            dropout=options["dropout"],
+            see_padding=True,
+        )
+        queries = QueriesConfig(kind="static", count=options["num_queries"])
+        model = SeqFormer(config, queries, options["num_classes"], list(options["backbone_channels"].values()))
+        model.load_state_dict(from_seqformer(self.weights), strict=True)
+        return model
+
+    def features(self, part: str, videos: int) -> list[Tensor]:
+        maps = [self.io[f"{part}.features.{name}"] for name in self.config["backbone_channels"]]
+        return [x.unflatten(0, (videos, -1)).clone().requires_grad_() for x in maps]
+
+    def padding(self) -> Tensor:
+        return self.io["train.mask"].bool().unflatten(0, (self.config["batch_size"], -1))[:, 0]
+
+    def targets(self) -> list[Target]:
+        frames = self.config["num_frames"]
+        targets = []
+        for video, size in enumerate(self.config["sizes"]):
+            labels, boxes, masks = (self.io[f"train.targets.{video}.{name}"] for name in ("labels", "boxes", "masks"))
+            targets.append(
+                Target(
+                    labels=labels,
+                    boxes=boxes.unflatten(0, (-1, frames)),
+                    crowd=torch.zeros(len(labels), dtype=torch.bool),
+                    size=tuple(size),
+                    original_size=tuple(size),
+                    masks=masks.bool().unflatten(0, (-1, frames)),
+                )
+            )
+        return targets
+
+    def criterion(self) -> SequenceSetLoss:
+        costs, weights = self.config["matcher_costs"], self.config["loss_weights"]
+        config = SequenceLossConfig(
+            class_cost=costs["class"],
+            box_cost=costs["bbox"],
+            giou_cost=costs["giou"],
+            class_weight=weights["ce"],
+            box_weight=weights["bbox"],
+            giou_weight=weights["giou"],
+            mask_weight=weights["mask"],
+            dice_weight=weights["dice"],
+        )
+        assert config == SequenceLossConfig(), "the defaults are the published weights"
+        return SequenceSetLoss(config)
+
+
+@pytest.fixture(scope="module")
+def run(shared):
+    """The case, our model, and its predictions in training mode from features that keep their gradients."""
+    case = Case.read(shared / "parity" / "seqformer")
+    model, features = case.model().train(), case.features("train", case.config["batch_size"])
+    return case, model, features, model.forward_features(features, case.padding())
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_of_all_layers(run):
+    case, _, _, predictions = run
+    close(predictions.logits, case.io["train.pred_logits"])
+    close(predictions.boxes, case.io["train.pred_boxes"].transpose(2, 3))
+    close(predictions.mask_features, case.io["train.mask_features"])
+    close(predictions.final.masks[0], case.io["eval.pred_masks"])
+    for layer, of_videos in enumerate(case.expected["indices"]):
+        found = [predictions.masks_of(layer, i, torch.tensor(queries)) for i, (queries, _) in enumerate(of_videos)]
+        close(torch.cat(found), case.io[f"train.matched_masks.{layer}"])
+
+
+def test_inference(run):
+    """The features of the recorded video have no padding, but a size of the image that no stride divides."""
+    case, model, _, _ = run
+    model.eval()
+    with torch.no_grad():
+        padding = torch.zeros(1, *case.config["infer_size"], dtype=torch.bool)
+        predictions = model.forward_features(case.features("infer", 1), padding)
+    model.train()
+    close(predictions.logits, case.io["infer.pred_logits"])
+    close(predictions.boxes, case.io["infer.pred_boxes"].transpose(2, 3))
+    close(predictions.masks, case.io["infer.pred_masks"])
+
+
+def test_matchings(run):
+    case, _, _, predictions = run
+    found = case.criterion().match(predictions, case.targets())
+    pairs = zip(*(x.tolist() for x in (found.layer, found.image, found.query, found.object)), strict=True)
+    assert sorted(pairs) == sorted(
+        (layer, video, query, object_)
+        for layer, of_videos in enumerate(case.expected["indices"])
+        for video, matched in enumerate(of_videos)
+        for query, object_ in zip(*matched, strict=True)
+    )
+
+
+def test_losses(run):
+    case, _, _, predictions = run
+    terms = case.criterion()(predictions, case.targets()).terms
+    names = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou", "mask": "loss_mask", "dice": "loss_dice"}
+    expected = case.expected["losses_unweighted"]
+    layers = case.config["dec_layers"]
+    assert len(terms) == len(names) * layers
+    for key, value in terms.items():
+        _, layer, term = key.split("/")
+        place = "" if int(layer) == layers - 1 else f"_{layer}"
+        assert value.item() == pytest.approx(expected[names[term] + place], rel=1e-5), key
+
+
+def test_total_and_gradients(run):
+    case, model, features, predictions = run
+    total = case.criterion()(predictions, case.targets()).total
+    assert total.item() == pytest.approx(case.expected["loss_total"], rel=1e-5)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(total, [*features, *parameters.values()], retain_graph=True)
+    for gradient, expected in zip(gradients, case.expected["feature_grad_norms"].values(), strict=False):
+        assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
+
+    # Filled with the number of its official parameter, every element of ours knows where it comes from. The box heads
+    # are listed twice.
+    official = {name: name.replace("transformer.decoder.bbox_embed", "bbox_embed") for name in case.weights}
+    numbers = {name: i for i, name in enumerate(sorted(set(official.values())))}
+    owners = from_seqformer({name: torch.full(w.shape, numbers[official[name]]) for name, w in case.weights.items()})
+    squares = torch.zeros(len(numbers), dtype=torch.float64)
+    for name, gradient in zip(parameters, gradients[len(features) :], strict=True):
+        squares.index_add_(0, owners[name].flatten(), gradient.double().square().flatten())
+    for name, expected in case.expected["grad_norms"].items():
+        norm = squares[numbers[official[name]]].sqrt().item()
+        assert norm == pytest.approx(expected or 0, rel=1e-3, abs=1e-5), name
