@@ -224,7 +224,7 @@ def test_more_classes_do_not_change_what_is_found(tmp_path, monkeypatch):
             metrics.append(self)
             return super().compute()
 
-    monkeypatch.setattr("dqdet.training.engine.DetectionMetric", Recorded)
+    monkeypatch.setattr("dqdet.evaluation.tasks.DetectionMetric", Recorded)
     for name, (network, settings) in {"model": (model, config), "wider": (wider, more)}.items():
         save_folder(tmp_path / name, network, settings, {})
         dqdet.evaluate(tmp_path / name)

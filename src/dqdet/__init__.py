@@ -152,7 +152,11 @@ def train(
 
 
 def evaluate(folder: str | Path, **overrides: Any) -> dict[str, float]:
-    """The COCO metrics of a run's model on the validation split, by name: ``AP``, ``AP50``, ..., ``AP/person``.
+    """The official metrics of a run's model on the validation split, by name.
+
+    ``AP``, ``AP50``, ..., ``AP/person`` are of boxes, masks (task instance) or tracks (task video), whatever the
+    model has learned. For panoptic maps they are ``PQ``, ``SQ``, ``RQ``, ``PQ_things``, ..., ``PQ/person``, the mask
+    AP of the things ``AP_things``, and ``mIoU``.
 
     They are written to the run's ``metrics.json``, unless ``overrides`` make them those of something else.
 

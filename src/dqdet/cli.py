@@ -15,6 +15,8 @@ import dqdet
 from dqdet.config import describe, parse_overrides, preset_names, resolve, to_yaml
 from dqdet.errors import DqdetError, Interrupted
 
+HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Options = Annotated[
@@ -62,7 +64,8 @@ def train(
     from dqdet.checkpoints.folder import load_metrics
 
     best = load_metrics(run)
-    _show(f"{run}: AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} (best validation, step {best['step']})")
+    headline = ", ".join(f"{name} {_number(best[name])}" for name in HEADLINE if name in best)
+    _show(f"{run}: {headline} (best validation, step {best['step']})")
 
 
 @app.command("eval")
@@ -70,18 +73,20 @@ def evaluate(
     run: Run,
     options: Options = None,
 ) -> None:
-    """Measure a trained model on the validation split with the COCO metrics."""
+    """Measure a trained model on the validation split with the official metrics of its task."""
     metrics = dqdet.evaluate(run, **parse_overrides(options or []))
     summary = Table("metric", "value", title=str(run))
-    classes = Table("class", "AP", "AP50", "AP75", "AR100")
+    of_classes: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        if "/" not in name:
+        metric, _, label = name.partition("/")
+        if label:
+            of_classes.setdefault(label, {})[metric] = value
+        else:
             summary.add_row(name, _number(value))
-        elif name.startswith("AP/"):
-            label = name.removeprefix("AP/")
-            classes.add_row(
-                label, *(_number(metrics[f"{column}/{label}"]) for column in ("AP", "AP50", "AP75", "AR100"))
-            )
+    columns = dict.fromkeys(metric for values in of_classes.values() for metric in values)
+    classes = Table("class", *columns)
+    for label, values in of_classes.items():
+        classes.add_row(label, *(_number(values.get(column, -1)) for column in columns))
     _show(summary, classes)
 
 

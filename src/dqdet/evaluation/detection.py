@@ -57,6 +57,8 @@ class DetectionMetric:
         iou_type: whether boxes (``bbox``) or masks (``segm``) are compared.
     """
 
+    best = "AP"
+
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int], iou_type: IouType = "bbox") -> None:
         # The evaluation marks matches by annotation id, 0 meaning none, and writes into the annotations:
         # it gets copies, numbered from 1.

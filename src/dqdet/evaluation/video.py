@@ -92,6 +92,8 @@ class VideoMetric:
         category_ids: the category id of each label.
     """
 
+    best = "AP"
+
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int]) -> None:
         self.category_ids = list(category_ids)
         self.categories = ground_truth["categories"]

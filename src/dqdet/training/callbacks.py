@@ -1,4 +1,4 @@
-"""What happens around the steps: validation with COCO metrics, and checkpoints that survive interruptions."""
+"""What happens around the steps: validation with the official metrics, and checkpoints that survive interruptions."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dqdet.checkpoints.folder import load_metrics, save_folder, write_file
 from dqdet.errors import DqdetError, Interrupted
-from dqdet.evaluation.detection import DetectionMetric
-from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.evaluation.inference import Outcome
+from dqdet.evaluation.tasks import Evaluation
 from dqdet.training.module import DetectionModule
 from dqdet.types import Batch
 
 
 class Validation(Callback):
-    """Measures a validation with the COCO metrics, and keeps the best model in the run folder.
+    """Measures a validation with the official metrics, and keeps the best model in the run folder.
 
     The best so far is what the folder holds, so it stays the best when the training is resumed.
 
     Args:
-        metric: of the validation split.
+        evaluation: on the validation split.
         folder: of the run; None when nothing is to be kept.
 
     Attributes:
@@ -36,35 +36,36 @@ class Validation(Callback):
         step: after which it took place.
     """
 
-    def __init__(self, metric: DetectionMetric, folder: Path | None = None) -> None:
-        self.metric = metric
+    def __init__(self, evaluation: Evaluation, folder: Path | None = None) -> None:
+        self.evaluation = evaluation
         self.folder = folder
         self.metrics: dict[str, float] = {}
         self.step: int | None = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metric.reset()
+        self.evaluation.reset()
 
     def on_validation_batch_end(  # type: ignore[override]
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: list[ImageDetections],
+        outputs: list[Outcome],
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.metric.update([target.image_id for target in batch.targets], outputs)
+        self.evaluation.update([target.image_id for target in batch.targets], outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
-        self.metrics = self.metric.compute()
+        self.metrics = self.evaluation.compute()
         self.step = trainer.global_step
         summary = {f"val/{name}": value for name, value in self.metrics.items() if "/" not in name}
         pl_module.log_dict(summary, sync_dist=True)
         if self.folder is None or not trainer.is_global_zero:
             return
-        if self.metrics["AP"] > load_metrics(self.folder).get("AP", -2.0):
+        best = self.evaluation.best
+        if self.metrics[best] > load_metrics(self.folder).get(best, -2.0):
             metrics = {"step": trainer.global_step, **self.metrics}
             save_folder(self.folder, pl_module.model, pl_module.config, metrics)
 

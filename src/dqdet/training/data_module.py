@@ -13,6 +13,12 @@ from dqdet.data.loader import BatchLoader, BatchSampler, make_loader
 from dqdet.types import Batch
 
 
+def validation_loader(config: Config, dataset: DetectionDataset, rank: int, world: int) -> BatchLoader:
+    """Every image once, in batches as in training; videos, which differ in length, one at a time on each process."""
+    batch = world if config.data.task == "video" else config.train.batch // config.train.accumulate
+    return make_loader(dataset, batch=batch, train=False, workers=config.data.workers, rank=rank, world=world)
+
+
 class DataModule(LightningDataModule):
     """Loaders of this process's share, and their position as the state that checkpoints keep.
 
@@ -30,7 +36,16 @@ class DataModule(LightningDataModule):
         self.position = {"epoch": 0, "start": 0}  # of the next batch: epoch, and batches before it
 
     def train_dataloader(self) -> BatchLoader:
-        loader = self._loader(self.train_set, train=True)
+        assert self.trainer is not None
+        loader = make_loader(
+            self.train_set,
+            batch=self.config.train.batch // self.config.train.accumulate,
+            train=True,
+            seed=self.config.train.seed,
+            workers=self.config.data.workers,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
         assert isinstance(loader.batch_sampler, BatchSampler)
         self.batches = loader.batch_sampler
         self.batches.set_epoch(self.position["epoch"])
@@ -41,19 +56,8 @@ class DataModule(LightningDataModule):
         self.batches.set_epoch(epoch)
 
     def val_dataloader(self) -> BatchLoader:
-        return self._loader(self.val_set, train=False)
-
-    def _loader(self, dataset: DetectionDataset, train: bool) -> BatchLoader:
         assert self.trainer is not None
-        return make_loader(
-            dataset,
-            batch=self.config.train.batch // self.config.train.accumulate,
-            train=train,
-            seed=self.config.train.seed,
-            workers=self.config.data.workers,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
-        )
+        return validation_loader(self.config, self.val_set, self.trainer.global_rank, self.trainer.world_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)

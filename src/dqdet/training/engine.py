@@ -40,12 +40,11 @@ from dqdet.checkpoints.folder import (
 from dqdet.checkpoints.transfer import start_from
 from dqdet.config import Config, DataConfig, Overrides, override, parse_overrides
 from dqdet.data import open_dataset
-from dqdet.data.loader import make_loader
 from dqdet.errors import DqdetError, Interrupted
-from dqdet.evaluation.detection import DetectionMetric
+from dqdet.evaluation.tasks import make_evaluation
 from dqdet.models import create_model
 from dqdet.training.callbacks import CheckpointFiles, LastCheckpoint, Validation
-from dqdet.training.data_module import DataModule
+from dqdet.training.data_module import DataModule, validation_loader
 from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
 
@@ -68,7 +67,13 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None
         Interrupted: by SIGINT or SIGTERM; the state is saved.
     """
     data = _open_data(config)
-    config = config.model_copy(update={"classes": data.val_set.classes, "category_ids": data.val_set.category_ids})
+    config = config.model_copy(
+        update={
+            "classes": data.val_set.classes,
+            "category_ids": data.val_set.category_ids,
+            "stuff": list(data.val_set.stuff),
+        }
+    )
     torch.manual_seed(config.train.seed)
     if config.init is None:
         model = create_model(config)
@@ -100,7 +105,7 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
 
 
 def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
-    """The COCO metrics of a run's model on the validation split.
+    """The official metrics of a run's task and model on the validation split.
 
     They are written to the run's ``metrics.json``, unless overrides make them those of something else.
 
@@ -116,16 +121,10 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     config = override(config, overrides)
     dataset = open_dataset(config.data, "val", config.train.seed)
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, _place(config.data))
-    validation = Validation(DetectionMetric(dataset.ground_truth(), category_ids))
-    trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch)])
-    loader = make_loader(
-        dataset,
-        batch=config.train.batch // config.train.accumulate,
-        train=False,
-        workers=config.data.workers,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-    )
+    config = config.model_copy(update={"category_ids": category_ids})
+    validation = Validation(make_evaluation(config, dataset))
+    trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
+    loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
     _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
     if not overrides and trainer.is_global_zero:
         save_metrics(run, load_metrics(run) | validation.metrics)
@@ -156,10 +155,10 @@ def _fit(
     callbacks: Sequence[Callback],
 ) -> None:
     config = module.config
-    metric = DetectionMetric(data.val_set.ground_truth(), data.val_set.category_ids)
-    validation = Validation(metric, out)
+    evaluation = make_evaluation(config, data.val_set)
+    validation = Validation(evaluation, out)
     averaging = [EMAWeightAveraging(decay=config.train.ema)] if config.train.ema else []
-    progress = TrainingProgress(config.train.batch, config.train.steps)
+    progress = TrainingProgress(config.train.batch, evaluation.best, config.train.steps)
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
     loggers: list[Logger] = [
         TensorBoardLogger(out / "logs", name="tensorboard"),

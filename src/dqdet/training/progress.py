@@ -1,4 +1,4 @@
-"""The progress bar: loss, AP, images a second and time left; and a line that stays for every epoch."""
+"""The progress bar: loss, AP (or PQ), images a second and time left; and a line that stays for every epoch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class TrainingProgress(ProgressBar):
 
     Args:
         batch: images a step, over all processes.
+        metric: of the validation that is shown.
         steps: optimiser steps after which the training ends; None: all epochs.
     """
 
-    def __init__(self, batch: int, steps: int | None = None) -> None:
+    def __init__(self, batch: int, metric: str, steps: int | None = None) -> None:
         super().__init__()
         self.batch = batch
+        self.metric = metric
         self.steps = steps
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.bars = Progress(
@@ -103,8 +105,8 @@ class TrainingProgress(ProgressBar):
         self.bars.remove_task(self.validation)
         if self.training is not None:
             task = self.bars.tasks[self.training]
-            ap = trainer.callback_metrics["val/AP"].item()
-            self.bars.update(self.training, metrics=task.fields["metrics"] | {"AP": ap})
+            value = trainer.callback_metrics[f"val/{self.metric}"].item()
+            self.bars.update(self.training, metrics=task.fields["metrics"] | {self.metric: value})
             self.print(f"{task.description}  step {trainer.global_step}  {_state(task)}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
