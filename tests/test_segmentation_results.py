@@ -1,0 +1,233 @@
+"""What a segmentation model gives a user: masks, panoptic and semantic maps, and files for the official evaluations."""
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import supervision as sv
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dqdet.config import Config, DataConfig, DetrConfig, InferenceConfig, Mask2FormerConfig, MaskLossConfig
+from dqdet.errors import DqdetError
+from dqdet.evaluation import rle
+from dqdet.evaluation.detection import DetectionMetric
+from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, evaluate_files, panoptic_result, read_ids, write_ids
+from dqdet.folder import predict_folder
+from dqdet.predictor import Predictor, objects
+from dqdet.types import Predictions
+
+CATEGORIES = [
+    {"id": 3, "name": "red", "isthing": 1},
+    {"id": 5, "name": "blue", "isthing": 1},
+    {"id": 300, "name": "dark", "isthing": 0},
+]
+NAMES = [category["name"] for category in CATEGORIES]
+CATEGORY_IDS = [category["id"] for category in CATEGORIES]
+
+
+class ColourSegmenter(nn.Module):
+    """A query for red, one for blue and one for dark pixels: each is a linear function of the colour."""
+
+    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
+        colours = F.avg_pool2d(images, 4, ceil_mode=True)  # [B, 3, h, w]
+        features = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)  # [B, 4, h, w]
+        embeddings = torch.tensor([[5, 0, -5, -10], [-5, 0, 5, -10], [-5, 0, -5, -10]]).float()
+        logits = torch.eye(3, 4) * torch.tensor([[6.0], [4.0], [5.0]])
+        return Predictions(
+            logits.expand(1, len(images), -1, -1),
+            None,
+            groups={"modulated": 3},
+            mask_embeddings=embeddings.expand(1, len(images), -1, -1),
+            mask_features=features,
+        )
+
+
+def predictor(task: str, batch: int = 2) -> Predictor:
+    config = Config(
+        preset="test",
+        model=Mask2FormerConfig(),
+        loss=MaskLossConfig(),
+        data=DataConfig(task=task, val_resize=120, max_size=200),
+        inference=InferenceConfig(overlap_threshold=0.5),
+        classes=NAMES,
+        category_ids=CATEGORY_IDS,
+        stuff=["dark"] if task == "panoptic" else [],
+    )
+    return Predictor(ColourSegmenter(), config, device="cpu", batch=batch)
+
+
+RECTANGLES = [  # of each image, in things of one colour each
+    {"red": (30, 40, 90, 160), "blue": (200, 10, 280, 60)},
+    {"blue": (12, 300, 80, 392)},
+    {"red": (8, 8, 32, 40)},
+]
+SIZES = [(300, 200), (92, 400), (64, 48)]
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    pictures = [Image.new("RGB", size, "black") for size in SIZES]
+    for picture, rectangles in zip(pictures, RECTANGLES, strict=True):
+        for colour, box in rectangles.items():
+            picture.paste(colour, box)
+    return pictures
+
+
+@pytest.fixture
+def truths() -> list[PanopticMap]:
+    """Larger than what is in the pictures, so that the metrics are not 1; the numbers need all three channels."""
+    maps = []
+    for (width, height), rectangles in zip(SIZES, RECTANGLES, strict=True):
+        ids = np.full((height, width), 70000)
+        segments = [{"id": 70000, "category_id": 300, "iscrowd": 0}]
+        for number, (name, (left, top, right, bottom)) in enumerate(rectangles.items(), 1):
+            ids[max(0, top - 4) : bottom + 6, max(0, left - 6) : right] = number
+            segments.append({"id": number, "category_id": CATEGORY_IDS[NAMES.index(name)], "iscrowd": 0})
+        maps.append(PanopticMap(ids, segments))
+    return maps
+
+
+def instance_truth(truths: list[PanopticMap]) -> dict:
+    annotations = []
+    for image_id, truth in enumerate(truths, 1):
+        for segment in truth.segments[1:]:
+            mask = truth.ids == segment["id"]
+            (box,) = sv.mask_to_xyxy(mask[None]).tolist()
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "category_id": segment["category_id"],
+                    "segmentation": rle.encode(torch.from_numpy(mask)[None])[0],
+                    "bbox": [box[0], box[1], box[2] - box[0] + 1, box[3] - box[1] + 1],
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                }
+            )
+    images = [{"id": i, "width": width, "height": height} for i, (width, height) in enumerate(SIZES, 1)]
+    return {"images": images, "annotations": annotations, "categories": CATEGORIES[:2]}
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_detections_have_masks_inside_their_boxes(images, task):
+    for found, rectangles in zip(predictor(task)(images, 0.6), RECTANGLES, strict=True):
+        things = found[found.class_id < 2]
+        assert things.data["class_name"].tolist() == list(rectangles)
+        for box, mask, rectangle in zip(things.xyxy, things.mask, rectangles.values(), strict=True):
+            np.testing.assert_allclose(box, rectangle, atol=4)
+            np.testing.assert_array_equal(sv.mask_to_xyxy(mask[None])[0] + [0, 0, 1, 1], box)
+        assert ("dark" in found.data["class_name"]) == (task == "instance")
+
+
+def test_panoptic_maps_describe_their_segments(images):
+    for panoptic, rectangles, (width, height) in zip(
+        predictor("panoptic").panoptic(images), RECTANGLES, SIZES, strict=True
+    ):
+        assert panoptic.ids.shape == (height, width)
+        segments = {segment["name"]: segment for segment in panoptic.segments}
+        assert set(segments) == {*rectangles, "dark"}
+        for name, segment in segments.items():
+            assert segment["category_id"] == CATEGORY_IDS[NAMES.index(name)]
+            assert segment["isthing"] == (name != "dark")
+            assert segment["area"] == (panoptic.ids == segment["id"]).sum() > 0
+            assert 0.8 < segment["score"] < 1
+        for name, (left, top, right, bottom) in rectangles.items():
+            assert (panoptic.ids[top + 4 : bottom - 4, left + 4 : right - 4] == segments[name]["id"]).all()
+
+
+def test_semantic_maps_have_the_class_of_each_pixel(images):
+    labels = predictor("panoptic").semantic(images[0])
+    assert labels.shape == (200, 300)
+    assert [NAMES[labels[y, x]] for x, y in ((60, 100), (240, 30), (150, 100))] == ["red", "blue", "dark"]
+
+
+def test_one_image_and_batches_give_the_same(images):
+    alone, together = predictor("panoptic", batch=1), predictor("panoptic", batch=3)
+    for image, panoptic in zip(images, together.panoptic(images), strict=True):
+        np.testing.assert_array_equal(alone.panoptic(image).ids, panoptic.ids)
+
+
+def test_other_models_have_no_maps(images):
+    boxes = Predictor(nn.Identity(), Config(preset="test", model=DetrConfig(), classes=NAMES), device="cpu")
+    with pytest.raises(DqdetError, match=r"data\.task=detection has no panoptic maps"):
+        boxes.panoptic(images[0])
+    with pytest.raises(DqdetError, match=r"data\.task=instance has no semantic maps"):
+        predictor("instance").semantic(images)
+
+
+def saved(images, folder):
+    folder.mkdir()
+    for number, image in enumerate(images, 1):
+        image.save(folder / f"{number}.png")
+    return folder
+
+
+def test_instance_results_evaluate_like_the_images_themselves(images, truths, tmp_path):
+    model, truth = predictor("instance"), instance_truth(truths)
+    predict_folder(model, saved(images, tmp_path / "in"), tmp_path / "out")
+    read = COCO(str(tmp_path / "out" / "images.json")).loadRes(str(tmp_path / "out" / "results.json"))
+    assert {entry["category_id"] for entry in read.dataset["annotations"]} == set(CATEGORY_IDS)
+    entries = defaultdict(list)
+    for entry in json.loads((tmp_path / "out" / "results.json").read_text()):
+        assert set(entry) == {"image_id", "category_id", "segmentation", "score"}
+        entries[entry["image_id"]].append(entry)
+    from_file, direct = (DetectionMetric(truth, CATEGORY_IDS, "segm") for _ in range(2))
+    for image_id in (1, 2, 3):
+        from_file.results[image_id] = entries[image_id]
+    direct.update([1, 2, 3], [objects(found) for found in model.outcomes(images)])
+    assert 0.3 < direct.compute()["AP"] < 1
+    assert from_file.compute() == direct.compute()
+
+
+def test_panoptic_results_evaluate_like_the_images_themselves(images, truths, tmp_path):
+    model, out = predictor("panoptic"), tmp_path / "out"
+    predict_folder(model, saved(images, tmp_path / "in"), out)
+    assert sorted(file.name for file in out.iterdir()) == [
+        *("1.png", "2.png", "3.png", "images.json", "panoptic", "panoptic.json", "results.json")
+    ]
+    (tmp_path / "truth").mkdir()
+    annotations = []
+    for image_id, truth in enumerate(truths, 1):
+        write_ids(tmp_path / "truth" / f"{image_id}.png", truth.ids)
+        annotations.append(panoptic_result(image_id, f"{image_id}.png", truth))
+    (tmp_path / "truth.json").write_text(json.dumps({"annotations": annotations, "categories": CATEGORIES}))
+    direct = PanopticMetric(CATEGORIES)
+    direct.update([1, 2, 3], truths, model.panoptic(images))
+    assert 0.3 < direct.compute()["PQ"] < 1
+    assert evaluate_files(tmp_path / "truth.json", out / "panoptic.json") == direct.compute()
+
+    things = DetectionMetric(instance_truth(truths), CATEGORY_IDS, "segm")
+    entries = defaultdict(list)
+    for entry in json.loads((out / "results.json").read_text()):
+        entries[entry["image_id"]].append(entry)
+    for image_id in (1, 2, 3):
+        things.results[image_id] = entries[image_id]
+    assert 0.3 < things.compute()["AP"] < 1
+    assert set(COCO(str(out / "images.json")).cats[300].items()) == set(CATEGORIES[2].items())
+
+
+def test_maps_of_images_with_one_stem_are_two(images, tmp_path):
+    (tmp_path / "in").mkdir()
+    images[0].save(tmp_path / "in" / "a.jpg", quality=95)
+    images[1].save(tmp_path / "in" / "a.png")
+    predict_folder(predictor("panoptic"), tmp_path / "in", tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    shapes = [read_ids(tmp_path / "out" / "panoptic" / entry["file_name"]).shape for entry in document["annotations"]]
+    assert shapes == [(200, 300), (400, 92)]
+
+
+def test_pictures_show_panoptic_maps(images, tmp_path):
+    predict_folder(predictor("panoptic"), saved(images[2:], tmp_path / "in"), tmp_path / "out")
+    drawn = np.array(Image.open(tmp_path / "out" / "1.png").convert("RGB")).astype(int)  # ten times as large
+    assert drawn.shape == (480, 640, 3)
+    assert (drawn[450:470, 20:620].max(-1) > 40).mean() > 0.9  # the dark ground is coloured
+
+
+def test_written_maps_are_read(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 2**24, (20, 30))
+    write_ids(tmp_path / "map.png", ids)
+    np.testing.assert_array_equal(read_ids(tmp_path / "map.png"), ids)
