@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dqdet.checkpoints.conversion import Rule, State, rename
+from dqdet.checkpoints.classes import UNUSED
+from dqdet.checkpoints.conversion import Rule, State, fold_norms, merge_projections, rename
 from dqdet.checkpoints.official import from_official
-from dqdet.checkpoints.shapes import UNUSED, class_options
 from dqdet.errors import DqdetError
 
 THEIR_CONFIG = "config.json"
@@ -20,6 +20,7 @@ MODEL_TYPES = {
     "conditional_detr": "conditional_detr",
     "dab-detr": "dab_detr",
     "deformable_detr": "deformable_detr",
+    "mask2former": "mask2former",
 }
 
 # Options that change what a model computes, and the only value that dqdet has.
@@ -29,6 +30,38 @@ FIXED: dict[str, Any] = {
     "keep_query_pos": False,
     "normalize_before": False,
     "sine_position_embedding_scale": None,
+    "pre_norm": False,
+    "enforce_input_projection": False,
+    "common_stride": 4,
+    "feature_strides": [4, 8, 16, 32],
+}
+
+# The same of a backbone, where a model's configuration has one.
+FIXED_BACKBONE: dict[str, Any] = {
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+    "qkv_bias": True,
+    "use_absolute_embeddings": False,
+    "layer_norm_eps": 1e-5,
+}
+
+# Options of Mask2Former's loss, and ours for them; they have the same defaults.
+MASK2FORMER_LOSS = {
+    "class_weight": "class_weight",
+    "mask_weight": "mask_weight",
+    "dice_weight": "dice_weight",
+    "no_object_weight": "no_object_weight",
+    "train_num_points": "points",
+    "oversample_ratio": "oversample",
+    "importance_sample_ratio": "important",
+}
+
+# What must be equal to another option, or to its default.
+EQUAL: dict[str, tuple[str, Any]] = {
+    "decoder_attention_heads": ("encoder_attention_heads", 8),
+    "temperature_width": ("temperature_height", 20),
+    "feature_size": ("hidden_dim", 256),
+    "mask_feature_size": ("hidden_dim", 256),
 }
 
 # The library's names become the official ones. Here is what all models have, or only one of them.
@@ -98,6 +131,57 @@ BACKBONE: list[Rule] = [
     (r"^(backbone\..*)\.layer\.2\.normalization\.", r"\1.bn3."),
 ]
 
+# Swin transformers, in older and newer names, become timm's: each stage begins with the step down before it.
+SWIN: list[Rule] = [
+    (r"^backbone\.model\.hidden_states_norms\.stage1\.", "backbone.norms.0."),
+    (r"^backbone\.model\.hidden_states_norms\.stage2\.", "backbone.norms.1."),
+    (r"^backbone\.model\.hidden_states_norms\.stage3\.", "backbone.norms.2."),
+    (r"^backbone\.model\.hidden_states_norms\.stage4\.", "backbone.norms.3."),
+    (r"^backbone\.model\.(?:swin\.)?embeddings\.patch_embeddings\.projection\.", "backbone.0.body.patch_embed.proj."),
+    (r"^backbone\.model\.(?:swin\.)?embeddings\.norm\.", "backbone.0.body.patch_embed.norm."),
+    (r"^backbone\.model\.(?:swin\.)?encoder\.layers\.0\.downsample\.", "backbone.0.body.layers_1.downsample."),
+    (r"^backbone\.model\.(?:swin\.)?encoder\.layers\.1\.downsample\.", "backbone.0.body.layers_2.downsample."),
+    (r"^backbone\.model\.(?:swin\.)?encoder\.layers\.2\.downsample\.", "backbone.0.body.layers_3.downsample."),
+    (r"^backbone\.model\.(?:swin\.)?encoder\.layers\.(\d)\.", r"backbone.0.body.layers_\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(?:self\.)?([qkv])(?:uery|ey|alue|_proj)\.(\w+)$", r".attn.qkv.\2.\1"),
+    (r"\.attention\.(?:o_proj|output\.dense)\.", ".attn.proj."),
+    (r"\.attention\.(?:self|relative_position_bias)\.(?=relative_position)", ".attn."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(\.blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+]
+
+MASK2FORMER: list[Rule] = [
+    (r"^model\.pixel_level_module\.encoder\.", "backbone.model."),
+    *SWIN,
+    *BACKBONE,
+    (r"^backbone\.0\.", "backbone."),
+    (r"^model\.pixel_level_module\.decoder\.", "pixel_decoder."),
+    (r"^pixel_decoder\.level_embed$", "pixel_decoder.encoder.level_embed"),
+    (r"^pixel_decoder\.input_projections\.", "pixel_decoder.input_proj."),
+    (r"^pixel_decoder\.mask_projection\.", "pixel_decoder.mask_proj."),
+    (r"^pixel_decoder\.adapter_1\.", "pixel_decoder.lateral."),
+    (r"^pixel_decoder\.layer_1\.", "pixel_decoder.output."),
+    (r"^(pixel_decoder\..*)\.self_attn_layer_norm\.", r"\1.norm1."),
+    (r"^model\.transformer_module\.queries_embedder\.weight$", "queries.table.position"),
+    (r"^model\.transformer_module\.queries_features\.weight$", "queries.table.content"),
+    (r"^model\.transformer_module\.level_embed\.weight$", "level_embed"),
+    (r"^model\.transformer_module\.decoder\.layernorm\.", "norm."),
+    (r"^model\.transformer_module\.decoder\.layers\.", "decoder."),
+    (r"^model\.transformer_module\.decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.", r"mask_head.layers.\1."),
+    (r"^class_predictor\.", "class_head."),
+    (r"^(decoder\.\d+)\.cross_attn_layer_norm\.", r"\1.norm1."),
+    (r"^(decoder\.\d+)\.self_attn_layer_norm\.", r"\1.norm2."),
+    (r"^(decoder\.\d+\.self_attn)\.([qkv])_proj\.(weight|bias)$", r"\1.in_proj_\3.\2"),
+    (r"^((?:pixel_)?decoder\..*)\.fc([12])\.", r"\1.feedforward.linear\2."),
+    (r"\.final_layer_norm\.", ".feedforward.norm."),
+]
+
+# Class weights of the loss, which are a part of its configuration here, a norm of Swin transformers that no feature
+# map passes through, and indices that follow from the window.
+UNREAD = re.compile(r"^criterion\.|\.encoder\.(?:swin\.)?layernorm\.|\.relative_position_index$")
+
 RULES: dict[str, list[Rule]] = {
     "detr": [*COMMON, *DENSE_NORMS, *STACKED, *BACKBONE],
     "conditional_detr": [*COMMON, *CONDITIONAL, *DENSE_NORMS, *STACKED, *BACKBONE],
@@ -107,12 +191,19 @@ RULES: dict[str, list[Rule]] = {
 
 
 def from_huggingface(state: State, theirs: Mapping[str, Any]) -> State:
-    """Our parameters from the state dict of a ``...ForObjectDetection`` model with the given configuration.
+    """Our parameters from a state dict of ``transformers``.
+
+    Args:
+        state: of a ``...ForObjectDetection`` model, or of ``Mask2FormerForUniversalSegmentation``.
+        theirs: its configuration.
 
     Raises:
         DqdetError: if two different parameters become one of ours.
     """
     family = MODEL_TYPES[theirs["model_type"]]
+    if family == "mask2former":
+        state = {name: tensor for name, tensor in state.items() if not UNREAD.search(name)}
+        return fold_norms(merge_projections(rename(state, MASK2FORMER)))
     if not theirs.get("with_box_refine"):
         return from_official(rename(state, RULES[family]), family)
     state = rename(state, RULES[family] + REFINED)
@@ -137,24 +228,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     model_type = theirs.get("model_type") if isinstance(theirs, dict) else None
     if model_type not in MODEL_TYPES:
         raise DqdetError(f"model_type is {model_type!r}; supported are {', '.join(MODEL_TYPES)}")
-    equal = {"decoder_attention_heads": "encoder_attention_heads", "temperature_width": "temperature_height"}
-    fixed = FIXED | {option: theirs.get(other) for option, other in equal.items()}
-    for option, value in fixed.items():
-        if theirs.get(option, value) != value:
-            raise DqdetError(f"{THEIR_CONFIG} has {option}={theirs[option]}; supported is {value} only")
+    backbone = theirs.get("backbone_config") or {}
+    fixed = [(theirs, FIXED), (backbone, FIXED_BACKBONE)]
+    fixed += [(theirs, {option: theirs.get(other, default)}) for option, (other, default) in EQUAL.items()]
+    for options, values in fixed:
+        for option, value in values.items():
+            if options.get(option, value) != value:
+                raise DqdetError(f"{THEIR_CONFIG} has {option}={options[option]}; supported is {value} only")
     return theirs
+
+
+def their_heads(theirs: Mapping[str, Any]) -> int:
+    """The number of attention heads."""
+    return theirs.get("num_attention_heads" if theirs["model_type"] == "mask2former" else "encoder_attention_heads", 8)
+
+
+def their_classes(theirs: Mapping[str, Any]) -> list[str]:
+    """The names of the classes, in label order."""
+    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # their default, which they leave out
+    return [names.get(str(label), UNUSED) for label in range(len(names))]
 
 
 def their_options(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a model that its parameters do not tell, as overrides."""
-    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # their default, which they leave out
-    classes = [names.get(str(label), UNUSED) for label in range(len(names))]
-    official = class_options(len(classes))
-    options = {
-        "model.dropout": theirs.get("dropout", 0.1),
-        "classes": classes,
-        "category_ids": official["category_ids"] if classes == official["classes"] else [],
-    }
+    if theirs["model_type"] == "mask2former":
+        return {"model.dropout": theirs.get("dropout", 0.0)} | {
+            f"loss.{ours}": theirs[option] for option, ours in MASK2FORMER_LOSS.items() if option in theirs
+        }
+    options = {"model.dropout": theirs.get("dropout", 0.1)}
     if theirs["model_type"] == "dab-detr":
         options["model.temperature"] = theirs.get("temperature_height", 20)
     if theirs.get("two_stage"):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import NamedTuple
 
 from dqdet.checkpoints.conversion import State
+from dqdet.checkpoints.detectron2 import from_detectron2
 from dqdet.checkpoints.folder import (
     CONFIG,
     differences,
@@ -24,8 +19,17 @@ from dqdet.checkpoints.folder import (
     without_pretraining,
 )
 from dqdet.checkpoints.hub import download
-from dqdet.checkpoints.huggingface import MODEL_TYPES, THEIR_CONFIG, from_huggingface, read_config, their_options
+from dqdet.checkpoints.huggingface import (
+    MODEL_TYPES,
+    THEIR_CONFIG,
+    from_huggingface,
+    read_config,
+    their_classes,
+    their_heads,
+    their_options,
+)
 from dqdet.checkpoints.official import from_official
+from dqdet.checkpoints.reading import read_checkpoint
 from dqdet.checkpoints.shapes import OFFICIAL_SIGNS, describe
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
@@ -48,8 +52,8 @@ def load_model(source: str | Path) -> Trained:
     """The model of a source.
 
     Args:
-        source: the folder of a run; an official checkpoint of any family (``.pth``, or ``.safetensors`` with the
-            same names), or one of the published code with dynamic queries; the folder of a Hugging Face model
+        source: the folder of a run; an official checkpoint of any family (``.pth``, ``.pkl``, or ``.safetensors``
+            with the same names), or one of the published code with dynamic queries; the folder of a Hugging Face model
             (``config.json`` and ``model.safetensors``); or the name of one of these folders on the hub.
 
     Raises:
@@ -91,14 +95,14 @@ def convert(source: str | Path, out: Path) -> None:
 
 
 def _read_official(file: Path) -> tuple[State, Config]:
-    official, arguments = _read_checkpoint(file)
+    official, arguments = read_checkpoint(file)
     family = next((family for family, sign in OFFICIAL_SIGNS.items() if sign in official), None)
     if family is None:
         some = ", ".join(map(str, list(official)[:3]))
         raise DqdetError(f"not an official checkpoint of {', '.join(OFFICIAL_SIGNS)}; has {some}, ...")
     if arguments.get("dilation"):
         raise DqdetError("trained with --dilation (DC5), which is not supported")
-    state = from_official(official, family)
+    state = from_detectron2(official) if family == "mask2former" else from_official(official, family)
     return state, describe(state, family, arguments.get("nheads", 8), arguments.get("num_queries"))
 
 
@@ -107,30 +111,6 @@ def _read_huggingface(folder: Path) -> tuple[State, Config]:
     if not weights.is_file():
         raise DqdetError("has no model.safetensors; Hugging Face models are read from that only")
     theirs = read_config(folder)
-    state = from_huggingface(_read_checkpoint(weights)[0], theirs)
-    config = describe(state, MODEL_TYPES[theirs["model_type"]], theirs.get("encoder_attention_heads", 8))
+    state = from_huggingface(read_checkpoint(weights)[0], theirs)
+    config = describe(state, MODEL_TYPES[theirs["model_type"]], their_heads(theirs), names=their_classes(theirs))
     return state, override(config, their_options(theirs))
-
-
-def _read_checkpoint(file: Path) -> tuple[State, dict[str, Any]]:
-    """The parameters in a file, and the arguments of the training that the official code keeps beside them."""
-    try:
-        if file.suffix == ".safetensors":
-            content = load_file(file)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code is None:
-            raise DqdetError("damaged, or not a checkpoint of PyTorch") from error
-        raise DqdetError(
-            f"refused, because reading it would execute code ({code[1]}); get it as plain tensors"
-        ) from error
-    except Exception as error:  # whatever reading damaged bytes brings
-        raise DqdetError(f"damaged or cut short ({type(error).__name__}); get it again") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise DqdetError("not a checkpoint of a detector: neither parameters nor an entry 'model' of them")
-    arguments = content.get("args")
-    return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}

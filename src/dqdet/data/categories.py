@@ -68,14 +68,46 @@ COCO_STUFF: dict[int, str] = {
     200: "rug-merged",
 }
 
-# Of the 2019 edition, whose ids have no gaps.
-YOUTUBE_VIS_CATEGORIES: dict[int, str] = dict(
-    enumerate(
-        (
-            "person giant_panda lizard parrot skateboard sedan ape dog snake monkey hand rabbit duck cat cow fish train "
-            "horse turtle bear motorbike giraffe leopard fox deer owl surfboard airplane truck zebra tiger elephant "
-            "snowboard boat shark mouse frog eagle earless_seal tennis_racket"
-        ).split(),
-        1,
-    )
-)
+# Of the edition of 2019.
+YOUTUBE_VIS_CATEGORIES: dict[int, str] = {
+    1: "person",
+    2: "giant_panda",
+    3: "lizard",
+    4: "parrot",
+    5: "skateboard",
+    6: "sedan",
+    7: "ape",
+    8: "dog",
+    9: "snake",
+    10: "monkey",
+    11: "hand",
+    12: "rabbit",
+    13: "duck",
+    14: "cat",
+    15: "cow",
+    16: "fish",
+    17: "train",
+    18: "horse",
+    19: "turtle",
+    20: "bear",
+    21: "motorbike",
+    22: "giraffe",
+    23: "leopard",
+    24: "fox",
+    25: "deer",
+    26: "owl",
+    27: "surfboard",
+    28: "airplane",
+    29: "truck",
+    30: "zebra",
+    31: "tiger",
+    32: "elephant",
+    33: "snowboard",
+    34: "boat",
+    35: "shark",
+    36: "mouse",
+    37: "frog",
+    38: "eagle",
+    39: "earless_seal",
+    40: "tennis_racket",
+}

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +22,8 @@ from dqdet.errors import DqdetError
 SHORT_NAMES = {
     "resnet50": "resnet50.tv_in1k",
     "resnet101": "resnet101.tv_in1k",
+    "swin_t": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin_s": "swin_small_patch4_window7_224.ms_in1k",
     "swin_b": "swin_base_patch4_window12_384.ms_in22k",
     "swin_l": "swin_large_patch4_window12_384.ms_in22k",
 }
@@ -60,6 +63,18 @@ def freeze_norms(module: nn.Module) -> None:
             setattr(module, norm_name, nn.Identity())
     for child in module.children():
         freeze_norms(child)
+
+
+class PaddedSwinBlock(SwinTransformerBlock):
+    """A block of Swin that fills up the last windows before it shifts them, as in the published detectors.
+
+    That of timm shifts first, so that its windows lie elsewhere on maps whose sides are no multiples of the window.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        _, height, width, _ = x.shape  # [B, h, w, c]
+        x = F.pad(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
+        return super()._attn(x)[:, :height, :width]
 
 
 class Backbone(nn.Module):
@@ -126,7 +141,7 @@ def _timm_features(config: BackboneConfig) -> Any:
             raise DqdetError(f"model.backbone.weights={config.weights}: no such file")
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": config.weights}}
     try:
-        return timm.create_model(name, **options)
+        body = timm.create_model(name, **options)
     except Exception as error:  # network, cache and file errors of several libraries
         if config.weights is not None:
             raise DqdetError(f"model.backbone.weights={config.weights}: not weights of {name} ({error})") from error
@@ -136,3 +151,7 @@ def _timm_features(config: BackboneConfig) -> Any:
                 "model.backbone.weights=FILE, or start from random weights with model.backbone.pretrained=false"
             ) from error
         raise
+    for module in body.modules():
+        if type(module) is SwinTransformerBlock:
+            module.__class__ = PaddedSwinBlock
+    return body
