@@ -16,6 +16,7 @@ from dqdet.errors import DqdetError
 from dqdet.evaluation.detection import IouType, coco_results
 from dqdet.evaluation.inference import Outcome
 from dqdet.evaluation.panoptic import panoptic_result, write_ids
+from dqdet.evaluation.results import StoredResults
 from dqdet.evaluation.segmentation import Segmentation
 from dqdet.pictures import annotated
 from dqdet.predictor import Predictor, objects, read_image
@@ -39,9 +40,8 @@ class ResultFiles:
     def __init__(self, predictor: Predictor, out: Path) -> None:
         self.predictor = predictor
         self.out = out
-        self.panoptic = predictor.config.data.task == "panoptic"
         self.images: list[dict[str, Any]] = []
-        self.results: list[dict[str, Any]] = []
+        self.results = StoredResults()
         self.maps: dict[str, dict[str, Any]] = {}  # by their file names
 
     def add(self, image_id: int, file_name: str, image: Image.Image, outcome: Outcome) -> None:
@@ -49,7 +49,7 @@ class ResultFiles:
         self.images.append({"id": image_id, "file_name": file_name, "width": image.width, "height": image.height})
         found = objects(outcome)
         iou_type: IouType = "bbox" if found.masks is None else "segm"
-        self.results += coco_results(image_id, found, self.predictor.category_ids, iou_type)
+        self.results[image_id] = coco_results(image_id, found, self.predictor.category_ids, iou_type)
         if isinstance(outcome, Segmentation):
             name = f"{Path(file_name).stem}.png"
             if name in self.maps:  # 1.jpg and 1.png
@@ -67,11 +67,11 @@ class ResultFiles:
             for number, name in zip(self.predictor.category_ids, config.classes, strict=True)
         ]
         described = {"images": self.images, "categories": categories}
-        documents: dict[str, Any] = {"results.json": self.results, "images.json": described}
-        if self.panoptic:
-            documents["panoptic.json"] = described | {"annotations": list(self.maps.values())}
-        for name, document in documents.items():
-            (self.out / name).write_text(json.dumps(document))
+        self.results.write(self.out / "results.json")
+        (self.out / "images.json").write_text(json.dumps(described))
+        if config.data.task == "panoptic":
+            maps = described | {"annotations": list(self.maps.values())}
+            (self.out / "panoptic.json").write_text(json.dumps(maps))
 
 
 def predict_folder(

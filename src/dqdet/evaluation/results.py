@@ -6,6 +6,7 @@ import json
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -55,6 +56,16 @@ class StoredResults(Mapping[int, Entries]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def write(self, file: Path) -> None:
+        """All entries as a results file, an image at a time. Raises OSError when it cannot be written."""
+        with file.open("w") as out:
+            separator = "["
+            for entries in self.values():
+                for entry in entries:
+                    out.write(separator + json.dumps(entry))
+                    separator = ",\n"
+            out.write("[]" if separator == "[" else "]")
 
     def gather(self) -> None:
         """Give the first process the results of all processes; of an image that several saw, one result."""
