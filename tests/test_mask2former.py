@@ -124,8 +124,8 @@ class PixelCentres(RandomPoints):
     def of_images(self, layer, group, images, count, device):
         return self.points.expand(images, -1, -1)
 
-    def of_pairs(self, pairs, count):
-        return self.points[:count].expand(len(pairs.query), -1, -1)
+    def of_pairs(self, pairs, frames, count):
+        return self.points[:count].expand(len(pairs.query), frames, -1, -1)
 
 
 def random_predictions(groups: dict[str, int], layers: int = 3) -> Predictions:
@@ -150,7 +150,7 @@ def test_at_all_pixels_costs_and_losses_are_those_of_whole_masks():
     padded = F.pad(predictions.masks.flatten(0, 2)[:, None], (1, 1, 1, 1))
     large = F.interpolate(padded, scale_factor=4, mode="bilinear")[..., 4:-4, 4:-4]
     large = large.reshape(*predictions.masks.shape[:3], -1)  # [L, B, Q, pixels]
-    matches = criterion.match(predictions, targets, ObjectMasks(targets, 64, 96))
+    matches = criterion.match(predictions, targets, ObjectMasks(targets, 1, 64, 96))
     probability = predictions.logits.softmax(-1)
 
     def mask_losses(layer: int, image: int, query: int, object_: int) -> tuple[Tensor, Tensor]:
@@ -200,19 +200,19 @@ def test_at_all_pixels_costs_and_losses_are_those_of_whole_masks():
 
 def test_object_masks_are_read_as_padded_ones():
     targets = make_targets(3, 2)
-    masks = ObjectMasks(targets, 64, 96)
+    masks = ObjectMasks(targets, 1, 64, 96)
     padded = torch.cat([F.pad(t.masks.float(), (0, 96 - t.size[1], 0, 64 - t.size[0])) for t in targets])
     points = torch.rand(5, 1000, 2, generator=torch.Generator().manual_seed(0))
     points[:, :100] = points[:, :100].round()  # corners and borders, where a part of each sample is outside
     expected = F.grid_sample(padded[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
-    torch.testing.assert_close(masks.at(torch.arange(5), points), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(masks.at(torch.arange(5), points[:, None])[:, 0], expected, rtol=0, atol=1e-4)
 
 
 def test_points_are_mostly_those_of_least_certainty():
     criterion = MaskSetLoss(MaskLossConfig(points=40))
-    ramp = torch.linspace(-10, 10, 32).expand(2, 32, 32)  # uncertain around the middle column
+    ramp = torch.linspace(-10, 10, 32).expand(1, 2, 32, 32)  # uncertain around the middle column
     torch.manual_seed(0)
-    points = criterion.loss_points(ramp, Matches(*torch.zeros(4, 2, dtype=torch.long)))
+    points = criterion.loss_points(ramp, Matches(*torch.zeros(4, 1, dtype=torch.long)))[0]  # of two frames
     assert points.shape == (2, 40, 2)
     distance = (points[..., 0] - 0.5).abs()
     # Of 120 candidates the nearest 30, about a quarter of the width; the other 10 anywhere.

@@ -18,10 +18,12 @@ from dqdet.config import BackboneConfig, Mask2FormerConfig, MaskLossConfig, Quer
 from dqdet.losses.masks import MaskSetLoss, ObjectMasks, RandomPoints
 from dqdet.losses.matching import Matches
 from dqdet.models.mask2former import Mask2Former
+from dqdet.models.video_mask2former import VideoMask2Former, joined
 from dqdet.nn.backbone import Backbone
+from dqdet.nn.pixel_decoder import PixelFeatures
 from dqdet.types import Target
 
-CASES = ["mask2former", "mask2former_dq"]
+CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2former_dq"]
 
 
 @dataclass
@@ -36,9 +38,13 @@ class Case:
         return cls(
             json.loads((folder / "config.json").read_text()),
             json.loads((folder / "expected.json").read_text()),
-            load_file(folder / "io.safetensors"),
+            {name.removeprefix("train."): x for name, x in load_file(folder / "io.safetensors").items()},
             load_file(folder / "weights.safetensors"),
         )
+
+    @property
+    def frames(self) -> int:
+        return self.config["num_frames"] if self.config["video"] else 1
 
     @property
     def prefixes(self) -> dict[str, str]:
@@ -67,7 +73,8 @@ class Case:
                 pool_padding=True,
                 coefficients="raw",
             )
-        model = Mask2Former(config, queries, options["num_classes"], list(options["backbone_channels"].values()))
+        family = VideoMask2Former if options["video"] else Mask2Former
+        model = family(config, queries, options["num_classes"], list(options["backbone_channels"].values()))
         model.load_state_dict(from_detectron2(self.weights), strict=True)
         return model
 
@@ -86,7 +93,7 @@ class Case:
                 crowd=torch.zeros(count, dtype=torch.bool),
                 size=size,
                 original_size=size,
-                masks=self.io.get(f"targets.{i}.masks", torch.zeros(count, *size)).bool(),
+                masks=self.io.get(f"targets.{i}.masks", torch.zeros(count, *size)).bool(),  # video: [N, T, H, W]
             )
             for i, count in enumerate(self.config["num_targets"])
         ]
@@ -126,12 +133,12 @@ class RecordedPoints(RandomPoints):
         prefix = self.case.prefixes[group]
         return torch.cat([self.case.io[f"{prefix}points.match.{layer}.{image}"] for image in range(images)])
 
-    def of_pairs(self, pairs: Matches, count: int) -> Tensor:
-        found = [torch.empty(0, count, 2)]
+    def of_pairs(self, pairs: Matches, frames: int, count: int) -> Tensor:
+        found = [torch.empty(0, frames, count, 2)]
         for pair in zip(pairs.layer.tolist(), pairs.image.tolist(), pairs.query.tolist(), strict=True):
             name, row = self.rows[pair]
             drawn = {len(self.case.io[f"{name}.{kind}"][row]): kind for kind in ("oversampled", "random")}
-            found.append(self.case.io[f"{name}.{drawn[count]}"][row : row + 1])
+            found.append(self.case.io[f"{name}.{drawn[count]}"].unflatten(0, (-1, frames))[row : row + 1])
         return torch.cat(found)
 
 
@@ -147,9 +154,13 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+def pixel_features(case: Case, model: Mask2Former, features: list[Tensor]) -> PixelFeatures:
+    return model.pixels(features, case.padding().repeat_interleave(case.frames, 0))
+
+
 def test_pixel_decoder(run):
     case, model, features, _ = run
-    pixels = model.pixel_decoder(features, case.padding())
+    pixels = pixel_features(case, model, features)
     close(pixels.mask_features, case.io["pixel_decoder.mask_features"])
     for level, feature in enumerate(pixels.maps):
         close(feature, case.io[f"pixel_decoder.multi_scale_features.{level}"])
@@ -168,7 +179,7 @@ def test_outputs_of_all_layers(run):
 
 def test_attention_is_masked_as_recorded(run):
     case, model, features, predictions = run
-    levels = model.levels(model.pixel_decoder(features, case.padding()))
+    levels = [joined(level, case.frames) for level in model.levels(pixel_features(case, model, features))]
     for group, prefix in case.prefixes.items():
         embeddings = predictions.group(group).mask_embeddings
         for layer in range(case.config["dec_layers"]):
@@ -187,10 +198,22 @@ def test_inference_is_the_first_branch(run):
     close(predictions.final.masks, case.io["pred_masks"][-1:])
 
 
+def test_inference_on_longer_clips(run):
+    case, model, _, _ = run
+    if not case.config["video"]:
+        pytest.skip("recorded for videos")
+    features = [case.io[f"infer.features.{name}"] for name in case.config["backbone_channels"]]
+    with torch.no_grad():
+        predictions = model.eval().forward_features(features, case.padding()[:1])
+    model.train()
+    close(predictions.logits, case.io["infer.pred_logits"])
+    close(predictions.masks, case.io["infer.pred_masks"])
+
+
 def test_matchings(run):
     case, _, _, predictions = run
     targets = case.targets()
-    found = case.criterion().match(predictions, targets, ObjectMasks(targets, *case.config["image_size"]))
+    found = case.criterion().match(predictions, targets, ObjectMasks(targets, case.frames, *case.config["image_size"]))
     expected = {
         (layer, image, query + (case.config["num_queries"] if group == "basic" else 0), object_)
         for group in case.prefixes
@@ -230,12 +253,20 @@ def test_total_and_gradients(run):
         assert gradient.norm().item() == pytest.approx(expected, rel=1e-3, abs=1e-5), ours
 
 
-@pytest.mark.parametrize("backbone_name", ["resnet50", "swin_b"])
+@pytest.mark.parametrize(
+    ("listed", "family", "backbone_name", "classes"),
+    [
+        ("mask2former_r50", Mask2Former, "resnet50", 80),
+        ("mask2former_swin_b", Mask2Former, "swin_b", 80),
+        ("video_mask2former_r50", VideoMask2Former, "resnet50", 40),
+    ],
+)
 @pytest.mark.parametrize("older", [False, True])
-def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, backbone_name, older):
+def test_every_published_parameter_is_used_once_and_fills_one_of_ours(
+    shared, listed, family, backbone_name, classes, older
+):
     """Each official tensor is filled with a number of its own, and so is looked up among ours."""
-    file = {"resnet50": "mask2former_r50_keys.json", "swin_b": "mask2former_swin_b_keys.json"}[backbone_name]
-    rows = json.loads((shared / "parity" / file).read_text())
+    rows = json.loads((shared / "parity" / f"{listed}_keys.json").read_text())
     state = {name: torch.tensor(number).expand(shape) for number, (name, shape) in enumerate(rows, 1)}
     if older:  # names of files that were published first
         state = {
@@ -244,9 +275,9 @@ def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, ba
         }
     converted = from_detectron2(state)
     with torch.device("meta"):
-        backbone = Backbone(BackboneConfig(name=backbone_name, pretrained=False), Mask2Former.strides)
+        backbone = Backbone(BackboneConfig(name=backbone_name, pretrained=False), family.strides)
         queries = QueriesConfig(kind="static", count=100)
-        model = Mask2Former(Mask2FormerConfig(), queries, 80, backbone.channels)
+        model = family(Mask2FormerConfig(), queries, classes, backbone.channels)
         model.backbone = backbone
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert {name: tensor.shape for name, tensor in converted.items()} == shapes

@@ -4,6 +4,9 @@ for Universal Image Segmentation", CVPR 2022, section 3.3).
 Full masks exist of matched queries only. All queries are matched at a few points, where their logits are products with
 the mask features of these points: sampling is linear, as the product is. Letters as in ``types.py``, and P points,
 G groups, M matched pairs. Points are (x, y) in 0..1 of the padded image.
+
+An image is a clip of one frame. Of clips (Cheng et al., "Mask2Former for Video Instance Segmentation", 2021) the
+matching sees the same points in every frame, while the mask losses are sums over the frames, each with its own points.
 """
 
 from __future__ import annotations
@@ -21,40 +24,42 @@ from dqdet.losses.set_loss import Losses, count_objects, cross_entropy_loss, wei
 from dqdet.types import Predictions, Target
 
 STRIDE = 4  # of the mask features
-PAIRS_AT_ONCE = 64  # pairs whose points are chosen together: bounds the memory of their candidates
+MASKS_AT_ONCE = 64  # masks of pairs whose points are chosen together: bounds the memory of their candidates
 
 
 class RandomPoints:
     """Where masks are compared: anywhere, with the same probability."""
 
     def of_images(self, layer: int, group: str, images: int, count: int, device: torch.device) -> Tensor:
-        """Points of the matching of one layer and group: ``[B, count, 2]``."""
+        """Points of the matching of one layer and group, the same in every frame: ``[B, count, 2]``."""
         return torch.rand(images, count, 2, device=device)
 
-    def of_pairs(self, pairs: Matches, count: int) -> Tensor:
-        """Points of the loss of matched pairs: ``[M, count, 2]``."""
-        return torch.rand(len(pairs.query), count, 2, device=pairs.query.device)
+    def of_pairs(self, pairs: Matches, frames: int, count: int) -> Tensor:
+        """Points of the loss of matched pairs: ``[M, T, count, 2]``."""
+        return torch.rand(len(pairs.query), frames, count, 2, device=pairs.query.device)
 
 
 class ObjectMasks:
-    """The masks of all objects of a batch, read at points.
+    """The masks of all objects of a batch in all their frames, read at points.
 
     Images differ in size, so the masks lie one after the other in a flat table, unpadded and one byte a pixel.
 
     Args:
         targets: with masks.
+        frames: T, 1 of images.
         height, width: of the padded images.
     """
 
-    def __init__(self, targets: list[Target], height: int, width: int):
-        masks = [target.masks for target in targets if target.masks is not None]
+    def __init__(self, targets: list[Target], frames: int, height: int, width: int):
+        masks = [target.masks.flatten(0, -3) for target in targets if target.masks is not None]  # of [N*T, H, W]
         assert len(masks) == len(targets), "targets without masks"
         self.pixels = torch.cat([mask.flatten() for mask in masks])
+        self.frames = frames
         device = self.pixels.device
         sizes = torch.tensor([mask.shape[1:] for mask in masks for _ in mask], dtype=torch.long, device=device)
-        self.height, self.width = sizes.view(-1, 2).unbind(1)  # [objects], [objects]
-        areas = self.height * self.width
-        self.first = areas.cumsum(0) - areas  # [objects], into pixels
+        self.height, self.width = sizes.view(-1, frames, 2).unbind(2)  # [objects, T] each
+        areas = (self.height * self.width).flatten()
+        self.first = (areas.cumsum(0) - areas).view(-1, frames)  # [objects, T], into pixels
         self.padded = torch.tensor([width, height], device=device)
 
     def at(self, rows: Tensor, points: Tensor) -> Tensor:
@@ -62,16 +67,16 @@ class ObjectMasks:
 
         Args:
             rows: ``[...]``, numbers of objects.
-            points: ``[..., P, 2]``.
+            points: ``[..., T, P, 2]``, or the same for all frames, ``[..., 1, P, 2]``.
 
         Returns:
-            ``[..., P]`` in 0..1.
+            ``[..., T, P]`` in 0..1.
         """
-        first, height, width = (x[rows][..., None] for x in (self.first, self.height, self.width))  # [..., 1]
-        location = points * self.padded - 0.5  # [..., P, 2], in pixels from the centre of the first
+        first, height, width = (x[rows][..., None] for x in (self.first, self.height, self.width))  # [..., T, 1]
+        location = points * self.padded - 0.5  # [..., T, P, 2], in pixels from the centre of the first
         corner = location.floor()
         fraction = location - corner
-        left, top = corner.long().unbind(-1)  # [..., P]
+        left, top = corner.long().unbind(-1)  # [..., T, P]
         sampled = torch.zeros((), device=points.device)
         for dx, dy in product((0, 1), (0, 1)):
             x, y = left + dx, top + dy
@@ -103,7 +108,8 @@ class MaskSetLoss(nn.Module):
         """The losses of ``predictions`` (logits ``[L, B, Q, C]`` and masks) for B targets with masks."""
         config = self.config
         embeddings, features = _embeddings_and_features(predictions)
-        masks = ObjectMasks(targets, STRIDE * features.shape[2], STRIDE * features.shape[3])
+        frames, _, height, width = features.shape[1:]
+        masks = ObjectMasks(targets, frames, STRIDE * height, STRIDE * width)
         matches = self.match(predictions, targets, masks)
         rows = matches.row(targets)  # [M]
         labels = torch.cat([target.labels for target in targets])[rows]
@@ -112,8 +118,8 @@ class MaskSetLoss(nn.Module):
         sums = class_loss.new_zeros(2, class_loss.numel())  # [2, L*G]
         matched = embeddings[matches.layer, matches.image, matches.query]  # [M, c]
         for image, of_image in enumerate(features.unbind()):
-            for pairs in (matches.image == image).nonzero()[:, 0].split(PAIRS_AT_ONCE):
-                predicted = torch.einsum("mc,chw->mhw", matched[pairs], of_image)  # [pairs, h, w]
+            for pairs in (matches.image == image).nonzero()[:, 0].split(max(1, MASKS_AT_ONCE // frames)):
+                predicted = torch.einsum("mc,tchw->mthw", matched[pairs], of_image)  # [pairs, T, h, w]
                 losses = self.pair_losses(predicted, matches[pairs], masks, rows[pairs])  # [2, pairs]
                 sums = sums.index_add(1, cell[pairs], losses)
         mask_loss, dice_loss = (sums / count_objects(targets, sums.device)).view(2, *class_loss.shape)
@@ -129,7 +135,8 @@ class MaskSetLoss(nn.Module):
         """Assign to each object one query of every group, in every layer, at the least total cost."""
         embeddings, features = _embeddings_and_features(predictions)
         # A point reads all channels of a cell: side by side they are much faster to read.
-        features = features.contiguous(memory_format=torch.channels_last)
+        side_by_side = features.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = side_by_side.unflatten(0, features.shape[:2])
         counts = [len(target.labels) for target in targets]
         rows = torch.arange(sum(counts), device=features.device).split(counts)
         padded_rows = pad_sequence(list(rows), batch_first=True)  # [B, N]
@@ -147,15 +154,17 @@ class MaskSetLoss(nn.Module):
 
         Args:
             group: its name.
-            embeddings: ``[L, B, Q, c]``, of this group only; features: ``[B, c, h, w]``.
+            embeddings: ``[L, B, Q, c]``, of this group only; features: ``[B, T, c, h, w]``.
             masks: of all objects.
             rows: ``[B, N]``, the objects of each image.
         """
         costs = []
         for layer, of_layer in enumerate(embeddings):
             points = self.points.of_images(layer, group, len(features), self.config.points, features.device)
-            logits = of_layer @ sample(features, points)  # [B, Q, P]
-            wanted = masks.at(rows, points[:, None])  # [B, N, P]
+            frames = points.repeat_interleave(features.shape[1], 0)  # [B*T, P, 2]
+            sampled = sample(features.flatten(0, 1), frames).unflatten(0, features.shape[:2])  # [B, T, c, P]
+            logits = of_layer @ sampled.transpose(1, 2).flatten(2)  # [B, Q, T*P]
+            wanted = masks.at(rows, points[:, None, None]).flatten(2)  # [B, N, T*P]
             costs.append(
                 self.config.mask_weight * cross_entropy_costs(logits, wanted)
                 + self.config.dice_weight * dice_costs(logits, wanted)
@@ -163,33 +172,38 @@ class MaskSetLoss(nn.Module):
         return torch.stack(costs)
 
     def pair_losses(self, predicted: Tensor, pairs: Matches, masks: ObjectMasks, rows: Tensor) -> Tensor:
-        """Mask and dice loss of M predicted masks ``[M, h, w]`` and the objects ``rows [M]``: ``[2, M]``."""
-        points = self.loss_points(predicted, pairs)  # [M, P, 2]
-        logits = sample(predicted[:, None], points)[:, 0]  # [M, P]
-        wanted = masks.at(rows, points)  # [M, P]
-        mask = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
+        """Mask and dice loss of M predicted masks ``[M, T, h, w]`` and the objects ``rows [M]``: ``[2, M]``."""
+        points = self.loss_points(predicted, pairs)  # [M, T, P, 2]
+        logits = sample_each(predicted, points)  # [M, T, P]
+        wanted = masks.at(rows, points)  # [M, T, P]
+        mask = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(2)
         probability = logits.sigmoid()
-        dice = 1 - dice_overlap((probability * wanted).sum(1), probability.sum(1), wanted.sum(1))
-        return torch.stack([mask, dice])
+        dice = 1 - dice_overlap((probability * wanted).sum(2), probability.sum(2), wanted.sum(2))
+        return torch.stack([mask, dice]).sum(2)
 
     @torch.no_grad()
     def loss_points(self, predicted: Tensor, pairs: Matches) -> Tensor:
-        """Points ``[M, P, 2]``, mostly where the predicted masks ``[M, h, w]`` are least certain.
+        """Points ``[M, T, P, 2]``, mostly where the predicted masks ``[M, T, h, w]`` are least certain.
 
         As in Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
         """
-        count = self.config.points
+        count, frames = self.config.points, predicted.shape[1]
         important = int(self.config.important * count)
-        candidates = self.points.of_pairs(pairs, int(self.config.oversample * count))  # [M, candidates, 2]
-        certainty = sample(predicted[:, None], candidates)[:, 0].abs()  # [M, candidates]
-        chosen = certainty.topk(important, largest=False).indices[..., None].expand(-1, -1, 2)
-        return torch.cat([candidates.gather(1, chosen), self.points.of_pairs(pairs, count - important)], 1)
+        candidates = self.points.of_pairs(pairs, frames, int(self.config.oversample * count))  # [M, T, candidates, 2]
+        certainty = sample_each(predicted, candidates).abs()  # [M, T, candidates]
+        chosen = certainty.topk(important, largest=False).indices[..., None].expand(-1, -1, -1, 2)
+        return torch.cat([candidates.gather(2, chosen), self.points.of_pairs(pairs, frames, count - important)], 2)
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
     """Bilinear samples of ``maps [B, C, h, w]`` at ``points [B, P, 2]``: ``[B, C, P]``; 0 outside."""
     # Half precision has too few digits for points, so maps become float instead.
     return F.grid_sample(maps.to(points.dtype), 2 * points[:, None] - 1, align_corners=False)[:, :, 0]
+
+
+def sample_each(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of every mask at points of its own: ``[M, T, h, w], [M, T, P, 2] -> [M, T, P]``."""
+    return sample(masks.flatten(0, 1)[:, None], points.flatten(0, 1))[:, 0].unflatten(0, masks.shape[:2])
 
 
 def cross_entropy_costs(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -209,7 +223,8 @@ def dice_overlap(both: Tensor, predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _embeddings_and_features(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """``[L, B, Q, c]`` and ``[B, c, h, w]``."""
-    assert predictions.mask_embeddings is not None
-    assert predictions.mask_features is not None
-    return predictions.mask_embeddings, predictions.mask_features
+    """``[L, B, Q, c]`` and ``[B, T, c, h, w]``."""
+    embeddings, features = predictions.mask_embeddings, predictions.mask_features
+    assert embeddings is not None
+    assert features is not None
+    return embeddings, features if features.dim() == 5 else features[:, None]

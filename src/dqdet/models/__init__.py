@@ -10,7 +10,9 @@ from dqdet.models.deformable_detr import DeformableDetr
 from dqdet.models.detector import Detector
 from dqdet.models.detr import Detr
 from dqdet.models.mask2former import Mask2Former
+from dqdet.models.seqformer import SeqFormer
 from dqdet.models.smca_detr import SmcaDetr
+from dqdet.models.video_mask2former import VideoMask2Former
 from dqdet.nn.backbone import Backbone
 
 FAMILIES: dict[str, type[Detector]] = {
@@ -21,6 +23,8 @@ FAMILIES: dict[str, type[Detector]] = {
     "deformable_detr": DeformableDetr,
     "dab_deformable_detr": DabDeformableDetr,
     "mask2former": Mask2Former,
+    "seqformer": SeqFormer,
+    "video_mask2former": VideoMask2Former,
 }
 
 

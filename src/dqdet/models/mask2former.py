@@ -17,12 +17,12 @@ from dqdet.nn.mlp import MLP
 from dqdet.nn.pixel_decoder import PixelDecoder, PixelFeatures
 from dqdet.nn.position import sine_position
 from dqdet.queries import make_queries
-from dqdet.types import Predictions
+from dqdet.types import Predictions, Queries
 
 
 @dataclass
 class Level:
-    """One level of the pixel decoder, as the transformer decoder reads it."""
+    """One level of the pixel decoder, as the transformer decoder reads it: S cells (video: of all frames)."""
 
     keys: Tensor  # [B, S, c], with positions
     values: Tensor  # [B, S, c]
@@ -106,12 +106,33 @@ class Mask2Former(Detector):
         self.queries = make_queries(queries, {"content": hidden, "position": hidden}, hidden)
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
-        if self.see_padding:
-            padding = torch.zeros_like(padding)
-        pixels = self.pixel_decoder(features, padding)
+        pixels = self.pixels(features, padding)
         queries = self.queries(pixels.maps[0], pixels.paddings[0])
-        levels = self.levels(pixels)
+        return self.decode(queries, self.levels(pixels), pixels.mask_features)
 
+    def pixels(self, features: list[Tensor], padding: Tensor) -> PixelFeatures:
+        """What the pixel decoder makes of ``features``, ``[B, C, h, w]``, with ``padding [B, H, W]``."""
+        return self.pixel_decoder(features, torch.zeros_like(padding) if self.see_padding else padding)
+
+    def levels(self, pixels: PixelFeatures) -> list[Level]:
+        """The maps of the pixel decoder in the order in which the layers cycle over them, coarsest first."""
+        mask_features = pixels.mask_features.detach()
+        levels = []
+        for feature, padding, embed in zip(pixels.maps, pixels.paddings, self.level_embed, strict=True):
+            values = flatten_maps([feature]) + embed  # [B, S, c]
+            position = sine_position(padding, values.shape[-1]).flatten(1, 2)  # [B, S, c]
+            masks = F.interpolate(mask_features, size=feature.shape[2:], mode="bilinear")  # [B, c, h, w]
+            levels.append(Level(values + position.to(values), values, padding.flatten(1), masks.flatten(2)))
+        return levels
+
+    def decode(self, queries: Queries, levels: list[Level], mask_features: Tensor) -> Predictions:
+        """The predictions of the queries themselves, and of what each layer makes of them.
+
+        Args:
+            queries: content and position, ``[B, Q, c]``.
+            levels: read by the layers in turn.
+            mask_features: of the predictions, ``[B, c, h, w]`` (video: ``[B, T, c, h, w]``).
+        """
         x = queries["content"]  # [B, Q, c]
         outputs = [self.norm(x)]
         embeddings = [self.mask_head(outputs[0])]
@@ -126,17 +147,6 @@ class Mask2Former(Detector):
             boxes=None,
             groups=queries.groups,
             mask_embeddings=torch.stack(embeddings),
-            mask_features=pixels.mask_features,
+            mask_features=mask_features,
             coefficients=queries.coefficients,
         )
-
-    def levels(self, pixels: PixelFeatures) -> list[Level]:
-        """The maps of the pixel decoder in the order in which the layers cycle over them, coarsest first."""
-        mask_features = pixels.mask_features.detach()
-        levels = []
-        for feature, padding, embed in zip(pixels.maps, pixels.paddings, self.level_embed, strict=True):
-            values = flatten_maps([feature]) + embed  # [B, S, c]
-            position = sine_position(padding, values.shape[-1]).flatten(1, 2)  # [B, S, c]
-            masks = F.interpolate(mask_features, size=feature.shape[2:], mode="bilinear")  # [B, c, h, w]
-            levels.append(Level(values + position.to(values), values, padding.flatten(1), masks.flatten(2)))
-        return levels

@@ -41,6 +41,15 @@ def sine_position(padding: Tensor, channels: int, temperature: float = 10000, sh
     return torch.cat(encoded, -1)
 
 
+def frame_position(frames: int, channels: int, device: torch.device) -> Tensor:
+    """Position encoding of the frames of a clip, on all channels, as Mask2Former for video adds it: ``[T, channels]``.
+
+    As in :func:`sine_position`, numbers start at 1 and are relative to the last.
+    """
+    scaled = torch.arange(1, frames + 1, device=device) / (frames + 1e-6) * (2 * math.pi)
+    return _interleaved(scaled[:, None] / _periods(channels, 10000, device))
+
+
 def sine_embedding(coordinates: Tensor, channels: int, temperature: float = 10000) -> Tensor:
     """Encoding of coordinates in 0..1: ``[..., k] -> [..., k * channels]``, in the order of the coordinates."""
     angles = coordinates[..., None] * (2 * math.pi) / _periods(channels, temperature, coordinates.device)

@@ -1,0 +1,52 @@
+"""Mask2Former for video: Cheng et al., "Mask2Former for Video Instance Segmentation", 2021.
+
+A query is one object of a clip: it reads the cells of all frames together and predicts one class and a mask in every
+frame. B clips of T frames; the frames of a clip follow each other in what is computed for each frame alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from dqdet.models.mask2former import Level, Mask2Former
+from dqdet.nn.position import frame_position
+from dqdet.types import Predictions
+
+
+class VideoMask2Former(Mask2Former):
+    """Mask2Former whose cells have a third coordinate, time. The context is pooled over time and space.
+
+    Its parameters are those of the image model, whose weights it starts from.
+    """
+
+    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
+        """``images [B, T, 3, H, W]`` (normalised) and ``padding [B, H, W]``, of all frames -> predictions."""
+        return self.forward_features(self.backbone(images.flatten(0, 1)), padding)
+
+    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+        """The same from feature maps ``[B*T, C, h, w]``, one for each of :attr:`strides`."""
+        frames = len(features[0]) // len(padding)
+        pixels = self.pixels(features, padding.repeat_interleave(frames, 0))
+        clips = (-1, frames)  # [B*T, ...] -> [B, T, ...]
+        context = pixels.maps[0].unflatten(0, clips).transpose(1, 2)  # [B, c, T, h, w]
+        queries = self.queries(context, pixels.paddings[0].unflatten(0, clips))
+        levels = [joined(level, frames) for level in self.levels(pixels)]
+        return self.decode(queries, levels, pixels.mask_features.unflatten(0, clips))
+
+
+def joined(level: Level, frames: int) -> Level:
+    """The cells of all frames as one level, from those of each frame: ``[B*T, S, ...] -> [B, T*S, ...]``.
+
+    Keys get the encoding of time in addition to that of their place.
+    """
+    clips = (-1, frames)
+    time = frame_position(frames, level.keys.shape[-1], level.keys.device).to(level.keys)  # [T, c]
+    return replace(
+        level,
+        keys=(level.keys.unflatten(0, clips) + time[:, None]).flatten(1, 2),
+        values=level.values.unflatten(0, clips).flatten(1, 2),
+        padding=level.padding.unflatten(0, clips).flatten(1, 2),
+        mask_features=level.mask_features.unflatten(0, clips).transpose(1, 2).flatten(2),  # [B, c, T*S]
+    )
