@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Mask2FormerConfig as TheirConfig
-from transformers import Mask2FormerForUniversalSegmentation, ResNetConfig
+from transformers import Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
-from dqdet.checkpoints.conversion import Rule, merge_projections, rename
+import dqdet
+from dqdet.checkpoints.folder import load_folder
+from dqdet.checkpoints.huggingface import from_huggingface
+from dqdet.checkpoints.sources import load_model
 from dqdet.config import Mask2FormerConfig, QueriesConfig
+from dqdet.data.categories import COCO_CATEGORIES, COCO_STUFF
+from dqdet.errors import DqdetError
 from dqdet.models.mask2former import Mask2Former
+from dqdet.types import pad_images
 
 QUERIES, CLASSES, LAYERS = 7, 5, 4
 CHANNELS = [8, 12, 16, 20]
 
-NAMES: list[Rule] = [
-    (r"^model\.pixel_level_module\.decoder\.", "pixel_decoder."),
-    (r"^pixel_decoder\.level_embed$", "pixel_decoder.encoder.level_embed"),
-    (r"^pixel_decoder\.input_projections\.", "pixel_decoder.input_proj."),
-    (r"^pixel_decoder\.mask_projection\.", "pixel_decoder.mask_proj."),
-    (r"^pixel_decoder\.adapter_1\.", "pixel_decoder.lateral."),
-    (r"^pixel_decoder\.layer_1\.", "pixel_decoder.output."),
-    (r"^(pixel_decoder\..*)\.self_attn_layer_norm\.", r"\1.norm1."),
-    (r"^model\.transformer_module\.queries_embedder\.weight$", "queries.table.position"),
-    (r"^model\.transformer_module\.queries_features\.weight$", "queries.table.content"),
-    (r"^model\.transformer_module\.level_embed\.weight$", "level_embed"),
-    (r"^model\.transformer_module\.decoder\.layernorm\.", "norm."),
-    (r"^model\.transformer_module\.decoder\.layers\.", "decoder."),
-    (r"^model\.transformer_module\.decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.", r"mask_head.layers.\1."),
-    (r"^class_predictor\.", "class_head."),
-    (r"^(decoder\.\d+)\.cross_attn_layer_norm\.", r"\1.norm1."),
-    (r"^(decoder\.\d+)\.self_attn_layer_norm\.", r"\1.norm2."),
-    (r"^(decoder\.\d+\.self_attn)\.([qkv])_proj\.(weight|bias)$", r"\1.in_proj_\3.\2"),
-    (r"\.fc([12])\.", r".feedforward.linear\1."),
-    (r"\.final_layer_norm\.", ".feedforward.norm."),
-]
-
 
 def translated(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of their parameters by our names, without the backbone and the loss."""
-    left_out = ("model.pixel_level_module.encoder.", "criterion.")
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
-    return merge_projections(rename(state, NAMES))
+    """Tensors of their parameters by our names, without the backbone."""
+    state = {name: tensor for name, tensor in state.items() if "pixel_level_module.encoder." not in name}
+    return from_huggingface(state, {"model_type": "mask2former"})
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +97,102 @@ def test_values_and_gradients(pair, monkeypatch):
     assert gradients[0].keys() == wanted.keys()
     for name, gradient in gradients[0].items():
         assert (gradient - wanted[name]).norm() < 1e-3 * wanted[name].norm() + 1e-3, name
+
+
+# Folders, as they are published.
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+BACKBONES = {
+    "resnet18": ResNetConfig(
+        embedding_size=64,
+        hidden_sizes=[64, 128, 256, 512],
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+        out_features=STAGES,
+    ),
+    "swin_t": SwinConfig(
+        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, out_features=STAGES
+    ),
+}
+
+
+def published(backbone: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 4}
+    config = TheirConfig(
+        backbone_config=BACKBONES[backbone],
+        **sizes,
+        encoder_feedforward_dim=48,
+        dim_feedforward=40,
+        encoder_layers=1,
+        decoder_layers=3,
+        num_queries=QUERIES,
+        **options,
+    )
+    theirs = Mask2FormerForUniversalSegmentation(config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            parameter += (0.02 if "pixel_level_module.encoder" in name else 0.1) * torch.randn_like(parameter)
+        for name, buffer in theirs.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer += 0.1 * torch.rand_like(buffer)
+    return theirs
+
+
+@pytest.mark.parametrize("older", [True, False], ids=["older names", "newer names"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_folder_becomes_the_same_model(tmp_path, backbone, older):
+    theirs = published(backbone, id2label={0: "cat", 1: "dog"}, no_object_weight=0.2, train_num_points=100)
+    theirs.save_pretrained(tmp_path / "theirs", save_original_format=older)
+    dqdet.convert(tmp_path / "theirs", tmp_path / "run")
+    model, config = load_folder(tmp_path / "run")
+    assert (config.model.family, config.model.backbone.name) == ("mask2former", backbone)
+    assert (config.model.heads, config.model.encoder_layers, config.model.decoder_layers) == (4, 1, 2)
+    assert (config.queries.kind, config.queries.count) == ("static", QUERIES)
+    assert (config.classes, config.category_ids, config.stuff) == (["cat", "dog"], [], [])
+    assert (config.loss.no_object_weight, config.loss.points, config.loss.dice_weight) == (0.2, 100, 5.0)
+
+    images, padding = pad_images([torch.randn(3, 64, 106), torch.randn(3, 90, 70)])  # their sides divide by nothing
+    with torch.no_grad():
+        features = theirs.model.pixel_level_module.encoder(images).feature_maps
+        for ours, expected in zip(model.backbone(images), features, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+        expected = theirs(images)
+        found = model(images, padding).final
+    torch.testing.assert_close(found.logits[0], expected.class_queries_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.masks[0], expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_classes_of_published_models_are_known_by_their_names(tmp_path):
+    names = [*COCO_CATEGORIES.values(), *COCO_STUFF.values()]
+    theirs = published("resnet18", id2label=dict(enumerate(names)))
+    theirs.save_pretrained(tmp_path)
+    config = load_model(tmp_path).config
+    assert (config.preset, config.data.task) == ("mask2former_r50_coco_panoptic", "panoptic")
+    assert (config.classes, config.category_ids) == (names, [*COCO_CATEGORIES, *COCO_STUFF])
+    assert config.stuff == list(COCO_STUFF.values())
+
+    options = json.loads((tmp_path / "config.json").read_text())
+    options["id2label"]["0"] = "gnome"
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    config = load_model(tmp_path).config
+    assert (config.classes[:2], config.category_ids, config.stuff) == (["gnome", "bicycle"], [], [])
+    assert config.data.task == "instance"
+
+
+def test_what_dqdet_does_not_have_is_refused(tmp_path):
+    published("resnet18").save_pretrained(tmp_path)
+    original = json.loads((tmp_path / "config.json").read_text())
+
+    def message(**options) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(original | options))
+        with pytest.raises(DqdetError) as caught:
+            load_model(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path}: ")
+        return str(caught.value)
+
+    assert "config.json has pre_norm=True; supported is False only" in message(pre_norm=True)
+    assert "mask_feature_size=64; supported is 32 only" in message(mask_feature_size=64)
+    other_backbone = original["backbone_config"] | {"downsample_in_bottleneck": True}
+    assert "downsample_in_bottleneck=True" in message(backbone_config=other_backbone)
+    assert "class_head.weight [3, 32] instead of [4, 32]" in message(id2label={"0": "a", "1": "b", "2": "c"})
