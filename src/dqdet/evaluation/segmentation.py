@@ -170,6 +170,8 @@ def enlarged(
     As published for Mask2Former, masks are enlarged to the padded image, cropped to the image, and resized.
     """
     masks = final.masks_of(0, image, queries).float().flatten(0, -3)  # [M, h, w] (video: [M * T, h, w])
+    if not len(masks):
+        return
     padded = masks.shape[1] * STRIDE, masks.shape[2] * STRIDE
     for some in masks.unsqueeze(1).split(_count(padded, original_size)):
         whole = F.interpolate(some, size=padded, mode="bilinear")
