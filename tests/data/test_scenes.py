@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import PIL.Image
+import pycocotools.mask
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,8 @@ from torchvision.ops import masks_to_boxes
 
 from dqdet.config import DataConfig, ScenesConfig
 from dqdet.data import open_dataset
-from dqdet.data.scenes import CLASSES, KINDS, draw_scene, render
+from dqdet.data.scenes import CLASSES, KINDS, STUFF, draw_scene, render
+from dqdet.evaluation.panoptic import segment_faults
 
 numbers = st.integers(0, 10**6)
 
@@ -62,6 +64,48 @@ def test_boxes_enclose_the_visible_pixels(seed):
 
 
 @settings(max_examples=20)
+@given(numbers)
+def test_masks_of_a_picture_are_what_is_drawn_last(seed):
+    """Of things by their number, of stuff by its name."""
+    detection, instance, panoptic = (scenes(seed=seed, images=1, task=t) for t in ("detection", "instance", "panoptic"))
+    assert "masks" not in detection.read(0)
+    scene = draw_scene(seed, 0, 0)
+    _, segments = render(scene, 128)
+    things = [(thing.category, segments == i) for i, thing in enumerate(scene.objects, start=len(scene.regions))]
+    names = [region.name for region in scene.regions]
+    numbers = {name: [i for i, other in enumerate(names) if other == name] for name in names}
+    stuff = [(name, np.isin(segments, same)) for name, same in numbers.items()]
+    for dataset, expected in ((instance, things), (panoptic, stuff + things)):
+        sample = dataset.read(0)
+        found = [dataset.classes[label] for label in sample["labels"]]
+        seen = [(name, mask) for name, mask in expected if mask.any()]
+        assert found == [name for name, _ in seen]
+        assert np.array_equal(sample["masks"].numpy(), [mask for _, mask in seen])
+        assert torch.equal(sample["boxes"], masks_to_boxes(sample["masks"]) + torch.tensor([0, 0, 1, 1]))
+        assert sample["image"].tobytes() == detection.read(0)["image"].tobytes()
+    assert panoptic.read(0)["masks"].sum(0).eq(1).all()
+
+
+def test_panoptic_maps_say_what_the_targets_say():
+    dataset = scenes("val", images=20, task="panoptic")
+    categories = {category["id"]: category for category in dataset.panoptic_categories}
+    assert list(categories) == dataset.category_ids
+    assert [category["name"] for category in categories.values()] == dataset.classes
+    assert [c["name"] for c in categories.values() if not c["isthing"]] == list(dataset.stuff) == STUFF
+    assert len({tuple(category["color"]) for category in categories.values()}) == len(categories)
+    for index in range(len(dataset)):
+        panoptic, sample = dataset.panoptic(index), dataset.read(index)
+        assert not segment_faults(panoptic, categories)
+        labels = np.zeros((128, 128), dtype=int)
+        for label, mask in zip(sample["labels"].tolist(), sample["masks"].numpy().astype(bool), strict=True):
+            labels[mask] = dataset.category_ids[label]
+        of_segment = {segment["id"]: segment["category_id"] for segment in panoptic.segments}
+        assert np.array_equal(np.vectorize(of_segment.get)(panoptic.ids), labels)
+        stuff = [number for number in of_segment.values() if not categories[number]["isthing"]]
+        assert len(stuff) == len(set(stuff))
+
+
+@settings(max_examples=20)
 @given(numbers, st.data())
 def test_segments_are_where_the_objects_are_drawn(seed, data):
     """Leaving out an object changes the picture there and nowhere else."""
@@ -88,12 +132,14 @@ def test_a_scene_is_the_same_at_any_size():
 def test_objects_are_few_and_large_enough_to_be_found():
     dataset = scenes()
     seen = set()
-    for annotation in dataset.ground_truth()["annotations"]:
+    annotations = dataset.ground_truth()["annotations"]
+    for annotation in annotations:
         seen.add(annotation["category_id"])
         assert annotation["area"] >= 40
         assert min(annotation["bbox"][2:]) >= 6
     assert seen == set(dataset.category_ids)
-    counts = [len(dataset.read(i)["labels"]) for i in range(len(dataset))]
+    counts = np.bincount([annotation["image_id"] for annotation in annotations])[1:]
+    assert len(counts) == len(dataset)
     assert min(counts) >= 2
     assert max(counts) <= 8
 
@@ -109,6 +155,8 @@ def test_kinds_of_scene_differ_in_what_appears_and_where():
     assert len({frozenset(names) for names in categories.values()}) == len(KINDS)
     assert all(len(names) <= 3 for names in categories.values())
     assert set().union(*categories.values()) == set(CLASSES)
+    drawn_stuff = [region.name for kind in KINDS for region in kind(np.random.default_rng(0)).regions]
+    assert set(drawn_stuff) == set(STUFF)
     for upper in ("kite", "balloon"):
         for lower in ("car", "boat", "sheep", "plate", "cup"):
             assert np.mean(heights[upper]) + 0.1 < np.mean(heights[lower])
@@ -128,23 +176,30 @@ def test_the_horizontal_flip_turns_picture_and_boxes():
     torch.testing.assert_close(other.boxes[:, 1:], target.boxes[:, 1:])
 
 
-def test_ground_truth_fits_the_official_evaluation(capsys):
-    dataset = scenes("val", images=12)
+@pytest.mark.parametrize("task", ["detection", "instance", "panoptic"])
+def test_ground_truth_fits_the_official_evaluation(capsys, task):
+    dataset = scenes("val", images=12, task=task)
     truth = dataset.ground_truth()
     assert [image["id"] for image in truth["images"]] == dataset.image_ids
+    assert [category["name"] for category in truth["categories"]] == CLASSES
     reference = COCO()
     reference.dataset = truth
     reference.createIndex()
     results = []
     for index, image_id in enumerate(dataset.image_ids):
         sample = dataset.read(index)
-        for box, label in zip(sample["boxes"].tolist(), sample["labels"].tolist(), strict=True):
-            x0, y0, x1, y1 = box
-            found = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": dataset.category_ids[label], "score": 0.9}
-            results.append({"image_id": image_id} | found)
-    evaluation = COCOeval(reference, reference.loadRes(results), "bbox")
+        for i, label in enumerate(sample["labels"].tolist()):
+            x0, y0, x1, y1 = sample["boxes"][i].tolist()
+            found = {"image_id": image_id, "category_id": dataset.category_ids[label], "score": 0.9}
+            if task == "detection":
+                found["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+            else:
+                found["segmentation"] = pycocotools.mask.encode(np.asfortranarray(sample["masks"][i].numpy()))
+            results.append(found)
+    evaluation = COCOeval(reference, reference.loadRes(results), "bbox" if task == "detection" else "segm")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     capsys.readouterr()
     assert evaluation.stats[0] == pytest.approx(1.0)
+    assert len(truth["annotations"]) == sum(found["category_id"] <= len(CLASSES) for found in results)

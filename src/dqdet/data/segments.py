@@ -56,7 +56,7 @@ def as_sample(image: PIL.Image.Image, panoptic: PanopticMap, category_ids: Seque
         "image": image,
         "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=panoptic.ids.shape),
         "labels": torch.tensor([label[segment["category_id"]] for segment in segments], dtype=torch.int64),
-        "masks": tv_tensors.Mask(masks.to(torch.uint8)),
+        "masks": tv_tensors.Mask(masks.view(torch.uint8)),
     }
 
 
