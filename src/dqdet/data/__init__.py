@@ -4,6 +4,7 @@ from dqdet.config import DataConfig
 from dqdet.data.cityscapes import CityscapesDataset
 from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset, Split
+from dqdet.data.panoptic import CocoPanopticDataset
 from dqdet.data.scene_videos import SceneVideosDataset
 from dqdet.data.scenes_dataset import ScenesDataset
 
@@ -11,6 +12,7 @@ from dqdet.data.scenes_dataset import ScenesDataset
 DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
     ("coco", "detection"): CocoDataset,
     ("coco", "instance"): CocoDataset,
+    ("coco", "panoptic"): CocoPanopticDataset,
     ("cityscapes", "instance"): CityscapesDataset,
     ("cityscapes", "panoptic"): CityscapesDataset,
     ("scenes", "detection"): ScenesDataset,

@@ -64,11 +64,15 @@ def _find_faults(document: dict[str, Any], masks: bool) -> list[str]:
     """All records that cannot be used, with the reason."""
     bad_images, image_ids = record_faults("image", document["images"], image_fault)
     bad_categories, category_ids = record_faults("category", document["categories"], _category_fault)
-    sizes = {} if bad_images else {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    sizes = {
+        image["id"]: (image["height"], image["width"])
+        for image in document["images"]
+        if isinstance(image, dict) and is_id(image.get("id")) and image_fault(image) is None
+    }
 
     def fault(annotation: dict[str, Any]) -> str | None:
         reason = _annotation_fault(annotation, image_ids, category_ids)
-        if reason is None and masks and sizes:
+        if reason is None and masks and annotation["image_id"] in sizes:
             return segmentation_fault(annotation.get("segmentation"), *sizes[annotation["image_id"]])
         return reason
 
