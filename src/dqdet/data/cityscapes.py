@@ -60,23 +60,25 @@ def find_images(images: Path, annotations: Path) -> list[str]:
     Raises:
         DqdetError: there are none, or images without annotation or the reverse; names all of them.
     """
-    found = [
-        {str(file.relative_to(folder)).removesuffix(ending) for file in folder.glob(f"*/*{ending}")}
-        for folder, ending in ((images, IMAGE_ENDING), (annotations, INSTANCES_ENDING))
-    ]
+    pictured, annotated = _names(images, IMAGE_ENDING), _names(annotations, INSTANCES_ENDING)
     faults = []
     for kind, folder, ending, missing in (
-        ("images", images, IMAGE_ENDING, found[1] - found[0]),
-        ("annotations", annotations, INSTANCES_ENDING, found[0] - found[1]),
+        ("images", images, IMAGE_ENDING, annotated - pictured),
+        ("annotations", annotations, INSTANCES_ENDING, pictured - annotated),
     ):
         if missing:
             files = listed([f"{name}{ending}" for name in sorted(missing)])
-            faults.append(f"{folder}: {len(missing)} of {len(found[0] | found[1])} {kind} are missing: {files}")
+            faults.append(f"{folder}: {len(missing)} of {len(pictured | annotated)} {kind} are missing: {files}")
     if faults:
         raise DqdetError(f"{'; '.join(faults)}; unpack the archives again or remove what belongs to these files")
-    if not found[0]:
+    if not pictured:
         raise DqdetError(f"{images}: has no files */*{IMAGE_ENDING}; unpack {ARCHIVES['leftImg8bit']} again")
-    return sorted(found[0])
+    return sorted(pictured)
+
+
+def _names(folder: Path, ending: str) -> set[str]:
+    """Of the files with this ending, which is left out."""
+    return {str(file.relative_to(folder)).removesuffix(ending) for file in folder.glob(f"*/*{ending}")}
 
 
 def labels_of(numbers: np.ndarray) -> np.ndarray:
