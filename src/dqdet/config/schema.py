@@ -218,7 +218,7 @@ class InferenceConfig(Section):
     limit: PositiveInt = 100  # detections an image, or tracks a video
     object_threshold: float = Field(default=0.8, ge=0, le=1)  # least score of a segment of a panoptic map
     overlap_threshold: float = Field(default=0.8, ge=0, le=1)  # share of its mask that such a segment must keep
-    window: PositiveInt = 36  # frames of a video that go through the model together
+    window: int = Field(default=36, ge=2)  # frames of a video that go through the model together
 
 
 class ScenesConfig(Section):
