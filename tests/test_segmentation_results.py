@@ -151,6 +151,17 @@ def test_one_image_and_batches_give_the_same(images):
         np.testing.assert_array_equal(alone.panoptic(image).ids, panoptic.ids)
 
 
+def test_nothing_found(images):
+    model = predictor("panoptic")
+    model.config.inference.object_threshold = 1.0
+    panoptic = model.panoptic(images[0])
+    assert panoptic.segments == []
+    assert panoptic.ids.shape == (200, 300)
+    assert not panoptic.ids.any()
+    found = predictor("instance")(images[0], 1.0)
+    assert found.mask.shape == (0, 200, 300)
+
+
 def test_other_models_have_no_maps(images):
     boxes = Predictor(nn.Identity(), Config(preset="test", model=DetrConfig(), classes=NAMES), device="cpu")
     with pytest.raises(DqdetError, match=r"data\.task=detection has no panoptic maps"):
