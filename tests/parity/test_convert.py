@@ -32,8 +32,9 @@ from transformers import (
 import dqdet
 from dqdet.checkpoints.folder import differences, load_folder, without_pretraining
 from dqdet.checkpoints.official import from_official
-from dqdet.checkpoints.shapes import OFFICIAL_SIGNS, describe
-from dqdet.checkpoints.sources import load_model
+from dqdet.checkpoints.shapes import describe
+from dqdet.checkpoints.sources import load_model, translate
+from dqdet.config import Config, resolve
 from dqdet.data.categories import COCO_CATEGORIES
 from dqdet.errors import DqdetError
 from dqdet.models import FAMILIES, create_model
@@ -54,34 +55,75 @@ def message(source: Path | str) -> str:
 # Full size: every parameter of the published models.
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, name):
-    """Each official tensor is filled with a number of its own, and so is looked up among ours."""
-    rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())
-    recipe = json.loads((shared / "parity" / f"{name}_r50_full" / "weights_recipe.json").read_text())
-    aliases = {parameter: f"shared {index}" for parameter, _, index, _, _ in recipe["rows"]}
+def assert_all_used_once(rows: list[tuple[str, list[int]]], aliases: dict[str, str], unused: str) -> Config:
+    """Fill each official tensor with a number of its own, and look it up among the parameters of our model.
+
+    Args:
+        rows: names and shapes of the official parameters.
+        aliases: names of shared parameters -> what names all that are one.
+        unused: pattern of the names that need not be found.
+
+    Returns:
+        the configuration that the parameters tell.
+    """
     owners = {parameter: aliases.get(parameter, parameter) for parameter, _ in rows}
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners.values()), 1)}
     state = {parameter: torch.tensor(numbers[owners[parameter]]).expand(shape) for parameter, shape in rows}
-
-    family = next(family for family, sign in OFFICIAL_SIGNS.items() if sign in state)
-    converted = from_official(state, family)
+    converted, family = translate(state)
     config = describe(converted, family)
-    assert family == config.model.family == name.removesuffix("_dq").removesuffix("_refine").removesuffix("_two_stage")
     with torch.device("meta"):
         model = create_model(without_pretraining(config))
     assert differences(model.state_dict(), converted) == ""
 
     sizes = dict.fromkeys(numbers.values(), 0)
     for parameter, tensor in converted.items():
-        if not parameter.endswith((".scale", ".shift")):  # computed from the four tensors of a batch norm
-            for number, elements in zip(*tensor.unique(return_counts=True), strict=True):
-                sizes[int(number)] += int(elements)
+        if parameter.endswith((".scale", ".shift")):
+            continue  # computed from the four tensors of a batch norm
+        if not any(tensor.stride()):  # one official tensor, still expanded from its number
+            sizes[int(tensor.flatten()[0])] += tensor.numel()
+            continue
+        for number, elements in zip(*tensor.unique(return_counts=True), strict=True):
+            sizes[int(number)] += int(elements)
     for parameter, shape in rows:
-        if re.search(r"\.(bn\d|downsample\.1)\.", parameter):
-            assert sizes[numbers[owners[parameter]]] == 0
-        else:
-            assert sizes[numbers[owners[parameter]]] == torch.Size(shape).numel(), parameter
+        expected = 0 if re.search(unused, parameter) else torch.Size(shape).numel()
+        assert sizes[numbers[owners[parameter]]] == expected, parameter
+    return config
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_published_parameter_is_used_once_and_fills_one_of_ours(shared, name):
+    rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())
+    recipe = json.loads((shared / "parity" / f"{name}_r50_full" / "weights_recipe.json").read_text())
+    aliases = {parameter: f"shared {index}" for parameter, _, index, _, _ in recipe["rows"]}
+    config = assert_all_used_once(rows, aliases, r"\.(bn\d|downsample\.1)\.")
+    assert config.model.family == name.removesuffix("_dq").removesuffix("_refine").removesuffix("_two_stage")
+
+
+SEGMENTATION = {  # preset and backbone
+    "mask2former_r50": ("mask2former_r50_coco_instance", "resnet50"),
+    "mask2former_swin_b": ("mask2former_swin_b_coco_instance", "swin_b"),
+    "video_mask2former_r50": ("video_mask2former_r50", "resnet50"),
+    "seqformer_r50": ("seqformer_r50", "resnet50"),
+    "seqformer_swin_l": ("seqformer_swin_l", "swin_l"),
+}
+
+
+@pytest.mark.parametrize(("name", "older"), [*((name, False) for name in SEGMENTATION), ("mask2former_r50", True)])
+def test_every_published_parameter_of_segmentation_is_used_once(shared, name, older):
+    rows = json.loads((shared / "parity" / f"{name}_keys.json").read_text())
+    if older:  # names of files of Mask2Former that were published first
+        rows = [(n.replace("head.pixel_decoder.", "head.").replace("query_feat", "static_query"), s) for n, s in rows]
+    # SeqFormer's box heads are parameters of the decoder too.
+    aliases = {n: n.replace("transformer.decoder.bbox_embed", "bbox_embed") for n, _ in rows}
+    norms = r"^backbone\.(stem|res\d)\..*\bnorm\.|\.(bn\d|downsample\.1)\."
+    unused = r"empty_weight|relative_position_index|encoder\.layers\.\d\.self_attn\.output_proj_box|body\.norm0\."
+    config = assert_all_used_once(rows, aliases, f"{norms}|{unused}")
+    assert (config.preset, config.model.backbone.name) == SEGMENTATION[name]
+    preset = resolve(config.preset)
+    published = {"backbone": preset.model.backbone, "see_padding": False, "dropout": preset.model.dropout}
+    assert config.model.model_copy(update=published) == preset.model
+    assert (config.queries.kind, config.queries.count) == ("static", preset.queries.count)
+    assert config.loss == preset.loss
 
 
 @pytest.mark.parametrize("name", SMALL)

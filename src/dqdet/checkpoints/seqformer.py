@@ -5,9 +5,20 @@ from __future__ import annotations
 import re
 
 from dqdet.checkpoints.conversion import Rule, State, fold_norms, rename, split_columns
+from dqdet.checkpoints.detectron2 import SWIN
 from dqdet.checkpoints.official import DEFORMABLE_DETR, DYNAMIC
 
+# Swin transformers have a norm for each stage, but no map of the first is read.
+BACKBONE: list[Rule] = [
+    (r"^detr\.backbone\.0\.body\.norm1\.", "backbone.norms.0."),
+    (r"^detr\.backbone\.0\.body\.norm2\.", "backbone.norms.1."),
+    (r"^detr\.backbone\.0\.body\.norm3\.", "backbone.norms.2."),
+    (r"^detr\.backbone\.0\.body\.(?=layers\.|patch_embed\.)", "backbone."),
+    *SWIN,
+]
+
 RULES: list[Rule] = [
+    *BACKBONE,
     (r"^detr\.", ""),
     *DEFORMABLE_DETR,
     (r"\.self_attn_box\.", ".box_self_attn."),
@@ -24,8 +35,8 @@ RULES: list[Rule] = [
     (r"^mask_head\.lay2\.", "mask_features.convs.4."),
 ]
 
-# The encoder's attention has a projection for boxes, as the decoder's has, but no boxes.
-UNUSED = re.compile(r"\.encoder\.layers\.\d+\.self_attn\.output_proj_box\.")
+# The encoder's attention has a projection for boxes, as the decoder's has, but no boxes. Indices follow from windows.
+UNUSED = re.compile(r"\.encoder\.layers\.\d+\.self_attn\.output_proj_box\.|\.body\.norm0\.|\.relative_position_index$")
 
 
 def from_seqformer(state: State) -> State:

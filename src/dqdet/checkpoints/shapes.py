@@ -16,6 +16,7 @@ MASK2FORMERS = ("mask2former", "video_mask2former")
 # A parameter that only this family has among those that follow, by its official name.
 OFFICIAL_SIGNS: dict[str, str] = {
     "mask2former": "sem_seg_head.predictor.decoder_norm.weight",
+    "seqformer": "detr.transformer.level_embed",
     "dab_deformable_detr": "tgt_embed.weight",
     "deformable_detr": "transformer.level_embed",
     "smca_detr": "transformer.decoder.layers.0.point1.layers.0.weight",
@@ -104,7 +105,7 @@ def _model(state: State, family: str, heads: int) -> dict[str, Any]:
     if family == "dab_detr":
         options["model.activation"] = "prelu" if "decoder.0.feedforward.activation.weight" in state else "relu"
         options["model.patterns"] = len(state.get("patterns", ()))
-    if family in ("deformable_detr", "dab_deformable_detr"):
+    if family in ("deformable_detr", "dab_deformable_detr", "seqformer"):
         options["model.levels"] = levels = len(state["encoder.level_embed"])
         options["model.points"] = len(state["decoder.0.cross_attn.attention_weights.bias"]) // (heads * levels)
     if family == "deformable_detr":
@@ -114,6 +115,7 @@ def _model(state: State, family: str, heads: int) -> dict[str, Any]:
         first, levels = "pixel_decoder.encoder.layers.0", len(state["level_embed"])
         options["model.points"] = len(state[f"{first}.self_attn.attention_weights.bias"]) // (heads * levels)
         options["model.encoder_feedforward"] = len(state[f"{first}.feedforward.linear1.bias"])
+    if family in (*MASK2FORMERS, "seqformer"):
         options["model.see_padding"] = True  # as published
     return options
 

@@ -30,6 +30,7 @@ from dqdet.checkpoints.huggingface import (
 )
 from dqdet.checkpoints.official import from_official
 from dqdet.checkpoints.reading import read_checkpoint
+from dqdet.checkpoints.seqformer import from_seqformer
 from dqdet.checkpoints.shapes import OFFICIAL_SIGNS, describe
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
@@ -94,15 +95,30 @@ def convert(source: str | Path, out: Path) -> None:
     save_folder(out, model, config, metrics)
 
 
+def translate(official: State) -> tuple[State, str]:
+    """Our parameters from those of an official checkpoint, and the family that their names tell.
+
+    Raises:
+        DqdetError: they are of no family here, or two different ones become one of ours.
+    """
+    family = next((family for family, sign in OFFICIAL_SIGNS.items() if sign in official), None)
+    match family:
+        case None:
+            some = ", ".join(map(str, list(official)[:3]))
+            raise DqdetError(f"not an official checkpoint of {', '.join(OFFICIAL_SIGNS)}; has {some}, ...")
+        case "mask2former":
+            return from_detectron2(official), family
+        case "seqformer":
+            return from_seqformer(official), family
+        case _:
+            return from_official(official, family), family
+
+
 def _read_official(file: Path) -> tuple[State, Config]:
     official, arguments = read_checkpoint(file)
-    family = next((family for family, sign in OFFICIAL_SIGNS.items() if sign in official), None)
-    if family is None:
-        some = ", ".join(map(str, list(official)[:3]))
-        raise DqdetError(f"not an official checkpoint of {', '.join(OFFICIAL_SIGNS)}; has {some}, ...")
     if arguments.get("dilation"):
         raise DqdetError("trained with --dilation (DC5), which is not supported")
-    state = from_detectron2(official) if family == "mask2former" else from_official(official, family)
+    state, family = translate(official)
     return state, describe(state, family, arguments.get("nheads", 8), arguments.get("num_queries"))
 
 
