@@ -2,11 +2,14 @@
 
 from dqdet.config import DataConfig
 from dqdet.data.cityscapes import CityscapesDataset
+from dqdet.data.clips import VideoDataset
 from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.panoptic import CocoPanopticDataset
+from dqdet.data.pseudo_clips import JointDataset
 from dqdet.data.scene_videos import SceneVideosDataset
 from dqdet.data.scenes_dataset import ScenesDataset
+from dqdet.data.youtube_vis import YoutubeVisDataset
 
 # By config.data.kind and config.data.task.
 DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
@@ -15,6 +18,7 @@ DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
     ("coco", "panoptic"): CocoPanopticDataset,
     ("cityscapes", "instance"): CityscapesDataset,
     ("cityscapes", "panoptic"): CityscapesDataset,
+    ("youtube_vis", "video"): YoutubeVisDataset,
     ("scenes", "detection"): ScenesDataset,
     ("scenes", "instance"): ScenesDataset,
     ("scenes", "panoptic"): ScenesDataset,
@@ -33,4 +37,7 @@ def open_dataset(config: DataConfig, split: Split, seed: int = 0) -> DetectionDa
     Raises:
         DqdetError: the data is missing or faulty; says which file and what to do.
     """
-    return DATASETS[config.kind, config.task](config, split, seed)
+    dataset = DATASETS[config.kind, config.task](config, split, seed)
+    if isinstance(dataset, VideoDataset) and split == "train" and config.clips.images is not None:
+        return JointDataset(dataset, config, seed)
+    return dataset

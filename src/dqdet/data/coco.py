@@ -24,11 +24,11 @@ from torchvision import tv_tensors
 from dqdet.config import DataConfig
 from dqdet.data.coco_files import (
     CocoImages,
+    category_fault,
     find_split,
     image_fault,
     is_finite,
     is_id,
-    is_text,
     read_document,
     record_faults,
     refuse,
@@ -46,10 +46,6 @@ def _layouts(root: Path, name: str) -> Iterator[tuple[Path, list[Path]]]:
     yield root / name / "_annotations.coco.json", [root / name]
 
 
-def _category_fault(category: dict[str, Any]) -> str | None:
-    return None if is_text(category.get("name")) else "has no name"
-
-
 def _annotation_fault(annotation: dict[str, Any], image_ids: set[int], category_ids: set[int]) -> str | None:
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         if not (is_id(annotation.get(key)) and annotation[key] in known):
@@ -63,7 +59,7 @@ def _annotation_fault(annotation: dict[str, Any], image_ids: set[int], category_
 def _find_faults(document: dict[str, Any], masks: bool) -> list[str]:
     """All records that cannot be used, with the reason."""
     bad_images, image_ids = record_faults("image", document["images"], image_fault)
-    bad_categories, category_ids = record_faults("category", document["categories"], _category_fault)
+    bad_categories, category_ids = record_faults("category", document["categories"], category_fault)
     sizes = {
         image["id"]: (image["height"], image["width"])
         for image in document["images"]

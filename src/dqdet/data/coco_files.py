@@ -54,8 +54,16 @@ def first_folder(folders: Sequence[Path], complaint: str) -> Path:
     raise DqdetError(f"{complaint}; looked for {listed(folders)}")
 
 
-def read_document(file: Path, format: Literal["detection", "panoptic"] = "detection") -> dict[str, Any]:
-    """A COCO annotation file: a dictionary with the lists ``images``, ``categories`` and ``annotations``.
+# What an annotation file has to hold. YouTube-VIS does not publish all annotations.
+LISTS = {
+    "detection": ("images", "categories", "annotations"),
+    "panoptic": ("images", "categories", "annotations"),
+    "video": ("videos", "categories"),
+}
+
+
+def read_document(file: Path, format: Literal["detection", "panoptic", "video"] = "detection") -> dict[str, Any]:
+    """A COCO annotation file, or one of YouTube-VIS: a dictionary with the lists that its format needs.
 
     Raises:
         DqdetError: the file cannot be read, is not JSON, or is not in COCO's format.
@@ -66,7 +74,7 @@ def read_document(file: Path, format: Literal["detection", "panoptic"] = "detect
         raise DqdetError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:
         raise DqdetError(f"{file}: not valid JSON ({error}); download or export it again") from error
-    for kind in ("images", "categories", "annotations"):
+    for kind in LISTS[format]:
         if not isinstance(document, dict) or not isinstance(document.get(kind), list):
             raise DqdetError(f"{file}: not in COCO's {format} format (no list {kind!r}); export it as COCO JSON")
         if kind != "annotations" and not document[kind]:
@@ -94,6 +102,11 @@ def image_fault(image: dict[str, Any]) -> str | None:
         if not (is_finite(image.get(side)) and image[side] >= 1):
             return f"has no {side}"
     return None
+
+
+def category_fault(category: dict[str, Any]) -> str | None:
+    """Why a record of a category cannot be used, or None."""
+    return None if is_text(category.get("name")) else "has no name"
 
 
 def record_faults(
@@ -156,9 +169,11 @@ class CocoImages:
         records: of the images, checked.
         annotation_file: named in errors.
         folder: of the images.
+        kind: what messages call a record.
     """
 
-    def __init__(self, records: list[dict[str, Any]], annotation_file: Path, folder: Path) -> None:
+    def __init__(self, records: list[dict[str, Any]], annotation_file: Path, folder: Path, kind: str = "image") -> None:
+        self.kind = kind
         self.annotation_file = annotation_file
         self.folder = folder
         records = sorted(records, key=lambda record: record["id"])
@@ -186,12 +201,12 @@ class CocoImages:
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise DqdetError(
                 f"{file}: cannot be read as an image ({error}); "
-                f"replace the file or remove image {self.ids[index]} from {self.annotation_file}"
+                f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
             ) from error
         height, width = self.sizes[index]
         if image.size != (width, height):
             raise DqdetError(
-                f"{file}: is {image.width} x {image.height} pixels, but image {self.ids[index]} of "
+                f"{file}: is {image.width} x {image.height} pixels, but {self.kind} {self.ids[index]} of "
                 f"{self.annotation_file} is {width} x {height}; correct one of them "
                 "(the EXIF orientation of a file is not applied)"
             )

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dqdet.data.coco_files import is_finite, is_id
 
+EMPTY = "has an empty mask"  # a fault of an object, but not of an object in one of several frames
+
 # Of the characters of a compressed RLE: each holds five bits of a number, and whether more of them follow.
 OFFSET, BITS, MORE, SIGN = 48, 0x1F, 0x20, 0x10
 
@@ -49,7 +51,7 @@ def _rle_fault(rle: dict[str, Any], height: int, width: int) -> str | None:
     # pycocotools reads and writes outside its memory where runs are negative or do not fill the mask.
     if not (isinstance(runs, list) and all(is_id(run) and run >= 0 for run in runs) and sum(runs) == height * width):
         return f"has an RLE whose counts are not {height * width} pixels"
-    return None if any(runs[1::2]) else "has an empty mask"
+    return None if any(runs[1::2]) else EMPTY
 
 
 def _run_lengths(counts: str) -> list[int]:
