@@ -11,10 +11,11 @@ import pycocotools.mask
 import pytest
 import torch
 
-from dqdet.config import DataConfig
+from dqdet.config import DataConfig, resolve
 from dqdet.data import open_dataset, panoptic
 from dqdet.errors import DqdetError
 from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, read_ids
+from dqdet.training.engine import train
 
 CATEGORIES = [
     {"id": 9, "name": "sky", "isthing": 0, "supercategory": "outdoor"},
@@ -323,6 +324,31 @@ def test_maps_of_large_data_sets_are_checked_when_they_are_read(tmp_path, monkey
             f"{tmp_path}/annotations/panoptic_train/2.png: image 2: the PNG has 20 x 30 pixels, the image 30 x 20; "
             f"correct the PNG or {file}"
         )
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        (
+            [*CATEGORIES[:2], {"id": 5, "name": "road", "isthing": 0}],
+            "its 3 classes are not the 3 of the model (only in the data: road; only in the model: grass)",
+        ),
+        (
+            [*CATEGORIES[:2], {"id": 5, "name": "grass", "isthing": 1}],
+            "grass: stuff in this or the training split, but not in both",
+        ),
+    ],
+)
+def test_splits_that_disagree_about_categories_are_not_trained_on(tmp_path, categories, message):
+    write(tmp_path)
+    for name in ("train", "annotations/panoptic_train"):
+        shutil.copytree(tmp_path / name, tmp_path / name.replace("train", "val"))
+    document = json.loads((tmp_path / "annotations/panoptic_train.json").read_text())
+    (tmp_path / "annotations/panoptic_val.json").write_text(json.dumps(document | {"categories": categories}))
+    config = resolve("scenes_tiny_panoptic", {"data.kind": "coco", "data.root": str(tmp_path), "train.batch": 1})
+    with pytest.raises(DqdetError) as caught:
+        train(config, tmp_path / "run")
+    assert str(caught.value) == f"data.root={tmp_path}, validation split: {message}"
 
 
 def test_maps_are_written_and_read_without_change(tmp_path):

@@ -40,7 +40,7 @@ from dqdet.checkpoints.folder import (
 from dqdet.checkpoints.transfer import start_from
 from dqdet.config import Config, DataConfig, Overrides, override, parse_overrides
 from dqdet.data import open_dataset
-from dqdet.errors import DqdetError, Interrupted
+from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.evaluation.tasks import make_evaluation
 from dqdet.models import create_model
 from dqdet.training.callbacks import CheckpointFiles, LastCheckpoint, Validation
@@ -143,7 +143,10 @@ def _open_data(config: Config) -> DataModule:
             f"train.accumulate={config.train.accumulate}"
         )
     train, val = (open_dataset(config.data, split, config.train.seed) for split in ("train", "val"))
-    check_classes(config.model_copy(update={"classes": train.classes}), val.classes, "the validation split")
+    place = f"{_place(config.data)}, validation split"
+    check_classes(config.model_copy(update={"classes": train.classes}), val.classes, place)
+    if differing := sorted(set(train.stuff) ^ set(val.stuff)):
+        raise DqdetError(f"{place}: {listed(differing)}: stuff in this or the training split, but not in both")
     return DataModule(config, train, val)
 
 
