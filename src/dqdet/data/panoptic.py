@@ -20,6 +20,7 @@ import numpy as np
 from dqdet.config import DataConfig
 from dqdet.data.coco_files import (
     CocoImages,
+    category_fault,
     find_split,
     first_folder,
     image_fault,
@@ -59,9 +60,9 @@ def _find_faults(document: dict[str, Any]) -> list[str]:
     """All records that cannot be used, with the reason."""
     names = Counter(category.get("name") for category in document["categories"] if isinstance(category, dict))
 
-    def category_fault(category: dict[str, Any]) -> str | None:
-        if not is_text(category.get("name")):
-            return "has no name"
+    def class_fault(category: dict[str, Any]) -> str | None:
+        if reason := category_fault(category):
+            return reason
         if names[category["name"]] > 1:
             return f"has the name of another one: {category['name']!r}"
         return None if category.get("isthing") in (0, 1) else "has no isthing, which is 0 or 1"
@@ -74,7 +75,7 @@ def _find_faults(document: dict[str, Any]) -> list[str]:
         return _segments_fault(annotation.get("segments_info"), category_ids)
 
     bad_images, image_ids = record_faults("image", document["images"], image_fault)
-    bad_categories, category_ids = record_faults("category", document["categories"], category_fault)
+    bad_categories, category_ids = record_faults("category", document["categories"], class_fault)
     kind = "annotation of image"
     bad_annotations, annotated = record_faults(kind, document["annotations"], annotation_fault, key="image_id")
     without = [f"image {image_id} has no annotation" for image_id in sorted(image_ids - annotated)]
