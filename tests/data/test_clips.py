@@ -92,10 +92,11 @@ def squares_of(image: Tensor, track: int) -> Tensor:
     return channel > channel.new_tensor([(0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225][track])
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_pictures_boxes_masks_and_visibility_agree_in_every_frame(seed):
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("options", [{}, {"crop": False, "jitter": (0.4, 2.0), "window": (56, 72)}])
+def test_pictures_boxes_masks_and_visibility_agree_in_every_frame(options, seed):
     """Whatever crop, size and flip were drawn."""
-    dataset = Squares(augmented(), seed=seed)
+    dataset = Squares(augmented(**options), seed=seed)
     for epoch in range(4):
         dataset.set_epoch(epoch)
         frames, target = dataset[0]
@@ -118,6 +119,17 @@ def test_pictures_boxes_masks_and_visibility_agree_in_every_frame(seed):
             assert (torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) - edges).abs().max() <= 1.01
         for label in {0, 1} - set(target.labels.tolist()):  # not in the crop
             assert squares_of(frames[0], label).sum() <= 2 * max(height, width)
+
+
+def test_colours_are_distorted_alike_in_all_frames():
+    changed = 0
+    for seed in range(8):
+        options = {"crop": False, "flip": False, "resize": [64]}
+        frames, _ = Squares(augmented(colour=True, **options), length=1, seed=seed)[0]
+        assert len(frames.unique(dim=0)) == 1
+        plain, _ = Squares(augmented(**options), length=1, seed=seed)[0]
+        changed += int(not torch.equal(frames, plain))
+    assert changed >= 4
 
 
 def test_flips_and_crops_were_among_them():
