@@ -123,7 +123,7 @@ def test_pictures_boxes_masks_and_visibility_agree_in_every_frame(options, seed)
 
 def test_colours_are_distorted_alike_in_all_frames():
     changed = 0
-    for seed in range(8):
+    for seed in range(16):
         options = {"crop": False, "flip": False, "resize": [64]}
         frames, _ = Squares(augmented(colour=True, **options), length=1, seed=seed)[0]
         assert len(frames.unique(dim=0)) == 1
