@@ -79,7 +79,11 @@ class Case:
         return model
 
     def features(self) -> list[Tensor]:
-        return [self.io[f"features.{name}"].clone().requires_grad_() for name in self.config["backbone_channels"]]
+        """Maps ``[B, C, h, w]`` (video: ``[B, T, C, h, w]``) that keep their gradients."""
+        maps = [self.io[f"features.{name}"].clone() for name in self.config["backbone_channels"]]
+        if self.config["video"]:
+            maps = [x.unflatten(0, (-1, self.frames)) for x in maps]
+        return [x.requires_grad_() for x in maps]
 
     def padding(self) -> Tensor:
         return torch.zeros(self.config["batch_size"], *self.config["image_size"], dtype=torch.bool)
@@ -155,7 +159,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def pixel_features(case: Case, model: Mask2Former, features: list[Tensor]) -> PixelFeatures:
-    return model.pixels(features, case.padding().repeat_interleave(case.frames, 0))
+    return model.pixels([x.flatten(0, -4) for x in features], case.padding().repeat_interleave(case.frames, 0))
 
 
 def test_pixel_decoder(run):
@@ -202,7 +206,7 @@ def test_inference_on_longer_clips(run):
     case, model, _, _ = run
     if not case.config["video"]:
         pytest.skip("recorded for videos")
-    features = [case.io[f"infer.features.{name}"] for name in case.config["backbone_channels"]]
+    features = [case.io[f"infer.features.{name}"][None] for name in case.config["backbone_channels"]]
     with torch.no_grad():
         predictions = model.eval().forward_features(features, case.padding()[:1])
     model.train()

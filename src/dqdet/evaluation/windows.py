@@ -80,8 +80,8 @@ def continued(before: VideoTracks, after: VideoTracks) -> list[tuple[int, int]]:
         before: of a window, in the frames that it shares with the next.
         after: of the next window, which begins with these frames.
     """
-    overlap = overlaps(before.masks, after.masks[:, : before.masks.shape[1]])  # [K, K']
-    overlap = (overlap * (before.labels[:, None] == after.labels)).cpu().numpy()
+    same_class = before.labels[:, None] == after.labels  # [K, K']
+    overlap = (same_class * overlaps(before.masks, after.masks[:, : before.masks.shape[1]])).cpu().numpy()
     pairs = zip(*linear_sum_assignment(overlap, maximize=True), strict=True)
     return [(int(row), int(column)) for row, column in pairs if overlap[row, column] >= LEAST_IOU]
 

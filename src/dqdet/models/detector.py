@@ -17,9 +17,15 @@ class Detector(nn.Module, ABC):
     backbone: nn.Module  # set by create_model
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
-        """``images [B, 3, H, W]`` (normalised) and ``padding [B, H, W]`` (True = padded) -> predictions."""
-        return self.forward_features(self.backbone(images), padding)
+        """Predictions of images or clips.
+
+        Args:
+            images: ``[B, 3, H, W]`` normalised   (video: ``[B, T, 3, H, W]``).
+            padding: ``[B, H, W]``, True = padded; of all frames.
+        """
+        frames = self.backbone(images.flatten(0, -4))
+        return self.forward_features([x.unflatten(0, images.shape[:-3]) for x in frames], padding)
 
     @abstractmethod
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
-        """The same from feature maps ``[B, C, h, w]``, one for each of :attr:`strides`."""
+        """The same from feature maps ``[B, C, h, w]`` (video: ``[B, T, C, h, w]``), one for each of :attr:`strides`."""

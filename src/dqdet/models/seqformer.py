@@ -98,13 +98,7 @@ class SeqFormer(DeformableDetr):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
-        """``images [B, T, 3, H, W]`` (normalised) and ``padding [B, H, W]`` of all frames -> predictions."""
-        features = self.backbone(images.flatten(0, 1))
-        return self.forward_features([x.unflatten(0, images.shape[:2]) for x in features], padding)
-
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
-        """The same from feature maps ``[B, T, C, h, w]``."""
         clips = features[0].shape[:2]  # B, T
         maps = self.project([x.flatten(0, 1) for x in features])  # L of [B*T, c, h, w]
         paddings = [resize_padding(padding, x).repeat_interleave(clips[1], 0) for x in maps]  # L of [B*T, h, w]

@@ -21,18 +21,12 @@ class VideoMask2Former(Mask2Former):
     Its parameters are those of the image model, whose weights it starts from.
     """
 
-    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
-        """``images [B, T, 3, H, W]`` (normalised) and ``padding [B, H, W]``, of all frames -> predictions."""
-        return self.forward_features(self.backbone(images.flatten(0, 1)), padding)
-
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
-        """The same from feature maps ``[B*T, C, h, w]``, one for each of :attr:`strides`."""
-        frames = len(features[0]) // len(padding)
-        pixels = self.pixels(features, padding.repeat_interleave(frames, 0))
-        clips = (-1, frames)  # [B*T, ...] -> [B, T, ...]
+        clips = features[0].shape[:2]  # B, T
+        pixels = self.pixels([x.flatten(0, 1) for x in features], padding.repeat_interleave(clips[1], 0))
         context = pixels.maps[0].unflatten(0, clips).transpose(1, 2)  # [B, c, T, h, w]
         queries = self.queries(context, pixels.paddings[0].unflatten(0, clips))
-        levels = [joined(level, frames) for level in self.levels(pixels)]
+        levels = [joined(level, clips[1]) for level in self.levels(pixels)]
         return self.decode(queries, levels, pixels.mask_features.unflatten(0, clips))
 
 
