@@ -93,14 +93,23 @@ def evaluate(
 @app.command()
 def predict(
     model: Source,
-    images: Annotated[Path, typer.Argument(metavar="IMAGE_OR_FOLDER")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and results.json (COCO results).")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or frames, or video.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
 ) -> None:
-    """Detect the objects in an image or in all images of a folder."""
-    from dqdet.folder import predict_folder
+    """Find the objects in images or videos, draw them, and write results for the official evaluations.
 
-    failures = predict_folder(dqdet.load(model), images, out, threshold)
+    A folder is one video for a model of videos, and a collection of images for all others.
+    """
+    from dqdet.folder import predict_folder
+    from dqdet.tracks import predict_video
+    from dqdet.video import is_video_file
+
+    predictor = dqdet.load(model)
+    if predictor.config.data.task == "video" or is_video_file(source):
+        predict_video(predictor, source, out, threshold)
+        return
+    failures = predict_folder(predictor, source, out, threshold)
     for failure in failures:
         _complain(failure)
     if failures:

@@ -61,15 +61,10 @@ class ResultFiles:
 
     def write(self) -> None:
         """Raises OSError when a file cannot be written."""
-        config = self.predictor.config
-        categories = [
-            {"id": number, "name": name, "isthing": int(name not in config.stuff)}
-            for number, name in zip(self.predictor.category_ids, config.classes, strict=True)
-        ]
-        described = {"images": self.images, "categories": categories}
+        described = {"images": self.images, "categories": self.predictor.categories}
         self.results.write(self.out / "results.json")
         (self.out / "images.json").write_text(json.dumps(described))
-        if config.data.task == "panoptic":
+        if self.predictor.config.data.task == "panoptic":
             maps = described | {"annotations": list(self.maps.values())}
             (self.out / "panoptic.json").write_text(json.dumps(maps))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import supervision as sv
@@ -130,7 +130,7 @@ class Predictor:
             DqdetError: a file cannot be read as an image, or the model is one of videos.
         """
         if self.config.data.task == "video":
-            raise DqdetError("a model of data.task=video takes no single images; give a video to dqdet.predict")
+            raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
         for predictions, sizes, original_sizes in self.predictions(images):
             yield from infer(predictions, sizes, original_sizes, self.config)
 
@@ -206,6 +206,14 @@ class Predictor:
     def category_ids(self) -> list[int]:
         """The category id of each label in results: that of the data set, or label + 1 where there was none."""
         return self.config.category_ids or list(range(1, len(self.config.classes) + 1))
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """What the ids in results mean, as COCO's files say it."""
+        return [
+            {"id": number, "name": name, "isthing": int(name not in self.config.stuff)}
+            for number, name in zip(self.category_ids, self.config.classes, strict=True)
+        ]
 
 
 def objects(outcome: Outcome) -> ImageDetections:

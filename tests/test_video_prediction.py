@@ -1,0 +1,310 @@
+"""Video files in, annotated videos and results of YouTube-VIS out."""
+
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dqdet.config import Config, DataConfig, InferenceConfig, MaskLossConfig, VideoMask2FormerConfig
+from dqdet.errors import DqdetError
+from dqdet.evaluation.video import VideoTracks, decode_frames
+from dqdet.evaluation.windows import WindowTracks, whole
+from dqdet.pictures import PALETTE
+from dqdet.predictor import Predictor
+from dqdet.tracks import best_tracks, find_tracks, predict_video
+from dqdet.types import Predictions
+from dqdet.video import VideoFile, open_video, video_writer
+from test_segmentation_results import ColourSegmenter
+from test_segmentation_results import predictor as image_predictor
+
+WIDTH, HEIGHT = 96, 64
+
+
+class ClipSegmenter(ColourSegmenter):
+    """Query 0 is what is red in any frame of a clip, query 1 what is blue. Remembers the lengths of clips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.lengths: list[int] = []
+
+    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
+        assert not padding.any()
+        self.lengths.append(images.shape[1])
+        of_frames = super().forward(images.flatten(0, 1), padding)
+        return Predictions(
+            of_frames.logits[:, :1, :2, [0, 1, 3]],
+            None,
+            groups={"modulated": 2},
+            mask_embeddings=of_frames.mask_embeddings[:, :1, :2],
+            mask_features=of_frames.mask_features.unflatten(0, images.shape[:2]),
+        )
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    config = Config(
+        preset="test",
+        model=VideoMask2FormerConfig(),
+        loss=MaskLossConfig(),
+        data=DataConfig(kind="youtube_vis", task="video", val_resize=HEIGHT, max_size=WIDTH),
+        inference=InferenceConfig(window=6, limit=2),
+        classes=["red", "blue"],
+        category_ids=[3, 40],
+    )
+    return Predictor(ClipSegmenter(), config, device="cpu")
+
+
+def box(name: str, t: int) -> tuple[int, int, int, int] | None:
+    """Red moves to the right, blue comes late."""
+    if name == "red":
+        return (4 + 3 * t, 8, 28 + 3 * t, 32)
+    return (60, 36, 84, 60) if t >= 4 else None
+
+
+def frame(t: int) -> Image.Image:
+    image = Image.new("RGB", (WIDTH, HEIGHT), "black")
+    for name in ("red", "blue"):
+        if box(name, t):
+            image.paste(name, box(name, t))
+    return image
+
+
+def encode(file, frames, codec="libx264", rate=10, **options):
+    with av.open(file, "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={"crf": "1", "bf": "0"} if codec == "libx264" else {})
+        stream.width, stream.height = frames[0].size
+        stream.pix_fmt = "yuv420p"
+        for name, value in options.items():
+            getattr(stream, name)(value)
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return file
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return encode(tmp_path / "clip.mp4", [frame(t) for t in range(15)])
+
+
+def expected_masks(name: str) -> np.ndarray:
+    masks = np.zeros((15, HEIGHT, WIDTH), dtype=bool)
+    for t in range(15):
+        if box(name, t):
+            left, top, right, bottom = box(name, t)
+            masks[t, top:bottom, left:right] = True
+    return masks
+
+
+def test_a_video_gives_results_and_an_annotated_video(predictor, clip, tmp_path, capfd):
+    out = tmp_path / "new" / "out"
+    predict_video(predictor, clip, out)
+    assert capfd.readouterr().out == ""
+    assert sorted(file.name for file in out.iterdir()) == ["clip.mp4", "results.json", "videos.json"]
+
+    described = json.loads((out / "videos.json").read_text())
+    assert described["videos"] == [{"id": 1, "name": "clip", "width": WIDTH, "height": HEIGHT, "length": 15}]
+    assert [(category["id"], category["name"]) for category in described["categories"]] == [(3, "red"), (40, "blue")]
+    results = json.loads((out / "results.json").read_text())
+    assert {entry["video_id"] for entry in results} == {1}
+    assert [entry["category_id"] for entry in results] == [3, 40]
+    for entry, name in zip(results, ("red", "blue"), strict=True):
+        masks, expected = decode_frames(entry["segmentations"], HEIGHT, WIDTH), expected_masks(name)
+        assert (masks & expected).sum() / (masks | expected).sum() > 0.8
+    assert [mask is None for mask in results[1]["segmentations"]] == [True] * 4 + [False] * 11
+
+    written = VideoFile(out / "clip.mp4")
+    assert (written.rate, written.size) == (10, (640, 426))  # enlarged, with even sides
+    drawn = [np.array(image).astype(int) for image in written]
+    assert len(drawn) == 15
+    for t, picture in enumerate(drawn):
+        for number, name in enumerate(("red", "blue"), 1):
+            colour = np.array(PALETTE.by_idx(number).as_rgb())
+            outline = (abs(picture - colour).max(-1) < 40).nonzero()
+            if box(name, t) is None:
+                assert len(outline[0]) < 200  # mixtures at the edges of letters
+            else:
+                left, top, right, bottom = (side * 640 / WIDTH for side in box(name, t))
+                assert len(outline[0]) > 600
+                assert left - 20 < np.median(outline[1]) < right + 20
+                assert top - 20 < np.median(outline[0]) < bottom + 20
+
+
+def test_the_video_goes_through_in_windows(predictor, clip):
+    tracks, length = find_tracks(predictor, open_video(clip))
+    assert length == 15
+    assert max(predictor.model.lengths) == 6
+    assert len(predictor.model.lengths) > 2
+    assert [len(one.masks) for one in tracks] == [15, 11]
+
+
+def test_a_folder_of_frames_is_a_video(predictor, clip, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for t in range(15):
+        frame(t).save(tmp_path / "frames" / f"{t:05d}.png")
+    predict_video(predictor, tmp_path / "frames", tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["frames.mp4", "results.json", "videos.json"]
+    assert VideoFile(tmp_path / "out" / "frames.mp4").length == 15
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results) == 2
+
+
+@pytest.mark.parametrize("still", ["one.png", "one.mp4"])
+def test_one_frame_is_a_video(predictor, tmp_path, still):
+    if still.endswith("png"):
+        frame(5).save(tmp_path / still)
+    else:
+        encode(tmp_path / still, [frame(5)])
+    predict_video(predictor, tmp_path / still, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [len(entry["segmentations"]) for entry in results] == [1, 1]
+    (name,) = (file for file in (tmp_path / "out").iterdir() if file.suffix == ".mp4")
+    assert len(list(VideoFile(name))) == 1
+
+
+def test_image_models_detect_in_each_frame(clip, tmp_path):
+    predict_video(image_predictor("panoptic"), clip, tmp_path / "out")
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["clip.mp4", "images.json", "panoptic", "panoptic.json", "results.json"]
+    assert len(list((tmp_path / "out" / "panoptic").iterdir())) == 15
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {entry["image_id"] for entry in results} == set(range(1, 16))
+    assert len(list(VideoFile(tmp_path / "out" / "clip.mp4"))) == 15
+
+
+def test_image_models_find_no_tracks(clip):
+    with pytest.raises(DqdetError, match=r"data\.task=instance finds no tracks"):
+        find_tracks(image_predictor("instance"), open_video(clip))
+
+
+def test_video_models_take_no_single_images(predictor):
+    with pytest.raises(DqdetError, match="takes no single images"):
+        predictor(frame(0))
+
+
+def audio_only(file):
+    with av.open(file, "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+
+
+def two_sizes(file):
+    parts = []
+    for size in ((WIDTH, HEIGHT), (64, 48)):
+        encode(file, [Image.new("RGB", size, "gray")] * 4, codec="mpeg2video", rate=25)
+        parts.append(file.read_bytes())
+    file.write_bytes(b"".join(parts))
+
+
+def damaged(file):
+    encode(file, [frame(t) for t in range(15)])
+    content = bytearray(file.read_bytes())
+    start = content.index(b"mdat") + len(content) // 4
+    content[start : start + 200] = bytes(200)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("empty.mp4", lambda file: file.write_bytes(b""), "cannot be read as a video"),
+        ("text.mp4", lambda file: file.write_text("no video" * 100), "cannot be read as a video"),
+        ("sound.m4a", audio_only, "has no pictures, only audio"),
+        ("sizes.m2v", two_sizes, r"frame \d is 64x48, the first one 96x64"),
+        ("absent.mp4", lambda file: None, "no such file"),
+        ("folder", lambda file: file.mkdir(), "no images in this folder"),
+    ],
+)
+@pytest.mark.parametrize("task", ["panoptic", "video"])
+def test_bad_videos_are_named_and_nothing_is_left(predictor, tmp_path, name, make, message, task):
+    make(tmp_path / name)
+    with pytest.raises(DqdetError, match=message) as error:
+        predict_video(predictor if task == "video" else image_predictor(task), tmp_path / name, tmp_path / "out")
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_frames_of_another_size_are_named(predictor, tmp_path):
+    frame(0).save(tmp_path / "0.png")
+    frame(1).resize((50, 40)).save(tmp_path / "1.png")
+    with pytest.raises(DqdetError, match=r"1\.png: is 50x40, 0\.png 96x64"):
+        predict_video(predictor, tmp_path, tmp_path / "out")
+
+
+def test_videos_are_turned_upright(tmp_path):
+    image = frame(5)
+    upright = encode(tmp_path / "upright.mp4", [image])
+    turned = encode(tmp_path / "turned.mp4", [image.rotate(90, expand=True)], set_display_rotation=-90)
+    first, second = (np.array(next(iter(VideoFile(file)))).astype(int) for file in (upright, turned))
+    assert first.shape == second.shape
+    assert abs(first - second).mean() < 5
+
+
+def test_earlier_results_stay_when_a_video_is_bad(predictor, clip, tmp_path):
+    out = tmp_path / "out"
+    predict_video(predictor, clip, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    two_sizes(tmp_path / "sizes.m2v")
+    with pytest.raises(DqdetError):
+        predict_video(predictor, tmp_path / "sizes.m2v", out)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_the_video_itself_is_not_overwritten(predictor, clip):
+    before = clip.read_bytes()
+    with pytest.raises(DqdetError, match="would be overwritten"):
+        predict_video(predictor, clip, clip.parent)
+    assert clip.read_bytes() == before
+
+
+def test_unwritable_folder_is_named(predictor, clip, tmp_path):
+    (tmp_path / "out").write_text("a file is in the way")
+    with pytest.raises(DqdetError, match="out: cannot be written"):
+        predict_video(predictor, clip, tmp_path / "out")
+
+
+def test_writing_without_x264(monkeypatch, tmp_path):
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    with video_writer(tmp_path / "a.mp4", Fraction(30000, 1001)) as append:
+        for t in range(3):
+            append(frame(t))
+    with av.open(tmp_path / "a.mp4") as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+    assert len(list(VideoFile(tmp_path / "a.mp4"))) == 3
+
+
+def test_compressed_tracks_are_those_of_a_whole_video():
+    generator = torch.Generator().manual_seed(0)
+
+    def windows():
+        start, number = 0, 0
+        open_ids: list[int] = []
+        for _ in range(6):
+            kept = [one for one in open_ids if torch.rand((), generator=generator) < 0.6]
+            new = list(range(number, number + 5 - len(kept)))
+            number += len(new)
+            open_ids = [*kept, *new]
+            masks = torch.rand(5, 3, 8, 9, generator=generator) > 0.7
+            masks &= torch.rand(5, 3, 1, 1, generator=generator) > 0.4
+            labels = torch.tensor(open_ids) % 4
+            yield WindowTracks(start, open_ids, VideoTracks(torch.rand(5, generator=generator), labels, masks))
+            start += 3
+
+    parts = list(windows())
+    for limit in (1, 4, 100):
+        expected, found = whole(parts, limit), best_tracks(parts, limit)
+        assert [one.score for one in found] == pytest.approx(expected.scores.tolist(), rel=1e-5)
+        assert [one.label for one in found] == expected.labels.tolist()
+        for one, masks in zip(found, expected.masks, strict=True):
+            np.testing.assert_array_equal(decode_frames([one.masks.get(t) for t in range(18)], 8, 9), masks)
