@@ -172,36 +172,22 @@ def test_a_clip_of_equal_frames_is_one_frame():
     close_masks(still.masks, one.masks.expand_as(still.masks))
 
 
-def test_every_frame_counts_for_the_classes_and_the_queries_but_only_its_own_for_the_first_boxes():
-    model = build().eval()
+@pytest.mark.parametrize("frame", range(FRAMES))
+def test_all_frames_make_queries_and_classes_but_boxes_come_from_their_own(frame):
     features, padding = inputs()
-    predictions = model.forward_features(features, padding)
-    for frame in range(FRAMES):
-        changed = [feature.clone() for feature in features]
-        for feature in changed:
-            feature[0, frame] += 0.5 * torch.randn_like(feature[0, frame])
-        found = model.forward_features(changed, padding)
-        assert not torch.allclose(found.logits[:, 0], predictions.logits[:, 0], atol=1e-3)
-        assert not torch.allclose(found.coefficients[0], predictions.coefficients[0], atol=1e-4)
-        torch.testing.assert_close(found.logits[:, 1], predictions.logits[:, 1])
+    changed = [feature.clone() for feature in features]
+    for feature in changed:
+        feature[0, frame] += 0.5 * torch.randn_like(feature[0, frame])
+    dynamic, static = build().eval(), build(kind="static").eval()
+    coefficients = [dynamic.forward_features(x, padding).coefficients for x in (features, changed)]
+    assert not torch.allclose(coefficients[0][0], coefficients[1][0], atol=1e-4)
+    torch.testing.assert_close(coefficients[0][1], coefficients[1][1])  # of the other clip
 
-        model.queries, dynamic = _Fixed(model.queries, features, padding, model), model.queries
-        found, expected = (model.forward_features(f, padding).boxes[:, 0] for f in (changed, features))
-        model.queries = dynamic
-        differs = (found - expected).abs().amax((0, 1, 3)) > 1e-4  # [T]
-        assert differs.tolist() == [t == frame for t in range(FRAMES)]
-
-
-class _Fixed(nn.Module):
-    """The queries of one clip for all others."""
-
-    def __init__(self, source: nn.Module, features: list[Tensor], padding: Tensor, model: SeqFormer):
-        super().__init__()
-        with torch.no_grad():
-            self.queries = source(model.project([x.flatten(0, 1) for x in features])[-1][:2], torch.zeros(2, 1, 2) > 0)
-
-    def forward(self, features: Tensor, padding: Tensor) -> Queries:
-        return self.queries
+    before, after = (static.forward_features(x, padding) for x in (features, changed))
+    assert not torch.allclose(before.logits[:, 0], after.logits[:, 0], atol=1e-3)
+    torch.testing.assert_close(before.logits[:, 1], after.logits[:, 1])
+    differs = (before.boxes[:, 0] - after.boxes[:, 0]).abs().amax((0, 1, 3)) > 1e-4  # [T]
+    assert differs.tolist() == [other == frame for other in range(FRAMES)]
 
 
 @pytest.fixture(scope="module")
