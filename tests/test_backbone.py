@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import re
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -72,6 +75,43 @@ def test_local_weights(tmp_path):
     save_file(source.state_dict(), tmp_path / "resnet18.safetensors")
     config = BackboneConfig(name="resnet18", weights=str(tmp_path / "resnet18.safetensors"), freeze=False)
     assert torch.equal(Backbone(config, STRIDES).body.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_local_weights_of_detectron2(tmp_path):
+    """A ResNet of torchvision and a Swin transformer as the official scripts convert them."""
+    source = timm.create_model("resnet18", pretrained=False)
+    arrays = {}
+    for name, tensor in source.state_dict().items():
+        name = name if name.startswith("layer") else f"stem.{name}"
+        name = re.sub(r"^layer(\d)", lambda stage: f"res{int(stage[1]) + 1}", name)
+        name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        arrays[name] = tensor.numpy()
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(content))
+    config = BackboneConfig(name="resnet18", weights=str(tmp_path / "R-18.pkl"), freeze=False)
+    found = Backbone(config, STRIDES).body.state_dict()
+    for name, tensor in source.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(found[name], tensor), name
+
+    source = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False)
+    tensors = {  # the step down ends a stage in the original names, and begins the next one in timm's
+        re.sub(r"(\d)(?=\.downsample)", lambda stage: str(int(stage[0]) - 1), name): tensor
+        for name, tensor in source.state_dict().items()
+    }
+    (tmp_path / "swin.pkl").write_bytes(pickle.dumps({"model": tensors, "__author__": "third_party"}))
+    config = BackboneConfig(name="swin_t", weights=str(tmp_path / "swin.pkl"))
+    found = Backbone(config, STRIDES).body.state_dict()
+    for name, tensor in source.state_dict().items():
+        if name.startswith(("layers.", "patch_embed.")):
+            assert torch.equal(found[name.replace("layers.", "layers_")], tensor), name
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    (tmp_path / "caffe2.pkl").write_bytes(pickle.dumps({"model": {"conv1_w": np.zeros((64, 3, 7, 7))}}))
+    with pytest.raises(DqdetError, match=r"caffe2\.pkl: not weights of resnet18 \(has other names\)"):
+        Backbone(BackboneConfig(name="resnet18", weights=str(tmp_path / "caffe2.pkl")), STRIDES)
 
 
 def test_errors_name_the_option_and_the_way_out(tmp_path, monkeypatch):

@@ -16,13 +16,17 @@ from dqdet.nn.backbone import SHORT_NAMES
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
 MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
 
+# Families with the same parameters as another one, which learned first what they learn.
+SAME_PARAMETERS = {"video_mask2former": "mask2former"}
+
 
 def start_from(source: str, model: Detector, config: Config) -> str:
     """Fill a new model with the weights of another one, wherever they fit.
 
     Backbone, encoder, decoder and box heads are taken over whole, class heads class by class, by their names.
     Learned queries are taken over where both models have as many; static ones become the basic queries of a
-    modulated model, as in `dqdet.checkpoints.upgrade`. What remains stays as it was made.
+    modulated model, as in `dqdet.checkpoints.upgrade`. What remains stays as it was made. A model of videos may
+    start from one of images.
 
     Args:
         source: as for `load_model`.
@@ -83,6 +87,8 @@ def _keep_classes(model: Detector, config: Config, found: State, start: Config) 
 
 def _check_sizes(source: str, start: Config, config: Config) -> None:
     theirs, ours = _sizes(start), _sizes(config)
+    if SAME_PARAMETERS.get(config.model.family) == start.model.family:
+        theirs["model.family"] = config.model.family
     if theirs != ours:
         differing = {option: value for option, value in ours.items() if theirs.get(option) != value}
         raise DqdetError(
@@ -92,11 +98,11 @@ def _check_sizes(source: str, start: Config, config: Config) -> None:
 
 
 def _sizes(config: Config) -> dict[str, Any]:
-    """The options that decide what a model computes from its parameters, and which ones it has."""
+    """The options that decide which parameters a model has, and what they mean."""
     backbone = config.model.backbone
     architecture = SHORT_NAMES.get(backbone.name, backbone.name).split(".")[0]
-    options = config.model.model_dump(exclude={"backbone", "dropout"})
-    options |= {"backbone.name": architecture, "backbone.freeze": backbone.freeze}
+    options = config.model.model_dump(exclude={"backbone", "dropout", "see_padding"})
+    options |= {"backbone.name": architecture, "backbone.freeze": bool(backbone.freeze)}
     return {f"model.{option}": value for option, value in options.items()}
 
 

@@ -29,7 +29,7 @@ Task = Literal["detection", "instance", "panoptic", "video"]
 class BackboneConfig(Section):
     name: str = "resnet50"  # a timm model, or one of the short names of nn/backbone.py
     pretrained: bool = True  # ImageNet weights, fetched by timm
-    weights: str | None = None  # a local weights file (.safetensors or .pth) instead of the fetched ones
+    weights: str | None = None  # a local weights file (.safetensors, .pth or .pkl) instead of the fetched ones
     # Of ResNets: batch norms, stem and first stage, as published for detectors; or batch norms alone; or nothing.
     freeze: bool | Literal["norms"] = True
     drop_path: float | None = Field(default=None, ge=0, lt=1)  # stochastic depth; None: the backbone's own

@@ -15,6 +15,9 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dqdet.checkpoints.conversion import State, rename
+from dqdet.checkpoints.detectron2 import RESNET
+from dqdet.checkpoints.reading import read_checkpoint
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
 
@@ -124,6 +127,24 @@ class Backbone(nn.Module):
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
 
 
+def _local_weights(file: Path, name: str) -> State:
+    """The parameters of a backbone, with the names of torchvision where detectron2 has its own for them.
+
+    Raises:
+        DqdetError: there is no such file, or it has no parameters.
+    """
+    if not file.is_file():
+        raise DqdetError(f"model.backbone.weights={file}: no such file")
+    try:
+        state, _ = read_checkpoint(file)
+    except DqdetError as error:
+        raise DqdetError(f"model.backbone.weights={file}: not weights of {name} ({error})") from error
+    if "stem.conv1.norm.weight" not in state:
+        return state
+    state = rename({f"backbone.{parameter}": tensor for parameter, tensor in state.items()}, RESNET)
+    return {parameter.removeprefix("backbone.body."): tensor for parameter, tensor in state.items()}
+
+
 def _timm_features(config: BackboneConfig) -> Any:
     name = SHORT_NAMES.get(config.name, config.name)
     if not timm.is_model(name.split(".")[0]):
@@ -137,11 +158,14 @@ def _timm_features(config: BackboneConfig) -> Any:
         # Windows keep their size on small maps too: with images of any size, the input size of timm means nothing.
         options |= {"dynamic_img_size": True, "always_partition": True}
     if config.weights is not None:
-        if not Path(config.weights).is_file():
-            raise DqdetError(f"model.backbone.weights={config.weights}: no such file")
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": config.weights}}
+        state = _local_weights(Path(config.weights), name)
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     try:
-        body = timm.create_model(name, **options)
+        body: Any = timm.create_model(name, **options)
+        if config.weights is not None:
+            body.pretrained_cfg["state_dict"] = None  # it would be kept
+            if not any(torch.equal(tensor, next(body.parameters())) for tensor in state.values()):
+                raise DqdetError("has other names")  # which timm passes over
     except Exception as error:  # network, cache and file errors of several libraries
         if config.weights is not None:
             raise DqdetError(f"model.backbone.weights={config.weights}: not weights of {name} ({error})") from error
