@@ -206,11 +206,16 @@ def two_sizes(file):
 
 
 def damaged(file):
-    encode(file, [frame(t) for t in range(15)])
-    content = bytearray(file.read_bytes())
-    start = content.index(b"mdat") + len(content) // 4
-    content[start : start + 200] = bytes(200)
-    file.write_bytes(content)
+    """The third of five frames is no picture."""
+    with av.open(file, "w") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "rgb24"
+        for t in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_image(frame(t))))
+        container.mux(stream.encode())
+    parts = file.read_bytes().split(b"\x89PNG")
+    parts[3] = bytes(len(parts[3]))
+    file.write_bytes(b"\x89PNG".join(parts))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +225,7 @@ def damaged(file):
         ("text.mp4", lambda file: file.write_text("no video" * 100), "cannot be read as a video"),
         ("sound.m4a", audio_only, "has no pictures, only audio"),
         ("sizes.m2v", two_sizes, r"frame \d is 64x48, the first one 96x64"),
+        ("damaged.mov", damaged, "frame 3 cannot be decoded"),
         ("absent.mp4", lambda file: None, "no such file"),
         ("folder", lambda file: file.mkdir(), "no images in this folder"),
     ],
