@@ -17,6 +17,7 @@ from dqdet.evaluation.postprocess import ImageDetections
 from dqdet.models import create_model
 from tiny import PRESETS, TINY, tiny, tiny_family
 
+ALL_PRESETS = [*PRESETS, "mask2former_r50_coco_instance", "video_mask2former_r50", "seqformer_r50"]
 ANIMALS = ["cat", "dog", "bird"]
 
 
@@ -56,14 +57,14 @@ def assert_equal(found, expected, names):
         assert torch.equal(found[name], expected[name]), name
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ALL_PRESETS)
 def test_the_same_model_is_loaded_whole(start, preset):
     source, _, model, line = start(preset, {}, {})
     assert_equal(model, source, source)
     assert line == f"loaded {len(source)} of {len(source)} tensors; re-made nothing; ignored nothing"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ALL_PRESETS)
 def test_classes_are_kept_by_name(start, preset):
     source, before, model, line = start(preset, {}, {"classes": ["fish", "dog", "cat", "horse"]})
     heads = [name for name in source if name.startswith("class_head.")]
@@ -142,6 +143,29 @@ def test_another_family_or_size_is_refused_with_what_it_looks_like(start):
         start("deformable_detr_r50_refine", {}, {}, "deformable_detr_r50")
 
 
+def test_a_model_of_videos_starts_from_one_of_images(start):
+    image, video = "mask2former_r50_coco_instance", "video_mask2former_r50"
+    classes = {"classes": ["giant_panda", "dog", "cat"]}
+    source, before, model, line = start(image, {"queries__kind": "static", "model__see_padding": True}, classes, video)
+    for part in ("content", "position"):
+        table = source.pop(f"queries.table.{part}")
+        assert torch.equal(model[f"queries.basic.{part}"], table.repeat_interleave(2, 0))
+    heads = ("class_head.weight", "class_head.bias")
+    assert_equal(model, source, source.keys() - heads)
+    for name in heads:
+        expected = [before[name][0], source[name][1], source[name][0], source[name][3]]  # the last one is "no object"
+        assert torch.equal(model[name], torch.stack(expected))
+    assert "the queries 2 times; re-made queries.coefficients, class_head (with 2 of 3 classes known by name)" in line
+    with pytest.raises(DqdetError, match=r"differs in model\.family=mask2former; "):
+        start(video, {}, {}, image)
+
+
+def test_frozen_norms_do_not_start_from_learned_ones(start):
+    start("mask2former_r50_coco_instance", {}, {"model__backbone__freeze": True})
+    with pytest.raises(DqdetError, match=r"differs in model\.backbone\.freeze=False; "):
+        start("mask2former_r50_coco_instance", {}, {"model__backbone__freeze": False})
+
+
 def test_an_option_without_parameters_is_refused_too(start):
     """Four heads have as many parameters as two."""
     with pytest.raises(DqdetError, match=r"differs in model\.heads=4"):
@@ -186,10 +210,10 @@ def test_classes_are_matched_by_name():
 
 def test_coco_with_91_outputs_is_measured_by_the_official_ids(shared):
     """Perfect detections by category id have an average precision of 1, whatever is found of unused ids."""
-    from dqdet.checkpoints.shapes import class_options
+    from dqdet.checkpoints.classes import class_options, published_classes
 
     data = CocoDataset(DataConfig(root=str(shared / "data" / "coco_real")), "val")
-    config = tiny(**class_options(91))
+    config = tiny(**class_options(published_classes("detr", 91), 91))
     ids = match_classes(config, data.classes, data.category_ids, "data")
     assert [i for i in ids if i != -1] == data.category_ids
     truth = data.ground_truth()
