@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 import dqdet
 from dqdet.checkpoints.folder import load_config, load_folder, load_metrics, save_folder
@@ -9,10 +10,13 @@ from dqdet.checkpoints.upgrade import upgrade
 from dqdet.errors import DqdetError
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
-from dqdet.types import Target, pad_images
+from dqdet.models.seqformer import SeqFormer
+from dqdet.models.video_mask2former import VideoMask2Former
+from dqdet.types import Predictions, Target, pad_images
 from tiny import PRESETS, TINY, tiny, tiny_family
 
 RATIO = 3
+SEGMENTATION = ["mask2former_r50_coco_instance", "video_mask2former_r50", "seqformer_r50"]
 
 
 def static(preset: str, **options):
@@ -31,24 +35,30 @@ def batch():
     return pad_images([torch.randn(3, 64, 100), torch.randn(3, 96, 70), torch.randn(3, 96, 100)])
 
 
-@pytest.fixture(params=PRESETS)
-def preset(request) -> str:
-    return request.param
+def outputs(model, images: Tensor, padding: Tensor) -> Predictions:
+    if isinstance(model, VideoMask2Former | SeqFormer):
+        images = torch.stack([images, images.flip(-1)], 1)  # [B, T, 3, H, W]
+    with torch.no_grad():
+        return model(images, padding)
 
 
+@pytest.mark.parametrize("preset", [*PRESETS, *SEGMENTATION])
 def test_outputs_stay_the_same(preset):
     model, config = static(preset)
     upgraded, upgraded_config = upgrade(model, config, RATIO)
     assert (upgraded_config.queries.kind, upgraded_config.queries.ratio) == ("modulated", RATIO)
-    with torch.no_grad():
-        before, after = model(*batch()), upgraded(*batch())
+    before, after = outputs(model, *batch()), outputs(upgraded, *batch())
     assert after.groups == {"modulated": 5}
     assert after.coefficients.shape == (3, 5, RATIO)
     assert (after.coefficients[0] - after.coefficients[1]).abs().max() > 0
     torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(after.boxes, before.boxes, rtol=0, atol=1e-5)
+    assert (after.masks is not None) == (preset in SEGMENTATION)
+    if after.masks is not None:
+        torch.testing.assert_close(after.masks, before.masks, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
 def test_training_makes_the_coefficients_differ_between_images(preset):
     # With one channel a group, as many as TINY has, the group norm would make the means of all images equal.
     model, config = upgrade(*static(preset, model__hidden=64), RATIO)
@@ -74,6 +84,7 @@ def test_training_makes_the_coefficients_differ_between_images(preset):
         assert (table.unflatten(0, (-1, RATIO)).std(1) > 1e-5).any(-1).all()
 
 
+@pytest.mark.parametrize("preset", [*PRESETS, *SEGMENTATION])
 def test_a_perturbation_is_relative_to_the_queries(preset):
     model, config = static(preset)
     upgraded, _ = upgrade(model, config, RATIO, perturbation=0.1)
