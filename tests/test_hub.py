@@ -24,7 +24,7 @@ from dqdet.checkpoints.folder import load_config, load_folder, save_folder
 from dqdet.config import parse_overrides, resolve
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
-from tiny import contents, tiny
+from tiny import contents, tiny, tiny_family
 
 NAME = "someone/balloons"
 
@@ -137,6 +137,45 @@ def test_the_example_in_the_card_runs(fake, run, tmp_path, capsys):
     assert len(example.splitlines()) == 5
     exec(example, {})
     assert "[]" in capsys.readouterr().out  # an untrained model finds nothing
+
+
+@pytest.mark.parametrize(
+    ("preset", "pipeline", "metrics", "rows"),
+    [
+        ("mask2former_r50_coco_instance", "image-segmentation", {"AP": 0.25}, "| AP | 0.250 |"),
+        (
+            "mask2former_r50_coco_panoptic",
+            "image-segmentation",
+            {"PQ": 0.5, "PQ/tree": 0.4, "mIoU": 0.625, "SQ": 0.75},
+            "| PQ | 0.500 |\n| SQ | 0.750 |\n| mIoU | 0.625 |",
+        ),
+    ],
+)
+def test_cards_of_segmentation_models(fake, tmp_path, capsys, preset, pipeline, metrics, rows):
+    config = tiny_family(preset, classes=["balloon", "tree"], category_ids=[1, 2], data__root="/data")
+    if config.data.task == "panoptic":
+        config.stuff = ["tree"]
+    save_folder(tmp_path / "run", create_model(config), config, metrics | {"step": 7})
+    dqdet.load(tmp_path / "run").push_to_hub(NAME)
+    text = (fake.folder / NAME / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.pipeline_tag == pipeline
+    assert rows in text
+    assert "PQ/tree" not in text
+    Image.effect_noise((80, 60), 50).convert("RGB").save(tmp_path / "picture.jpg")
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], {})
+    assert capsys.readouterr().out
+
+
+def test_the_card_of_a_model_of_videos(fake, tmp_path):
+    config = tiny_family("video_mask2former_r50", classes=["balloon"], data__clips__images="/data/coco")
+    save_folder(tmp_path / "run", create_model(config), config, {"step": 7, "AP": 0.25, "AR1": 0.5})
+    dqdet.load(tmp_path / "run").push_to_hub(NAME)
+    text = (fake.folder / NAME / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.pipeline_tag is None
+    assert f"dqdet predict {NAME} video.mp4 --out" in text
+    assert "| AP | 0.250 |\n| AR1 | 0.500 |" in text
+    assert "/data/coco" not in text
+    assert "predicted from the video" in text
 
 
 def test_the_card_of_a_model_that_was_not_trained_here(fake, tmp_path):

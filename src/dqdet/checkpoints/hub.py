@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from httpx import HTTPError
@@ -14,10 +14,24 @@ from torch import nn
 
 from dqdet.checkpoints.folder import save_folder
 from dqdet.config import Config, changes
+from dqdet.config.schema import Task
 from dqdet.errors import DqdetError
 
 FILES = ["*.json", "*.yaml", "*.safetensors"]  # of a model; none of them executes anything
-REPORTED = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+# What the card of a model reports first, of each task; and its task by the names of the hub, which has none for tracks.
+AVERAGE_PRECISION = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+REPORTED: dict[Task, tuple[str, ...]] = {
+    "detection": AVERAGE_PRECISION,
+    "instance": AVERAGE_PRECISION,
+    "panoptic": ("PQ", "PQ_things", "PQ_stuff", "SQ", "RQ", "AP_things", "mIoU"),
+    "video": ("AP", "AP50", "AP75", "AR1", "AR10"),
+}
+PIPELINES: dict[Task, str] = {
+    "detection": "object-detection",
+    "instance": "image-segmentation",
+    "panoptic": "image-segmentation",
+}
 
 
 def download(name: str) -> Path:
@@ -66,11 +80,34 @@ def without_places(config: Config) -> Config:
     """A configuration that does not tell where files lie on this machine."""
     config = config.model_copy(deep=True)
     config.data.root = None
+    config.data.clips.images = None
     config.model.backbone.weights = None
     if config.init is not None and Path(config.init).is_absolute():
         config.init = Path(config.init).name
     return config
 
+
+USE_ON_IMAGES = """```python
+import dqdet
+
+predictor = dqdet.load("{name}")
+found = predictor("picture.jpg", threshold=0.5)
+print(found.xyxy, found.confidence, found["class_name"])
+```"""
+USES: dict[Task, str] = {
+    "detection": USE_ON_IMAGES,
+    "instance": USE_ON_IMAGES.replace("found.xyxy", "found.mask"),
+    "panoptic": """```python
+import dqdet
+
+predictor = dqdet.load("{name}")
+panoptic = predictor.panoptic("picture.jpg")
+print(panoptic.ids.shape, panoptic.segments)
+```""",
+    "video": """```
+dqdet predict {name} video.mp4 --out tracks
+```""",
+}
 
 CARD = """---
 {metadata}
@@ -80,13 +117,7 @@ CARD = """---
 
 {description}
 
-```python
-import dqdet
-
-predictor = dqdet.load("{name}")
-found = predictor("picture.jpg", threshold=0.5)
-print(found.xyxy, found.confidence, found["class_name"])
-```
+{use}
 
 ## Metrics
 
@@ -104,12 +135,14 @@ print(found.xyxy, found.confidence, found["class_name"])
 
 def model_card(name: str, config: Config, metrics: Mapping[str, float]) -> str:
     """What the model is, how to use it, what was measured and how it was trained: Markdown, with the hub's metadata."""
+    task = config.data.task
     tags = ["dqdet", config.model.family, "pytorch"]
     return CARD.format(
-        metadata=ModelCardData(library_name="dqdet", pipeline_tag="object-detection", tags=tags).to_yaml(),
+        metadata=ModelCardData(library_name="dqdet", pipeline_tag=PIPELINES.get(task), tags=tags).to_yaml(),
         name=name,
         description=_description(config),
-        metrics=_table(metrics),
+        use=USES[task].format(name=name),
+        metrics=_table(metrics, REPORTED[task]),
         training=_training(config, metrics),
         classes=", ".join(config.classes),
     )
@@ -117,15 +150,16 @@ def model_card(name: str, config: Config, metrics: Mapping[str, float]) -> str:
 
 def _description(config: Config) -> str:
     kind, count, ratio = config.queries.kind, config.queries.count, config.queries.ratio
-    combined = f", each a combination of {ratio} basic ones with coefficients predicted from the image"
+    seen = "video" if config.data.task == "video" else "image"
+    combined = f", each a combination of {ratio} basic ones with coefficients predicted from the {seen}"
     return (
         f"{config.model.family} with {config.model.backbone.name} and {count} {kind} queries"
         f"{combined if kind == 'modulated' else ''}."
     )
 
 
-def _table(metrics: Mapping[str, float]) -> str:
-    measured = [metric for metric in REPORTED if metric in metrics]
+def _table(metrics: Mapping[str, float], reported: Sequence[str]) -> str:
+    measured = [metric for metric in reported if metric in metrics]
     if not measured:
         return "None measured."
     rows = [
