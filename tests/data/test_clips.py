@@ -157,6 +157,16 @@ def test_an_object_that_no_frame_of_the_clip_shows_is_none():
     assert labels == {(0, 1), (1,)}
 
 
+def test_a_mask_that_vanishes_when_the_clip_becomes_smaller_does_not_show_its_object():
+    class Needles(Squares):
+        PLACES = ((8, 17, 9, 18), (60, 30, 76, 46))
+
+    frames, target = Needles(augmented(crop=False, flip=False, resize=[16]))[0]
+    assert frames.shape == (4, 3, 16, 24)
+    assert target.labels.tolist() == [1]
+    assert target.visible.tolist() == [[True] * 4]
+
+
 def test_validation_has_the_whole_video_without_masks():
     frames, target = Squares(augmented(val_resize=32), "val")[0]
     assert frames.shape == (6, 3, 32, 48)

@@ -135,6 +135,17 @@ def test_masks_and_boxes_move_with_the_picture(folder):
     assert moved >= 10
 
 
+def test_objects_that_are_no_class_of_the_videos_are_left_out(folder):
+    """Of three in a row, the one in the middle."""
+    _, target = joint(folder)[4]
+    person, boat = (
+        target.boxes[target.labels == label, :, :2] * torch.tensor([WIDTH, HEIGHT])
+        for label in map(joint(folder).classes.index, ("person", "boat"))
+    )
+    distances = (person - boat).norm(dim=-1).squeeze(0)  # [T]
+    torch.testing.assert_close(distances, torch.full((3,), 24.0), atol=4, rtol=0)
+
+
 def test_one_frame_is_the_image_itself_anywhere_in_the_clip():
     torch.manual_seed(0)
     image = tv_tensors.Image(torch.randint(256, (3, 32, 40), dtype=torch.uint8))

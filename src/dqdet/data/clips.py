@@ -88,7 +88,7 @@ class VideoDataset(DetectionDataset):
 def clip_target(rows: Target, clip: Clip) -> Target:
     """The objects of a clip, from a target with one row for each object and frame.
 
-    A row whose mask is empty, because only the corner of its box is left after a crop, does not show its object.
+    A row whose mask is empty, because it lost its last pixel when the clip became smaller, does not show its object.
     """
     frames = len(clip["image"])  # type: ignore[arg-type]
     keep = torch.ones(len(rows.labels), dtype=torch.bool) if rows.masks is None else rows.masks.flatten(1).any(1)
