@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ def test_a_preset_is_printed_fully_resolved(run):
         (["train", "--resume", "/nothing"], "/nothing: no such folder"),
         (["eval", "/nothing"], "/nothing: no such folder"),
         (["predict", "/nothing", "x.jpg", "--out", "y"], "/nothing: no such folder"),
+        (["submit", "/nothing", "x.zip"], "/nothing: no such folder"),
         (["convert", "/nothing", "--out", "y"], "/nothing: no such folder or file"),
         (["upgrade", "/nothing", "--out", "y"], "/nothing: no such folder or file"),
         (["train", "scenes_tiny", "init=/nothing", "--out", "y"], "/nothing: no such folder or file"),
@@ -117,6 +119,53 @@ def test_train_evaluate_and_predict(run, tmp_path, pictures):
     assert {entry["image_id"] for entry in results} == {4, 17}
     assert {entry["category_id"] for entry in results} <= set(range(1, 9))
     assert sorted(contents(tmp_path / "found")) == ["17.png", "4.png", "images.json", "results.json"]
+
+
+SMALL_MASKS = [
+    *(line for line in SMALL if not line.startswith(("model.refine", "train.drop", "train.warmup"))),
+    "model.encoder_feedforward=32",
+    "loss.points=64",
+    "data.scenes.frames=3",
+    "train.steps=1",
+]
+
+
+def test_panoptic_models_write_maps(run, tmp_path, pictures):
+    out = tmp_path / "run"
+    assert run("train", "scenes_tiny_panoptic", *SMALL_MASKS, "inference.object_threshold=0", "--out", out)[0] == 0
+    status, _, err = run("predict", out, pictures, "--out", tmp_path / "found")
+    assert (status, err) == (0, "")
+    panoptic = json.loads((tmp_path / "found" / "panoptic.json").read_text())
+    assert [entry["image_id"] for entry in panoptic["annotations"]] == [17, 4]
+    assert contents(tmp_path / "found" / "panoptic").keys() == {"17.png", "4.png"}
+    things = {category["id"] for category in panoptic["categories"] if category["isthing"]}
+    assert len(things) == 8 < len(panoptic["categories"])
+    results = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert all("segmentation" in entry and entry["category_id"] in things for entry in results)
+
+    status, _, err = run("submit", out, tmp_path / "results.zip")
+    assert status == 1
+    assert "data.task=panoptic" in err
+
+
+def test_video_models_track_and_submit(run, tmp_path, pictures):
+    out = tmp_path / "run"
+    assert run("train", "scenes_tiny_video", *SMALL_MASKS, "--out", out)[0] == 0
+    with Image.open(pictures / "4.png") as image:
+        image.resize((80, 60)).save(pictures / "4.png")  # as the other frame
+    status, _, err = run("predict", out, pictures, "--out", tmp_path / "found", "--threshold", "0.01")
+    assert (status, err) == (0, "")
+    assert contents(tmp_path / "found").keys() == {"pictures.mp4", "results.json", "videos.json"}
+    status, _, err = run("predict", out, pictures / "none.mp4", "--out", tmp_path / "none")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "none.mp4: no such file" in err
+
+    status, _, err = run("submit", out, tmp_path / "results.zip", "data.scenes.val_images=2")
+    assert (status, err) == (0, "")
+    with zipfile.ZipFile(tmp_path / "results.zip") as archive:
+        results = json.loads(archive.read("results.json"))
+    assert {entry["video_id"] for entry in results} == {1, 2}
+    assert {len(entry["segmentations"]) for entry in results} == {3}
 
 
 def test_models_are_converted_and_upgraded(run, tmp_path):

@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqdet.config import Config, DataConfig, DetrConfig, InferenceConfig, Mask2FormerConfig, MaskLossConfig
+from dqdet.data import open_dataset
+from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
 from dqdet.evaluation import rle
 from dqdet.evaluation.detection import DetectionMetric
+from dqdet.evaluation.inference import infer
 from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, evaluate_files, panoptic_result, read_ids, write_ids
+from dqdet.evaluation.tasks import make_evaluation
 from dqdet.folder import predict_folder
 from dqdet.predictor import Predictor, objects
+from dqdet.training.data_module import validation_loader
 from dqdet.types import Predictions
 
 CATEGORIES = [
@@ -219,6 +224,45 @@ def test_panoptic_results_evaluate_like_the_images_themselves(images, truths, tm
         things.results[image_id] = entries[image_id]
     assert 0.3 < things.compute()["AP"] < 1
     assert set(COCO(str(out / "images.json")).cats[300].items()) == set(CATEGORIES[2].items())
+
+
+def evaluated(model: Predictor, dataset: DetectionDataset) -> dict[str, float]:
+    """What `dqdet eval` does, with one process."""
+    evaluation = make_evaluation(model.config, dataset)
+    for batch in validation_loader(model.config, dataset, rank=0, world=1):
+        sizes = [target.size for target in batch.targets]
+        original_sizes = [target.original_size for target in batch.targets]
+        found = infer(model.model(batch.images, batch.padding), sizes, original_sizes, model.config)
+        evaluation.update([target.image_id for target in batch.targets], found)
+    return evaluation.compute()
+
+
+def test_files_of_a_folder_have_the_numbers_of_eval(images, truths, tmp_path):
+    """Both read the same pictures of a data set in COCO's panoptic format."""
+    root, out, records = tmp_path / "coco", tmp_path / "out", []
+    (root / "annotations" / "panoptic_val").mkdir(parents=True)
+    saved(images, root / "val")
+    for image_id, truth in enumerate(truths, 1):
+        write_ids(root / "annotations" / "panoptic_val" / f"{image_id}.png", truth.ids)
+        records.append(panoptic_result(image_id, f"{image_id}.png", truth))
+    listed = [{"id": i, "file_name": f"{i}.png", "width": w, "height": h} for i, (w, h) in enumerate(SIZES, 1)]
+    truth_file = root / "annotations" / "panoptic_val.json"
+    truth_file.write_text(json.dumps({"images": listed, "annotations": records, "categories": CATEGORIES}))
+
+    model = predictor("panoptic", batch=1)
+    model.config.data.root, model.config.data.workers = str(root), 0
+    dataset = open_dataset(model.config.data, "val")
+    expected = evaluated(model, dataset)
+    predict_folder(model, root / "val", out)
+    panoptic = evaluate_files(truth_file, out / "panoptic.json")
+    assert 0.3 < panoptic["PQ"] < 1
+    assert panoptic == {name: expected[name] for name in panoptic}
+    things = DetectionMetric(dataset.ground_truth(), CATEGORY_IDS, "segm")
+    entries = json.loads((out / "results.json").read_text())
+    for image_id in (1, 2, 3):
+        things.results[image_id] = [entry for entry in entries if entry["image_id"] == image_id]
+    assert 0.3 < expected["AP_things"] < 1
+    assert things.compute()["AP"] == expected["AP_things"]
 
 
 def test_maps_of_images_with_one_stem_are_two(images, tmp_path):

@@ -1,6 +1,7 @@
 """Video files in, annotated videos and results of YouTube-VIS out."""
 
 import json
+import zipfile
 from fractions import Fraction
 
 import av
@@ -11,15 +12,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dqdet.config import Config, DataConfig, InferenceConfig, MaskLossConfig, VideoMask2FormerConfig
+from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
+from dqdet.evaluation import rle
+from dqdet.evaluation.tasks import make_evaluation
 from dqdet.evaluation.video import VideoTracks, decode_frames
 from dqdet.evaluation.windows import WindowTracks, whole
 from dqdet.pictures import PALETTE
 from dqdet.predictor import Predictor
+from dqdet.submission import write_submission
 from dqdet.tracks import best_tracks, find_tracks, predict_video
 from dqdet.types import Predictions
 from dqdet.video import VideoFile, open_video, video_writer
-from test_segmentation_results import ColourSegmenter
+from test_segmentation_results import ColourSegmenter, evaluated
 from test_segmentation_results import predictor as image_predictor
 
 WIDTH, HEIGHT = 96, 64
@@ -314,3 +319,53 @@ def test_compressed_tracks_are_those_of_a_whole_video():
         assert [one.label for one in found] == expected.labels.tolist()
         for one, masks in zip(found, expected.masks, strict=True):
             np.testing.assert_array_equal(decode_frames([one.masks.get(t) for t in range(18)], 8, 9), masks)
+
+
+@pytest.fixture
+def youtube_vis(tmp_path):
+    """Three videos of 4, 5 and 6 frames; the annotated masks lie a little beside the objects."""
+    root = tmp_path / "youtube_vis"
+    categories = [{"id": 3, "name": "red"}, {"id": 40, "name": "blue"}]
+    document: dict = {"videos": [], "annotations": [], "categories": categories}
+    for number, length in ((7, 4), (8, 5), (12, 6)):
+        start = number - 7
+        names = [f"{number}/{t:05d}.png" for t in range(length)]
+        (root / "val" / "JPEGImages" / str(number)).mkdir(parents=True)
+        for t, name in enumerate(names):
+            frame(start + t).save(root / "val" / "JPEGImages" / name)
+        size = {"width": WIDTH, "height": HEIGHT, "length": length}
+        document["videos"].append({"id": number, "file_names": names, **size})
+        for name, category_id in (("red", 3), ("blue", 40)):
+            shown = torch.from_numpy(expected_masks(name))[start : start + length].roll(start + 1, 2)
+            masks = [mask if seen.any() else None for mask, seen in zip(rle.encode(shown), shown, strict=True)]
+            if any(masks):
+                track = {"id": len(document["annotations"]) + 1, "video_id": number, "category_id": category_id}
+                document["annotations"].append(track | {"segmentations": masks, "iscrowd": 0})
+    (root / "val.json").write_text(json.dumps(document))
+    return root
+
+
+def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vis, tmp_path):
+    config = predictor.config
+    config.data.root = str(youtube_vis)
+    dataset = open_dataset(config.data, "val")
+    write_submission(predictor, dataset, tmp_path / "new" / "results.zip")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["results.zip"]
+
+    evaluation = make_evaluation(config, dataset)
+    direct = evaluated(predictor, dataset)
+    with zipfile.ZipFile(tmp_path / "new" / "results.zip") as archive:
+        assert archive.namelist() == ["results.json"]
+        entries = json.loads(archive.read("results.json"))
+    assert {entry["video_id"] for entry in entries} == {7, 8, 12}
+    for video in dataset.ground_truth()["videos"]:
+        found = [entry for entry in entries if entry["video_id"] == video["id"]]
+        masks = [decode_frames(entry["segmentations"], HEIGHT, WIDTH) for entry in found]
+        tracks = VideoTracks(
+            torch.tensor([entry["score"] for entry in found], dtype=torch.float64),
+            torch.tensor([config.category_ids.index(entry["category_id"]) for entry in found]),
+            torch.from_numpy(np.array(masks)),
+        )
+        evaluation.update([video["id"]], [tracks])
+    assert 0.3 < direct["AP"] < 1
+    assert evaluation.compute() == direct

@@ -117,6 +117,21 @@ def predict(
 
 
 @app.command()
+def submit(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="To write, with results.json in it.")],
+    options: Options = None,
+) -> None:
+    """Write the tracks in the videos of the validation split for the evaluation server of YouTube-VIS.
+
+    The split needs no annotations: `dqdet submit RUN FILE.zip data.val=valid`.
+    """
+    from dqdet import submission
+
+    submission.submit(run, file, options or [])
+
+
+@app.command()
 def convert(source: Source, out: NewRun) -> None:
     """Write the model of an official checkpoint or of the Hugging Face library as a run."""
     _show_model(dqdet.convert(source, out))

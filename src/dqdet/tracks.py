@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -19,11 +19,14 @@ from rich.progress import track as progress
 
 from dqdet.errors import DqdetError
 from dqdet.evaluation import rle
+from dqdet.evaluation.results import Entries
 from dqdet.evaluation.windows import WindowTracks, track
 from dqdet.folder import SMALLEST_PICTURE, ResultFiles
 from dqdet.pictures import annotated
 from dqdet.predictor import Predictor
 from dqdet.video import FrameFolder, VideoFile, open_video, video_writer
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -82,7 +85,7 @@ def find_tracks(predictor: Predictor, video: VideoFile | FrameFolder) -> tuple[l
 
     def frames() -> Iterator[Any]:
         nonlocal length
-        for image in _progress(video, "finding tracks", video.length):
+        for image in in_progress(video, "finding tracks", video.length):
             length += 1
             yield predictor.transform(image)
 
@@ -90,7 +93,7 @@ def find_tracks(predictor: Predictor, video: VideoFile | FrameFolder) -> tuple[l
     return tracks, length
 
 
-def video_entries(video_id: int, tracks: Iterable[Track], length: int, category_ids: list[int]) -> list[dict[str, Any]]:
+def video_entries(video_id: int, tracks: Iterable[Track], length: int, category_ids: list[int]) -> Entries:
     """The tracks of one video of ``length`` frames as entries of an official results file."""
     return [
         {
@@ -150,7 +153,7 @@ def _tracked(
     (folder / "results.json").write_text(json.dumps(video_entries(1, tracks, length, predictor.category_ids)))
     (folder / "videos.json").write_text(json.dumps(described))
     shown = {number: one for number, one in enumerate(tracks, 1) if one.score > threshold}
-    for frame, image in enumerate(_progress(video, "drawing", length)):
+    for frame, image in enumerate(in_progress(video, "drawing", length)):
         seen = {number: one for number, one in shown.items() if frame in one.masks}
         yield annotated(image, _in_frame(seen, frame, predictor.config.classes), max(SMALLEST_PICTURE, *image.size))
 
@@ -176,15 +179,14 @@ def _detected(
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
     results = ResultFiles(predictor, folder)
-    for number, image in enumerate(_progress(video, "predicting", video.length), 1):
+    for number, image in enumerate(in_progress(video, "predicting", video.length), 1):
         (outcome,) = predictor.outcomes([image])
         results.add(number, f"{number:06d}.png", image, outcome)
         yield annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
     results.write()
 
 
-def _progress(frames: Iterable[Image.Image], what: str, length: int) -> Iterable[Image.Image]:
+def in_progress(items: Iterable[Item], what: str, length: int) -> Iterable[Item]:
+    """The items, with a progress bar in a terminal; length 0: unknown."""
     console = Console(stderr=True)
-    return progress(
-        frames, what, total=length or None, console=console, transient=True, disable=not console.is_terminal
-    )
+    return progress(items, what, total=length or None, console=console, transient=True, disable=not console.is_terminal)
