@@ -11,7 +11,8 @@ from PIL import Image
 
 from dqdet.config import DataConfig
 from dqdet.data.transforms import make_transform
-from dqdet.pictures import PALETTE, annotated, coefficient_figure, ground_truth, side_by_side, unnormalised
+from dqdet.evaluation.panoptic import PanopticMap
+from dqdet.pictures import PALETTE, annotated, coefficient_figure, ground_truth, segments, side_by_side, unnormalised
 from dqdet.types import Target
 
 CLASSES = ["cat", "dog", "bird"]
@@ -71,6 +72,100 @@ def test_boxes_are_drawn_where_they_are():
 def test_classes_have_their_own_colours():
     picture = annotated(noise(100, 100), found((5, 30, 40, 60), (50, 30, 90, 60), labels=[0, 2]), longer_side=400)
     assert places(picture, 0)[:, 0].max() < 180 < places(picture, 2)[:, 0].min()
+
+
+def masked(*boxes: tuple, labels: list[int], size: tuple[int, int], **options) -> sv.Detections:
+    objects = found(*boxes, labels=labels)
+    objects.mask = np.zeros((len(boxes), size[1], size[0]), dtype=bool)
+    for mask, (left, top, right, bottom) in zip(objects.mask, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    for name, value in options.items():
+        setattr(objects, name, np.array(value))
+    return objects
+
+
+def changed(picture: Image.Image, image: Image.Image) -> np.ndarray:
+    plain = image.resize(picture.size, Image.Resampling.BICUBIC)
+    return abs(np.array(picture).astype(int) - np.array(plain)).max(-1) > 25
+
+
+def test_masks_are_drawn_where_they_are():
+    image = noise(100, 50)
+    objects = masked((20, 15, 60, 45), labels=[1], size=image.size)
+    objects.xyxy[:] = (0, 0, 100, 50)  # no matter
+    picture = annotated(image, objects, longer_side=400)
+    drawn = changed(picture, image)
+    assert drawn[66:174, 86:234].mean() > 0.98  # filled
+    drawn[56:184, 76:244] = False
+    assert not drawn.any()
+
+
+def test_objects_of_a_class_have_shades_of_its_colour():
+    image = noise(200, 100)
+    objects = masked((5, 30, 60, 90), (70, 30, 125, 90), (135, 30, 190, 90), labels=[1, 0, 1], size=image.size)
+    picture = np.array(annotated(image, objects, 400)).astype(float)
+    first, other, second = (picture[150:170, x : x + 60].mean((0, 1)) for x in (30, 160, 290))
+    red = np.array(PALETTE.by_idx(1).as_rgb())
+    assert abs(first - second).max() > 20
+    assert abs(first - red).sum() < abs(other - red).sum()
+    # The first of a class has the class's colour itself, whatever else is in the picture.
+    alone = annotated(image, objects[2], 400)
+    assert len(places(alone, 1)) > 100
+
+
+def test_tracks_keep_their_colours():
+    image = noise(200, 100)
+    boxes = (5, 30, 60, 90), (70, 30, 125, 90)
+    one = annotated(image, masked(*boxes, labels=[0, 0], size=image.size, tracker_id=[7, 4]), 400)
+    assert places(one, 7)[:, 0].max() < 130 < places(one, 4)[:, 0].min()
+    assert len(places(one, 0)) == 0
+
+
+def test_names_stand_inside_of_segments():
+    """A segment around the border of the picture has its name on itself, not in its middle."""
+    ids = np.ones((100, 100), dtype=int)
+    ids[20:85, 20:] = 2
+    panoptic = PanopticMap(ids, [{"id": 2, "category_id": 9}, {"id": 1, "category_id": 4}])
+    objects = segments(panoptic, [4, 9, 5], CLASSES)
+    assert objects.data["class_name"].tolist() == ["dog", "cat"]
+    np.testing.assert_array_equal(objects.mask, [ids == 2, ids == 1])
+    plain = Image.new("RGB", (100, 100), "black")
+    cat = places(annotated(plain, objects, 400), 0)
+    assert len(cat) > 1000  # outline and label
+    inside_dog = (cat > (90, 90)).all(1) & (cat < (390, 330)).all(1)
+    assert not inside_dog.any()
+    assert segments(PanopticMap(ids * 0, []), [4, 9, 5], CLASSES).mask.shape == (0, 100, 100)
+
+
+def test_scores_of_segments_are_shown():
+    ids = np.ones((40, 40), dtype=int)
+    scored = segments(PanopticMap(ids, [{"id": 1, "category_id": 4, "score": 0.75}]), [4], ["cat"])
+    assert scored.confidence.tolist() == [0.75]
+
+
+def test_ground_truth_has_masks_in_pixels_of_the_picture():
+    masks = torch.zeros(1, 20, 30, dtype=torch.bool)
+    masks[0, 5:10, 6:18] = True
+    target = Target(
+        labels=torch.tensor([2]),
+        boxes=torch.tensor([[0.4, 0.375, 0.4, 0.25]]),
+        crowd=torch.zeros(1, dtype=torch.bool),
+        size=(20, 30),
+        original_size=(20, 30),
+        masks=masks,
+    )
+    objects = ground_truth(target, (40, 60), CLASSES)
+    np.testing.assert_allclose(sv.mask_to_xyxy(objects.mask)[0] + [0, 0, 1, 1], objects.xyxy[0])
+
+
+def test_masks_that_vanish_are_left_out():
+    image = noise(100, 100)
+    objects = masked((10, 10, 10, 10), (40, 40, 60, 60), labels=[0, 2], size=image.size, confidence=[0.9, 0.8])
+    picture = annotated(image, objects, 200)
+    assert len(places(picture, 0)) == 0
+    assert len(places(picture, 2)) > 100
+    nothing = annotated(image, objects[:1], 100)
+    np.testing.assert_array_equal(nothing, image)
 
 
 def test_scores_are_written():

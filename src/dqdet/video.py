@@ -85,9 +85,9 @@ class VideoFile:
 class FrameFolder:
     """Pictures of one size as the frames of a video; otherwise as `VideoFile`."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, name: str, files: list[Path]) -> None:
         self.files = files
-        self.name = files[0].parent.name
+        self.name = name
         self.rate = FOLDER_RATE
         self.length = len(files)
         self.size = read_image(files[0]).size
@@ -135,7 +135,7 @@ def open_video(source: Path) -> VideoFile | FrameFolder:
     Raises:
         DqdetError: there is nothing of that.
     """
-    return VideoFile(source) if is_video_file(source) else FrameFolder(image_files(source))
+    return VideoFile(source) if is_video_file(source) else FrameFolder(source.resolve().stem, image_files(source))
 
 
 def is_video_file(source: Path) -> bool:
