@@ -86,24 +86,18 @@ class VideoDataset(DetectionDataset):
 
 
 def clip_target(rows: Target, clip: Clip) -> Target:
-    """The objects of a clip, from a target with one row for each object and frame.
-
-    A row whose mask is empty, because it lost its last pixel when the clip became smaller, does not show its object.
-    """
+    """The objects of a clip, from a target with one row for each object and frame that shows it."""
     frames = len(clip["image"])  # type: ignore[arg-type]
-    keep = torch.ones(len(rows.labels), dtype=torch.bool) if rows.masks is None else rows.masks.flatten(1).any(1)
-    tracks, row_object = clip["tracks"][keep].unique(return_inverse=True)  # [N], [M]
-    place = row_object, clip["frames"][keep]
+    tracks, objects = clip["tracks"].unique(return_inverse=True)  # [N], [M]
 
     def stacked(values: Tensor) -> Tensor:  # [M, ...] -> [N, T, ...]
-        return values.new_zeros(len(tracks), frames, *values.shape[1:]).index_put(place, values[keep])
+        return values.new_zeros(len(tracks), frames, *values.shape[1:]).index_put((objects, clip["frames"]), values)
 
-    labels = rows.labels.new_zeros(len(tracks)).index_put((row_object,), rows.labels[keep])
     return replace(
         rows,
-        labels=labels,
+        labels=rows.labels.new_zeros(len(tracks)).index_put((objects,), rows.labels),
         boxes=stacked(rows.boxes),
         crowd=torch.zeros(len(tracks), dtype=torch.bool),
         masks=None if rows.masks is None else stacked(rows.masks),
-        visible=stacked(torch.ones(len(keep), dtype=torch.bool)),
+        visible=stacked(torch.ones(len(objects), dtype=torch.bool)),
     )
