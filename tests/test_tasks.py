@@ -8,8 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import dqdet
+from dqdet import cli
 from dqdet.config import Config
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
@@ -223,3 +225,9 @@ def test_a_training_ends_with_the_metrics_of_its_task(task, tmp_path):
     assert metrics.pop("step") == 2
     assert dqdet.evaluate(run) == pytest.approx(metrics)
     assert bool(model.config.stuff) == (task == "panoptic")
+
+    shown = CliRunner().invoke(cli.app, ["eval", str(run)]).stdout
+    for name in metrics:
+        metric, _, label = name.partition("/")
+        assert metric in shown
+        assert label in shown

@@ -175,9 +175,10 @@ def _fit(
         loggers,
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    items = "videos" if config.data.task == "video" else "images"
     rank_zero_only(progress.print)(
         f"{out}: {config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
-        f"{len(data.train_set)} training and {len(data.val_set)} validation images, {len(config.classes)} classes"
+        f"{len(data.train_set)} training and {len(data.val_set)} validation {items}, {len(config.classes)} classes"
     )
     try:
         _quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
