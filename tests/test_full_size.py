@@ -5,18 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dqdet.config import preset_names, resolve
-from dqdet.losses import SetLoss
+from dqdet.config import Config, preset_names, resolve
+from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.training.optimiser import make_optimiser
 from dqdet.types import Target
 
 CLASSES = 91
-HEIGHT, WIDTH = 800, 1066  # of a photograph of 640 x 480 with its shorter side resized to 800
+PHOTOGRAPH = (800, 1066)  # height, width: of 640 x 480 with its shorter side resized to 800
+VIDEO = (360, 640)  # of 1280 x 720 with its shorter side resized to 360
+
+
+def make_target(config: Config, frames: tuple[int, ...], size: tuple[int, int]) -> Target:
+    boxes = torch.rand(7, *frames, 4) * 0.4 + 0.2
+    masks = None
+    if config.data.task != "detection":
+        masks = torch.zeros(7, *frames, *size, dtype=torch.bool)
+        masks[..., 100:200, 100:300] = True
+    visible = torch.ones(7, *frames, dtype=torch.bool) if frames else None
+    crowd = torch.zeros(7, dtype=torch.bool)
+    return Target(torch.randint(CLASSES, (7,)), boxes, crowd, size, size, masks=masks, visible=visible)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [name for name in preset_names() if name != "scenes_tiny"])
+@pytest.mark.parametrize("preset", [name for name in preset_names() if not name.startswith("scenes")])
 def test_trains_a_step(preset):
     torch.manual_seed(0)
     names = [f"class {i}" for i in range(CLASSES)]
@@ -24,11 +36,11 @@ def test_trains_a_step(preset):
     model = create_model(config).train()
     optimiser = make_optimiser(model, config.train)
 
-    size = (HEIGHT, WIDTH)
-    boxes = torch.rand(7, 4) * 0.4 + 0.2
-    target = Target(torch.randint(CLASSES, (7,)), boxes, torch.zeros(7, dtype=torch.bool), size, size)
-    predictions = model(torch.randn(1, 3, *size), torch.zeros(1, *size, dtype=torch.bool))
-    losses = SetLoss(config.loss)(predictions, [target])
+    video = config.data.task == "video"
+    frames = (config.data.clips.frames,) if video else ()
+    size = VIDEO if video else config.data.window or PHOTOGRAPH
+    predictions = model(torch.randn(1, *frames, 3, *size), torch.zeros(1, *size, dtype=torch.bool))
+    losses = make_loss(config.loss)(predictions, [make_target(config, frames, size)])
     assert losses.total.isfinite()
     assert set(predictions.groups) == {"modulated", "basic"}
 

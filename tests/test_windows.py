@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dqdet.config import Config, resolve
 from dqdet.evaluation.video import VideoTracks
 from dqdet.evaluation.windows import SHARED, continued, overlaps, track, whole, windows
-from dqdet.types import Predictions
+from dqdet.training.module import DetectionModule
+from dqdet.types import Batch, Predictions, Target
 
 SIDE = 32  # pixels, of frames whose colours are objects
 CLASSES = ["cat", "dog"]
@@ -100,6 +101,17 @@ def test_frames_are_read_as_they_are_needed():
     first = next(track(SeesColours(), frames(), (SIDE, SIDE), options(10)))
     assert first.tracks.masks.shape[1] == 10
     assert len(read) == 10
+
+
+@pytest.mark.parametrize("length", [4, 10])
+def test_validation_sees_no_more_than_a_window_at_a_time(length):
+    video = make_video(length, {colour: range(length) for colour in range(3)})
+    size, model = (SIDE, SIDE), SeesColours()
+    target = Target(torch.zeros(0), torch.zeros(0, length, 4), torch.zeros(0), size, size)
+    batch = Batch(video[None], torch.zeros(1, *size, dtype=torch.bool), [target])
+    (found,) = DetectionModule(model, options(window=4)).validation_step(batch, 0)
+    assert found.masks.shape == (3, length, *size)
+    assert max(model.clips) == 4
 
 
 @pytest.mark.parametrize(("length", "expected"), [(3, [3]), (8, [8]), (9, [8, 5]), (12, [8, 8]), (13, [8, 8, 5])])

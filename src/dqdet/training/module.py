@@ -14,6 +14,7 @@ from dqdet.checkpoints.folder import differences
 from dqdet.config import Config
 from dqdet.errors import DqdetError
 from dqdet.evaluation.inference import Outcome, infer
+from dqdet.evaluation.windows import track, whole
 from dqdet.losses import make_loss
 from dqdet.training.data_module import DataModule
 from dqdet.training.optimiser import make_optimiser, make_schedule
@@ -65,6 +66,10 @@ class DetectionModule(LightningModule):
         self.trainer.datamodule.start_epoch(self.current_epoch + 1)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[Outcome]:  # type: ignore[override]
+        if self.config.data.task == "video" and batch.images.shape[1] > self.config.inference.window:
+            (target,) = batch.targets  # whole videos come one at a time, without padding
+            parts = track(self.model, batch.images[0], target.original_size, self.config)
+            return [whole(parts, self.config.inference.limit)]
         predictions = self.model(batch.images, batch.padding)
         sizes, original_sizes = zip(*((target.size, target.original_size) for target in batch.targets), strict=True)
         return infer(predictions, sizes, original_sizes, self.config)
