@@ -25,7 +25,7 @@ from dqdet.checkpoints.folder import (
 from dqdet.config import to_yaml
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
-from tiny import contents, tiny
+from tiny import contents, tiny, tiny_family
 
 CLASSES = ["cat", "dog", "größer"]
 
@@ -73,6 +73,18 @@ def test_a_folder_brings_back_the_model_and_its_configuration(run):
     assert torch.equal(expected.logits, found.logits)
     assert torch.equal(expected.boxes, found.boxes)
     assert load_metrics(run) == {"step": 7, "AP": 0.25}
+
+
+def test_a_panoptic_model_comes_back_with_its_regions(tmp_path):
+    config = tiny_family("mask2former_r50_coco_panoptic", classes=CLASSES, category_ids=[3, 5, 9], stuff=["größer"])
+    torch.manual_seed(0)
+    model = create_model(config).eval()
+    save_folder(tmp_path, model, config, {"step": 7, "PQ": 0.25})
+    loaded, loaded_config = load_folder(tmp_path)
+    assert loaded_config == config
+    images, padding = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(model(images, padding).masks, loaded(images, padding).masks)
 
 
 def test_the_files_are_plain_yaml_json_and_safetensors(run):

@@ -56,9 +56,10 @@ def load(source: str | Path, device: torch.device | str | None = None) -> Predic
     """A trained model as a function from images to ``supervision.Detections``.
 
     Args:
-        source: a run folder, written by `train`, `convert` or `upgrade`; an official checkpoint (``.pth``) of any
-            family, or one of the published code with dynamic queries; the folder of a Hugging Face model of DETR,
-            Conditional-DETR, DAB-DETR or Deformable-DETR; or the name of such a folder on the hub, ``user/name``.
+        source: a run folder, written by `train`, `convert` or `upgrade`; an official checkpoint (``.pth``, or
+            ``.pkl`` of detectron2) of any family, or one of the published code with dynamic queries; the folder of a
+            Hugging Face model of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR or Mask2Former; or the
+            name of such a folder on the hub, ``user/name``.
         device: by default the GPU, if there is one.
 
     Raises:

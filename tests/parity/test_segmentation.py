@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dqdet.checkpoints.detectron2 import from_detectron2
-from dqdet.config import BackboneConfig, Mask2FormerConfig, MaskLossConfig, QueriesConfig
+from dqdet.config import Mask2FormerConfig, MaskLossConfig, QueriesConfig
 from dqdet.losses.masks import MaskSetLoss, ObjectMasks, RandomPoints
 from dqdet.losses.matching import Matches
 from dqdet.models.mask2former import Mask2Former
 from dqdet.models.video_mask2former import VideoMask2Former, joined
-from dqdet.nn.backbone import Backbone
 from dqdet.nn.pixel_decoder import PixelFeatures
 from dqdet.types import Target
 
@@ -255,41 +253,3 @@ def test_total_and_gradients(run):
     for ours, gradient in zip(parameters, gradients[len(features) :], strict=True):
         expected = case.expected["grad_norms"][names[ours]]
         assert gradient.norm().item() == pytest.approx(expected, rel=1e-3, abs=1e-5), ours
-
-
-@pytest.mark.parametrize(
-    ("listed", "family", "backbone_name", "classes"),
-    [
-        ("mask2former_r50", Mask2Former, "resnet50", 80),
-        ("mask2former_swin_b", Mask2Former, "swin_b", 80),
-        ("video_mask2former_r50", VideoMask2Former, "resnet50", 40),
-    ],
-)
-@pytest.mark.parametrize("older", [False, True])
-def test_every_published_parameter_is_used_once_and_fills_one_of_ours(
-    shared, listed, family, backbone_name, classes, older
-):
-    """Each official tensor is filled with a number of its own, and so is looked up among ours."""
-    rows = json.loads((shared / "parity" / f"{listed}_keys.json").read_text())
-    state = {name: torch.tensor(number).expand(shape) for number, (name, shape) in enumerate(rows, 1)}
-    if older:  # names of files that were published first
-        state = {
-            name.replace("head.pixel_decoder.", "head.").replace("query_feat", "static_query"): tensor
-            for name, tensor in state.items()
-        }
-    converted = from_detectron2(state)
-    with torch.device("meta"):
-        backbone = Backbone(BackboneConfig(name=backbone_name, pretrained=False), family.strides)
-        queries = QueriesConfig(kind="static", count=100)
-        model = family(Mask2FormerConfig(), queries, classes, backbone.channels)
-        model.backbone = backbone
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in converted.items()} == shapes
-
-    # A batch norm's four tensors become two, computed from them; all others are found again, once.
-    folded = {name for name in converted if name.endswith((".scale", ".shift"))}
-    norms = {name for name, _ in rows if re.match(r"backbone\.(stem|res\d)\..*\bnorm\.", name)}
-    assert len(norms) == 2 * len(folded)
-    unused = {name for name, _ in rows if name == "criterion.empty_weight" or "relative_position_index" in name}
-    found = sorted(int(tensor.unique()) for name, tensor in converted.items() if name not in folded)
-    assert found == [number for number, (name, _) in enumerate(rows, 1) if name not in norms | unused]

@@ -30,15 +30,9 @@ def read_checkpoint(file: Path) -> tuple[State, dict[str, Any]]:
         DqdetError: it is damaged, has no parameters, or reading it would execute code.
     """
     try:
-        match file.suffix:
-            case ".safetensors":
-                content = load_file(file)
-            case ".pkl":
-                with file.open("rb") as opened:
-                    content = _PlainUnpickler(opened, encoding="latin1").load()
-            case _:
-                with torch.serialization.safe_globals([argparse.Namespace]):
-                    content = torch.load(file, map_location="cpu", weights_only=True)
+        content = _content(file)
+        state = content.get("model", content) if isinstance(content, dict) else {}
+        state = {name: _tensor(value) for name, value in state.items()} if isinstance(state, dict) else {}
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
@@ -48,13 +42,22 @@ def read_checkpoint(file: Path) -> tuple[State, dict[str, Any]]:
         ) from error
     except Exception as error:  # whatever reading damaged bytes brings
         raise DqdetError(f"damaged or cut short ({type(error).__name__}); get it again") from error
-    content = content if isinstance(content, dict) else {}
-    state = content.get("model", content)
-    state = {name: _tensor(value) for name, value in state.items()} if isinstance(state, dict) else {}
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise DqdetError("not a checkpoint of a detector: neither parameters nor an entry 'model' of them")
     arguments = content.get("args")
     return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+
+
+def _content(file: Path) -> Any:
+    match file.suffix:
+        case ".safetensors":
+            return load_file(file)
+        case ".pkl":
+            with file.open("rb") as opened:
+                return _PlainUnpickler(opened, encoding="latin1").load()
+        case _:
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _tensor(value: Any) -> Any:
