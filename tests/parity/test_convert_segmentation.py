@@ -150,6 +150,16 @@ def test_outputs_tell_the_data(state, outputs, preset, stuff):
         assert len(config.category_ids) == outputs
 
 
+@pytest.mark.parametrize(("basic", "count", "ratio"), [(600, 100, 6), (400, 100, 4)])
+def test_basic_queries_tell_the_ratio(shared, basic, count, ratio):
+    """Of the published code, and of the paper."""
+    state = published(*recorded(shared, "mask2former_dq"))
+    for table in ("query_feat", "query_embed"):
+        state[f"sem_seg_head.predictor.{table}.weight"] = torch.zeros(basic, 64)
+    queries = describe(*translate(state)).queries
+    assert (queries.count, queries.ratio) == (count, ratio)
+
+
 def test_coco_panoptic_categories_are_the_official_ones(shared):
     official = json.loads((shared / "data" / "panoptic_sample" / "categories.json").read_text())
     assert list((COCO_CATEGORIES | COCO_STUFF).items()) == [(entry["id"], entry["name"]) for entry in official]

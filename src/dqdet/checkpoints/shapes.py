@@ -44,8 +44,8 @@ SWINS: dict[tuple[int, tuple[int, ...], int], str] = {
     (192, (2, 2, 18, 2), 23 * 23): "swin_l",
 }
 
-# Basic queries behind each modulated one in the code with dynamic queries, where they are not four.
-PUBLISHED_RATIOS = {"mask2former": 6}
+# Basic queries behind each modulated one: in the published code for images, and everywhere else.
+IMAGE_RATIO, RATIO = 6, 4
 
 
 def describe(
@@ -133,7 +133,8 @@ def _queries(state: State, family: str, count: int | None) -> dict[str, Any]:
         count = len(tables[0]) if tables else count  # without tables the encoder proposes as many as wanted
         return {"queries.kind": "static"} | ({} if count is None else {"queries.count": count})
     basic = len(tables[0])
-    count = count or basic // PUBLISHED_RATIOS.get(family, 4)
+    ratio = IMAGE_RATIO if family == "mask2former" and basic % IMAGE_RATIO == 0 else RATIO
+    count = count or basic // ratio
     return {  # as the code with dynamic queries was published
         "queries.kind": "modulated",
         "queries.count": count,
