@@ -16,7 +16,7 @@ from dqdet.config import Config, DataConfig, DetrConfig, InferenceConfig, Mask2F
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
-from dqdet.evaluation import rle
+from dqdet.evaluation import rle, segmentation
 from dqdet.evaluation.detection import DetectionMetric
 from dqdet.evaluation.inference import infer
 from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, evaluate_files, panoptic_result, read_ids, write_ids
@@ -148,6 +148,14 @@ def test_semantic_maps_have_the_class_of_each_pixel(images):
     labels = predictor("panoptic").semantic(images[0])
     assert labels.shape == (200, 300)
     assert [NAMES[labels[y, x]] for x, y in ((60, 100), (240, 30), (150, 100))] == ["red", "blue", "dark"]
+
+
+def test_semantic_maps_are_made_of_a_few_classes_at_a_time(images, monkeypatch):
+    at_once = predictor("panoptic").semantic(images)
+    monkeypatch.setattr(segmentation, "SCORES_AT_ONCE", 300 * 200)  # two classes of the second image, one of the first
+    for expected, found in zip(at_once, predictor("panoptic").semantic(images), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert len(np.unique(found)) > 1
 
 
 def test_one_image_and_batches_give_the_same(images):

@@ -23,6 +23,7 @@ from dqdet.types import Predictions
 
 STRIDE = 4  # of predicted masks
 PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
+SCORES_AT_ONCE = 2**27  # of classes at pixels, 512 MiB
 
 
 @dataclass
@@ -69,21 +70,37 @@ def segmentation(
     return Segmentation(
         instances=instances(final, image, size, original_size, config),
         panoptic=panoptic_map(final, image, size, original_size, config),
-        semantic=semantic_scores(final, image, size, original_size, config).argmax(0).cpu().numpy(),
+        semantic=semantic_map(final, image, size, original_size, config).cpu().numpy(),
     )
 
 
-def semantic_scores(
+def semantic_map(
     final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
 ) -> Tensor:
-    """The score of each class at each pixel, ``[C, H, W]``: the sum over queries of class times mask probability."""
-    probabilities = final.logits[0, image].float().softmax(-1)[:, : len(config.classes)]  # [Q, C]
-    scores = probabilities.new_zeros(len(config.classes), *original_size)  # [C, H, W]
+    """The label ``[H, W]`` with the highest of ``semantic_scores`` at each pixel."""
+    height, width = original_size
+    best = final.logits.new_full(original_size, -1.0, dtype=torch.float)  # [H, W]
+    labels = torch.zeros_like(best, dtype=torch.int64)
+    at_once = max(1, SCORES_AT_ONCE // (height * width))  # classes: those of photographs do not fit into the memory
+    for start in range(0, len(config.classes), at_once):
+        classes = slice(start, min(start + at_once, len(config.classes)))
+        value, label = semantic_scores(final, image, size, original_size, classes).max(0)
+        labels = torch.where(value > best, label + start, labels)
+        best = torch.maximum(value, best)
+    return labels
+
+
+def semantic_scores(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], classes: slice
+) -> Tensor:
+    """The score of C classes at each pixel, ``[C, H, W]``: the sum over queries of class times mask probability."""
+    probabilities = final.logits[0, image].float().softmax(-1)[:, classes]  # [Q, C]
+    scores = probabilities.new_zeros(probabilities.shape[1], *original_size)  # [C, H, W]
     queries = torch.arange(len(probabilities), device=scores.device)
     start = 0
     for logits in enlarged(final, image, queries, size, original_size):
         chunk = probabilities[start : start + len(logits)]  # [M, C]
-        scores += torch.einsum("mc,mhw->chw", chunk, logits.sigmoid())
+        scores.flatten(1).addmm_(chunk.T, logits.sigmoid().flatten(1))
         start += len(logits)
     return scores
 
