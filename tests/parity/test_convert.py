@@ -56,15 +56,14 @@ def message(source: Path | str) -> str:
 
 
 def assert_all_used_once(rows: list[tuple[str, list[int]]], aliases: dict[str, str], unused: str) -> Config:
-    """Fill each official tensor with a number of its own, and look it up among the parameters of our model.
+    """Fill each official tensor with a number of its own, and look it up among our parameters.
 
     Args:
-        rows: names and shapes of the official parameters.
-        aliases: names of shared parameters -> what names all that are one.
-        unused: pattern of the names that need not be found.
+        rows: official names and shapes.
+        aliases: name -> what names all parameters that are one.
+        unused: pattern of names that need not be found.
 
-    Returns:
-        the configuration that the parameters tell.
+    Returns the configuration that the parameters tell.
     """
     owners = {parameter: aliases.get(parameter, parameter) for parameter, _ in rows}
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners.values()), 1)}
