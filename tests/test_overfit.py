@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from dqdet.config import Config, resolve
+from dqdet.config import Config, override, resolve
 from dqdet.data import open_dataset
-from dqdet.data.dataset import DetectionDataset
+from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.loader import collate
 from dqdet.evaluation.inference import infer
 from dqdet.evaluation.tasks import make_evaluation
 from dqdet.losses import make_loss
 from dqdet.models import create_model
+from dqdet.studies.video import SEQFORMER
 from dqdet.types import Batch
 
 
@@ -46,9 +48,9 @@ def measure(model: nn.Module, config: Config, dataset: DetectionDataset, batch: 
     return evaluation.compute()
 
 
-def memorised(config: Config, indices: list[int], steps: int) -> dict[str, float]:
-    """The metrics on some items of the validation split after training on nothing else."""
-    dataset = open_dataset(config.data, "val")
+def memorised(config: Config, indices: list[int], steps: int, split: Split = "val") -> dict[str, float]:
+    """The metrics on some items of a data set after training on nothing else."""
+    dataset = open_dataset(config.data, split)
     config.classes, config.category_ids = dataset.classes, dataset.category_ids
     config.stuff = list(dataset.stuff)
     batch = collate([dataset[i] for i in indices])
@@ -87,3 +89,16 @@ def test_panoptic_maps_of_two_images_of_coco(shared, tmp_path):
     data = {"kind": "coco", "task": "panoptic", "root": str(tmp_path), **resized(192)}
     config = resolve("scenes_tiny_panoptic", {"data": data, "queries": {"count": 40}})
     assert memorised(config, [0, 1], steps=150)["PQ"] > 0.9
+
+
+@pytest.mark.parametrize(("preset", "options"), [("scenes_tiny_video", {}), ("seqformer_r50", SEQFORMER)])
+def test_tracks_in_two_videos(preset, options):
+    # Clips are whole videos here, because only training items have masks.
+    config = override(
+        resolve(preset, options),
+        {
+            "data": {"scenes": {"train_images": 2, "frames": 4}, "flip": False, "workers": 0},
+            "data.clips": {"frames": 4, "reach": 4, "every_frame": False},
+        },
+    )
+    assert memorised(config, [0, 1], steps=150, split="train")["AP50"] > 0.9
