@@ -95,7 +95,7 @@ def predict(
     model: Source,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or frames, or video.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn.")] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of objects that are drawn.")] = 0.5,
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
 

@@ -23,7 +23,7 @@ from dqdet.types import Predictions
 
 STRIDE = 4  # of predicted masks
 PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
-SCORES_AT_ONCE = 2**27  # of classes at pixels, 512 MiB
+SCORES_AT_ONCE = 2**28  # of classes at pixels, 1 GiB
 
 
 @dataclass
