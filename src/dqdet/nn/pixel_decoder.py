@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,6 +56,7 @@ class PixelDecoder(nn.Module):
         )
         self.mask_proj = nn.Conv2d(hidden, hidden, 1)
         self._reset_parameters()
+        self.to(memory_format=torch.channels_last)  # the layout of the backbone's maps, and of tokens
 
     def _reset_parameters(self) -> None:
         for projection in self.input_proj.modules():
