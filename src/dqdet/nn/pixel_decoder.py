@@ -56,7 +56,8 @@ class PixelDecoder(nn.Module):
         )
         self.mask_proj = nn.Conv2d(hidden, hidden, 1)
         self._reset_parameters()
-        self.to(memory_format=torch.channels_last)  # the layout of the backbone's maps, and of tokens
+        # The layout of the backbone's maps, and of tokens. PyTorch's type stubs do not know this argument.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _reset_parameters(self) -> None:
         for projection in self.input_proj.modules():
