@@ -57,7 +57,7 @@ def panoptic_truth(dataset, config, index: int) -> Segmentation:
     semantic = np.zeros_like(truth.ids, dtype=np.int64)
     for segment in truth.segments:
         semantic[truth.ids == segment["id"]] = config.category_ids.index(segment["category_id"])
-    return Segmentation(objects(dataset, config, index), truth, semantic)
+    return Segmentation(objects(dataset, config, index), truth, lambda: semantic)
 
 
 def track_truth(dataset, config, video_id: int) -> VideoTracks:
@@ -123,7 +123,7 @@ def test_each_part_of_a_panoptic_result_has_its_own_metric():
     void = PanopticMap(np.zeros_like(truth.panoptic.ids), [])
     for part, wrong, lost in (
         ("panoptic", void, "PQ"),
-        ("semantic", np.full_like(truth.semantic, -1), "mIoU"),
+        ("label_map", lambda: np.full_like(truth.semantic, -1), "mIoU"),
         ("instances", without_masks(truth.instances), "AP_things"),
     ):
         evaluation.reset()

@@ -6,8 +6,9 @@ original size, a few at a time, so that the memory for logits does not grow with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,12 @@ class Segmentation:
 
     instances: ImageDetections  # things only, with masks
     panoptic: PanopticMap
-    semantic: np.ndarray  # [H, W] label of each pixel
+    label_map: Callable[[], np.ndarray]  # makes the semantic map, which takes long for photographs
+
+    @cached_property
+    def semantic(self) -> np.ndarray:
+        """The label of each pixel, ``[H, W]``."""
+        return self.label_map()
 
 
 def instances(
@@ -70,7 +76,7 @@ def segmentation(
     return Segmentation(
         instances=instances(final, image, size, original_size, config),
         panoptic=panoptic_map(final, image, size, original_size, config),
-        semantic=semantic_map(final, image, size, original_size, config).cpu().numpy(),
+        label_map=lambda: semantic_map(final, image, size, original_size, config).cpu().numpy(),
     )
 
 
