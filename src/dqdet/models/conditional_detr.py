@@ -11,7 +11,7 @@ from dqdet.config import ConditionalDetrConfig, QueriesConfig
 from dqdet.models.detector import Detector
 from dqdet.nn.attention import attend
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
-from dqdet.nn.encoder import RELU, Activation, DenseEncoder, DenseMemory, FeedForward
+from dqdet.nn.encoder import Activation, DenseEncoder, DenseMemory, FeedForward
 from dqdet.nn.heads import box_head, class_head
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
@@ -91,7 +91,7 @@ class ConditionalDecoderLayer(nn.Module):
         feedforward: int,
         dropout: float,
         first: bool,
-        activation: Activation = RELU,
+        activation: Activation = nn.ReLU,
     ):
         super().__init__()
         self.self_attn = ConditionalSelfAttention(hidden, heads, dropout)

@@ -11,7 +11,7 @@ from dqdet.config import DabDetrConfig, QueriesConfig
 from dqdet.models.conditional_detr import ConditionalDecoderLayer
 from dqdet.models.detector import Detector
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
-from dqdet.nn.encoder import RELU, Activation, DenseEncoder
+from dqdet.nn.encoder import Activation, DenseEncoder
 from dqdet.nn.heads import box_head, class_head
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
@@ -21,7 +21,7 @@ from dqdet.queries import make_queries
 from dqdet.types import Predictions, Queries
 
 EPSILON = 1e-3  # anchors are kept so far from 0 and 1
-ACTIVATIONS: dict[str, Activation] = {"prelu": nn.PReLU, "relu": RELU}
+ACTIVATIONS: dict[str, Activation] = {"prelu": nn.PReLU, "relu": nn.ReLU}
 
 
 class DabEncoder(DenseEncoder):

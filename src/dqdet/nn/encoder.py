@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from dqdet.nn.position import sine_position
 from dqdet.nn.sampling import Shapes
 
 Activation = Callable[[], nn.Module]  # makes the activation of one layer
-RELU: Activation = partial(nn.ReLU, inplace=True)
 
 
 @dataclass
@@ -43,7 +41,7 @@ class Memory:
 class FeedForward(nn.Module):
     """The two linear layers at the end of every transformer layer, with the residual and the norm after it."""
 
-    def __init__(self, hidden: int, feedforward: int, dropout: float, activation: Activation = RELU):
+    def __init__(self, hidden: int, feedforward: int, dropout: float, activation: Activation = nn.ReLU):
         super().__init__()
         self.linear1 = xavier_(nn.Linear(hidden, feedforward))
         self.activation = activation()
@@ -59,7 +57,7 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention over all cells of a feature map; positions enter queries and keys, not values."""
 
-    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, activation: Activation = RELU):
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, activation: Activation = nn.ReLU):
         super().__init__()
         self.self_attn = Attention(hidden, heads, dropout)
         self.norm1 = nn.LayerNorm(hidden)
@@ -91,7 +89,7 @@ class DenseEncoder(nn.Module):
         dropout: float,
         depth: int,
         temperature: float = 10000,
-        activation: Activation = RELU,
+        activation: Activation = nn.ReLU,
     ):
         super().__init__()
         self.temperature = temperature
