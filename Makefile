@@ -11,10 +11,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-test: setup  ## the tests, without the full-size models
+test: setup  ## the tests, without full-size models and long trainings
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
-test-all: setup  ## the full-size models too
+test-all: setup  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m ''
 
 lint: setup
