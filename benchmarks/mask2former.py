@@ -116,7 +116,6 @@ def make_run(name: str, size: int, batch: int) -> Callable[[], object]:
     else:
         criterion = make_loss(our_config().loss)
         model = our_model(kind, theirs).train(task == "step")
-        del theirs
 
         def masks():
             return model(images, padding).final.masks
