@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dqdet
+from dqdet.cli import HEADLINE
 from dqdet.config import parse_overrides
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
@@ -89,7 +90,7 @@ def main() -> None:
         out = arguments.out.with_name(f"{arguments.out.name}-{number}")
 
     begin = time.perf_counter()
-    table = Table("queries", "AP", "AP50", "parameters", "step time", "making queries", title="scenes, held-out images")
+    table = Table(title="scenes, held-out images")
     predictors = {}
     dataset = None
     for kind in ("static", "modulated"):
@@ -99,14 +100,17 @@ def main() -> None:
         metrics = dqdet.evaluate(run)
         predictor = predictors[kind] = dqdet.load(run)
         dataset = dataset or open_dataset(predictor.config.data, "val")
-        table.add_row(
-            kind,
-            f"{metrics['AP']:.3f}",
-            f"{metrics['AP50']:.3f}",
-            f"{sum(p.numel() for p in predictor.model.parameters()) / 1e6:.2f} M",
-            f"{1000 * statistics.median(times.seconds):.0f} ms",
-            f"{100 * query_share(predictor, unnormalised(dataset[0][0])):.2f} % of inference",
-        )
+        row = {
+            "queries": kind,
+            **{name: f"{metrics[name]:.3f}" for name in HEADLINE if name in metrics},
+            "parameters": f"{sum(p.numel() for p in predictor.model.parameters()) / 1e6:.2f} M",
+            "step time": f"{1000 * statistics.median(times.seconds):.0f} ms",
+            "making queries": f"{100 * query_share(predictor, unnormalised(dataset[0][0])):.2f} % of inference",
+        }
+        if not table.columns:
+            for name in row:
+                table.add_column(name)
+        table.add_row(*row.values())
     draw(predictors, dataset, out)
     console = Console()
     console.print(table)
