@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,32 +25,95 @@ from dqdet.config import (
     SmcaDetrConfig,
     TransformerConfig,
 )
+from dqdet.losses.matching import Matches
 from dqdet.models import FAMILIES
 from dqdet.models.detector import Detector
 from dqdet.types import Target
 
 
 @dataclass
-class Case:
-    name: str
+class Recorded:
+    """What an official model was given, and what came of it."""
+
     config: dict[str, Any]
     expected: dict[str, Any]
     io: dict[str, Tensor]
     weights: dict[str, Tensor]
-    features: list[Tensor]
 
     @classmethod
-    def read(cls, shared: Path, name: str) -> Case:
+    def read(cls, shared: Path, name: str) -> Self:
         folder = shared / "parity" / name
-        config = json.loads((folder / "config.json").read_text())
+        config, expected = (json.loads((folder / f"{part}.json").read_text()) for part in ("config", "expected"))
         io = load_file(folder / "io.safetensors")
-        expected = json.loads((folder / "expected.json").read_text())
         if (folder / "weights.safetensors").exists():
             weights = load_file(folder / "weights.safetensors")
-            features = [io[f"features_{i}"] for i in range(len(config["feature_channels"]))]
         else:
             weights, features = generated(config, json.loads((folder / "weights_recipe.json").read_text()))
-        return cls(name, config, expected, io, weights, features)
+            io |= features
+        return cls(config, expected, io, weights)
+
+    def gradient_norms(
+        self,
+        gradients: dict[str, Tensor | None],
+        convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+        aliases: dict[str, str],
+    ) -> dict[str, float]:
+        """Norms of the gradients under the official names.
+
+        The official state dict goes through the conversion once more, with the number of its parameter in place of
+        each value, so that every element of ours knows where it comes from.
+
+        Args:
+            gradients: by our names.
+            convert: from official names to ours.
+            aliases: official name -> the other name of the same parameter.
+        """
+        canonical = {name: aliases.get(name, name) for name in self.weights}
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(canonical.values()))}
+        owners = convert({name: torch.full(w.shape, numbers[canonical[name]]) for name, w in self.weights.items()})
+        squares = torch.zeros(len(numbers), dtype=torch.float64)
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                squares.index_add_(0, owners[name].flatten(), gradient.double().square().flatten())
+        return {name: squares[numbers[canonical[name]]].sqrt().item() for name in self.weights}
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def pairs(matches: Matches) -> list[tuple[int, ...]]:
+    """Layer, image, query and object of every pair, in order."""
+    fields = (matches.layer, matches.image, matches.query, matches.object)
+    return sorted(zip(*(field.tolist() for field in fields), strict=True))
+
+
+def recorded_pairs(indices: list[list[list[list[int]]]], first: int = 0) -> list[tuple[int, ...]]:
+    """The same of what is recorded, by layers and images, of queries that are counted from ``first``."""
+    return sorted(
+        (layer, image, query + first, object_)
+        for layer, images in enumerate(indices)
+        for image, (queries, objects) in enumerate(images)
+        for query, object_ in zip(queries, objects, strict=True)
+    )
+
+
+LOSSES = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou", "mask": "loss_mask", "dice": "loss_dice"}
+
+
+def official_loss(key: str, last: int) -> tuple[str, str]:
+    """The group and the official name of a loss whose key is ``group/layer/term``; ``last`` is the last layer."""
+    group, layer, term = key.split("/")
+    place = "_enc" if group == "encoder" else "" if int(layer) == last else f"_{layer}"
+    return group, LOSSES[term] + place
+
+
+class DetectorCase(Recorded):
+    """Of a model that predicts boxes."""
+
+    @property
+    def features(self) -> list[Tensor]:
+        return [self.io[f"features_{level}"] for level in range(len(self.config["feature_channels"]))]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -99,7 +163,7 @@ class Case:
             box_weight=weights["loss_bbox"],
             giou_weight=weights["loss_giou"],
             no_object_weight=options["eos_coef"] if cross_entropy else 0.1,
-            box_epsilon=1e-6 if "dab" in self.name else 0.0,
+            box_epsilon=1e-6 if "dab" in self.config["model"] else 0.0,
             beta=dynamic.get("org_branch_loss_weight", 1.0),
         )
 
@@ -109,23 +173,6 @@ class Case:
         for mask, (height, width) in zip(padding, self.config["image_sizes"], strict=True):
             mask[:height, :width] = False
         return padding
-
-    def gradient_norms(self, model: Detector, family: str) -> dict[str, float]:
-        """Norms of the model's gradients under the official names.
-
-        The official state dict goes through the conversion once more, with the number of its parameter in place of
-        each value, so that every element of ours knows where it comes from.
-        """
-        aliases = {a: name for name, others in self.config["shared_parameters"].items() for a in others}
-        canonical = {name: aliases.get(name, name) for name in self.weights}
-        numbers = {name: i for i, name in enumerate(dict.fromkeys(canonical.values()))}
-        tagged = {name: torch.full(w.shape, numbers[canonical[name]]) for name, w in self.weights.items()}
-        owners = from_official(tagged, family)
-        squares = torch.zeros(len(numbers), dtype=torch.float64)
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                squares.index_add_(0, owners[name].flatten(), parameter.grad.double().square().flatten())
-        return {name: squares[numbers[canonical[name]]].sqrt().item() for name in self.weights}
 
     def build(self, config: TransformerConfig) -> Detector:
         """Our model with the official weights loaded, every name used."""
@@ -137,7 +184,7 @@ class Case:
         return model
 
 
-def model_config(case: Case) -> TransformerConfig:
+def model_config(case: DetectorCase) -> TransformerConfig:
     options = case.options
     sizes = {
         "hidden": options["hidden_dim"],
@@ -167,17 +214,17 @@ def model_config(case: Case) -> TransformerConfig:
             return DeformableDetrConfig(**sizes, refine=options["with_box_refine"], two_stage=options["two_stage"])
 
 
-def generated(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[dict[str, Tensor], list[Tensor]]:
+def generated(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and features of a full-size case, made as the README of the folder says."""
     seed = recipe["seed"]
     weights = {}
     for name, shape, index, mean, std in recipe["rows"]:
         drawn = np.random.RandomState(seed + index).standard_normal(shape)
         weights[name] = torch.from_numpy((mean + std * drawn).astype("float32"))
-    features = []
+    features = {}
     height, width = config["padded_image_size"]
     for level, (channels, stride) in enumerate(zip(config["feature_channels"], config["feature_strides"], strict=True)):
         shape = (config["batch_size"], channels, -(-height // stride), -(-width // stride))
         drawn = np.random.RandomState(seed + 100000 + level).standard_normal(shape)
-        features.append(torch.from_numpy(np.maximum(drawn + 0.3, 0).astype("float32")))
+        features[f"features_{level}"] = torch.from_numpy(np.maximum(drawn + 0.3, 0).astype("float32"))
     return weights, features

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from recorded import Case, model_config
+from published_files import RESNET18, SIZES, TorchvisionBackbone, message, reading_resnet18
+from recorded import DetectorCase, model_config
 from safetensors.torch import load_file, save_file
 from test_recorded import SMALL
 from torch import Tensor, nn
-from torchvision.models import resnet18
-from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.ops import FrozenBatchNorm2d
 from transformers import (
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
@@ -36,21 +34,8 @@ from dqdet.checkpoints.shapes import describe
 from dqdet.checkpoints.sources import load_model, translate
 from dqdet.config import Config, resolve
 from dqdet.data.categories import COCO_CATEGORIES
-from dqdet.errors import DqdetError
 from dqdet.models import FAMILIES, create_model
 from dqdet.types import pad_images
-
-SIZES = [(64, 100), (96, 70)]  # of the images
-
-
-def message(source: Path | str) -> str:
-    with pytest.raises(DqdetError) as caught:
-        load_model(source)
-    text = str(caught.value)
-    assert text.startswith(f"{source}: ")
-    assert "\n" not in text
-    return text
-
 
 # Full size: every parameter of the published models.
 
@@ -129,7 +114,7 @@ def test_every_published_parameter_of_segmentation_is_used_once(shared, name, ol
 def test_published_parameters_tell_their_configuration(shared, name):
     rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())
     recorded = json.loads((shared / "parity" / f"{name}_r50_full" / "config.json").read_text())
-    case = Case(name, recorded, {}, {}, {}, [])
+    case = DetectorCase(recorded, expected={}, io={}, weights={})
     state = {parameter: torch.zeros(()).expand(shape) for parameter, shape in rows}
     expected = model_config(case)
     config = describe(from_official(state, expected.family), expected.family)
@@ -146,24 +131,15 @@ def test_published_parameters_tell_their_configuration(shared, name):
 # Small: the recorded weights behind a backbone of torchvision.
 
 
-def torchvision_backbone() -> nn.Module:
-    backbone = resnet18(norm_layer=FrozenBatchNorm2d)
-    for name, buffer in backbone.named_buffers():
-        buffer.copy_(torch.rand_like(buffer) * 0.2 + (0.9 if name.endswith(("weight", "var")) else -0.1))
-    return IntermediateLayerGetter(backbone, {f"layer{stage}": str(stage) for stage in (2, 3, 4)})
-
-
-def official_checkpoint(shared: Path, name: str, file: Path) -> tuple[Case, nn.Module, dict[str, Tensor]]:
+def official_checkpoint(
+    shared: Path, name: str, file: Path
+) -> tuple[DetectorCase, TorchvisionBackbone, dict[str, Tensor]]:
     """A file as the official training writes it; the case, the backbone and the weights in it."""
     torch.manual_seed(0)
-    case, backbone = Case.read(shared, name), torchvision_backbone()
-    channels = {24: 128, 40: 256, 56: 512}  # of the recorded backbones and this one
-    weights = dict(case.weights)
-    for parameter, tensor in case.weights.items():
-        if parameter.startswith("input_proj.") and tensor.dim() == 4:
-            out, given, *kernel = tensor.shape
-            weights[parameter] = torch.randn(out, channels.get(given, given), *kernel) * 0.05
-    state = weights | {f"backbone.0.body.{k}": v for k, v in backbone.state_dict().items()}
+    case = DetectorCase.read(shared, name)
+    backbone = TorchvisionBackbone(FAMILIES[model_config(case).family].strides)
+    weights = reading_resnet18(case.weights)
+    state = weights | {f"backbone.0.body.{k}": v for k, v in backbone.body.state_dict().items()}
     arguments = argparse.Namespace(nheads=8, num_queries=16, dilation=False, lr=1e-4, output_dir="out")
     torch.save({"model": state, "optimizer": {}, "epoch": 49, "args": arguments}, file)
     return case, backbone, weights
@@ -182,13 +158,12 @@ def test_an_official_checkpoint_becomes_the_same_model(shared, tmp_path, name):
 
     family = FAMILIES[expected.family]
     hidden = config.queries.hidden
-    channels = [128, 256, 512][-len(family.strides) :]
+    channels = [RESNET18[stride] for stride in family.strides]
     given = family(expected, case.queries(hidden), 7, channels).eval()
     given.load_state_dict(from_official(weights, expected.family))
     images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
     with torch.no_grad():
-        features = list(backbone(images).values())[-len(channels) :]
-        ours, theirs = model(images, padding), given.forward_features(features, padding)
+        ours, theirs = model(images, padding), given.forward_features(backbone(images), padding)
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-4)
 
@@ -256,10 +231,12 @@ def test_leftover_missing_and_misshapen_parameters_are_listed(checkpoint):
 
 
 def test_heads_that_should_be_shared_but_differ_are_refused(shared, tmp_path):
-    _, _, weights = official_checkpoint(shared, "deformable_detr", tmp_path / "whole.pth")
-    backbone = {f"backbone.0.body.{k}": v for k, v in torchvision_backbone().state_dict().items()}
+    _, backbone, weights = official_checkpoint(shared, "deformable_detr", tmp_path / "whole.pth")
     weights["class_embed.1.bias"] = weights["class_embed.1.bias"] + 1
-    save_file(weights | backbone, tmp_path / "changed.safetensors")
+    save_file(
+        weights | {f"backbone.0.body.{k}": v for k, v in backbone.body.state_dict().items()},
+        tmp_path / "changed.safetensors",
+    )
     assert "class_embed.1.bias: differs" in message(tmp_path / "changed.safetensors")
 
 

@@ -11,40 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_files import RESNET18, SIZES, TorchvisionBackbone, message, reading_resnet18
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torchvision.models import resnet18
-from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.ops import FrozenBatchNorm2d
+from torch import Tensor
 
 import dqdet
 from dqdet.checkpoints.folder import load_folder
 from dqdet.checkpoints.reading import read_checkpoint
 from dqdet.checkpoints.shapes import describe
-from dqdet.checkpoints.sources import load_model, translate
+from dqdet.checkpoints.sources import translate
 from dqdet.data.categories import COCO_CATEGORIES, COCO_STUFF, YOUTUBE_VIS_CATEGORIES
-from dqdet.errors import DqdetError
 from dqdet.models import FAMILIES
 from dqdet.types import pad_images
 
-CHANNELS = {16: 64, 24: 128, 40: 256, 56: 512}  # of the recorded backbones and ResNet-18
 CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2former_dq", "seqformer"]
-SIZES = [(64, 100), (96, 70)]
-
-
-class TorchvisionBackbone(nn.Module):
-    """ResNet-18 in torchvision's implementation and names, with the maps that a family reads."""
-
-    def __init__(self, strides: tuple[int, ...]):
-        super().__init__()
-        backbone = resnet18(norm_layer=FrozenBatchNorm2d)
-        for name, buffer in backbone.named_buffers():
-            buffer.copy_(torch.rand_like(buffer) * 0.2 + (0.9 if name.endswith(("weight", "var")) else -0.1))
-        stages = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
-        self.body = IntermediateLayerGetter(backbone, {stages[stride]: stages[stride] for stride in strides})
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return list(self.body(images).values())
 
 
 def detectron2_name(name: str) -> str:
@@ -58,16 +38,11 @@ def detectron2_name(name: str) -> str:
 def recorded(shared: Path, name: str) -> tuple[dict[str, Tensor], TorchvisionBackbone, str]:
     """Recorded weights that read another backbone, that backbone, and the family."""
     torch.manual_seed(0)
-    weights = load_file(shared / "parity" / name / "weights.safetensors")
+    weights = reading_resnet18(load_file(shared / "parity" / name / "weights.safetensors"))
     family = name.removesuffix("_dq")
-    for parameter, tensor in weights.items():
-        if "input_proj" in parameter or "adapter_1.weight" in parameter:
-            shape = list(tensor.shape)
-            if len(shape) == 4:
-                shape[1] = CHANNELS.get(shape[1], shape[1])
-                weights[parameter] = torch.randn(shape) * 0.05
-        if family == "video_mask2former" and "class_embed" in parameter:  # YouTube-VIS tells videos from images
-            weights[parameter] = torch.randn(41, *tensor.shape[1:])
+    if family == "video_mask2former":  # YouTube-VIS tells videos from images
+        heads = [parameter for parameter in weights if "class_embed" in parameter]
+        weights |= {parameter: torch.randn(41, *weights[parameter].shape[1:]) for parameter in heads}
     return weights, TorchvisionBackbone(FAMILIES[family].strides), family
 
 
@@ -102,7 +77,7 @@ def test_a_published_file_becomes_the_same_model(shared, tmp_path, name):
         assert config.queries.ratio == case["query_ratio"]
         assert (config.queries.pool, config.queries.coefficients) == ("max", "raw")
 
-    channels = [64, 128, 256, 512][-len(FAMILIES[family].strides) :]
+    channels = [RESNET18[stride] for stride in FAMILIES[family].strides]
     given = FAMILIES[family](config.model, config.queries, len(config.classes), channels).eval()
     given.load_state_dict(translate(weights)[0])
     given.backbone = backbone
@@ -186,15 +161,6 @@ def test_pickles_of_every_protocol_are_read(tmp_path, protocol):
         assert torch.equal(found[name], tensor if i % 2 else tensor.t())
 
 
-def message(file: Path) -> str:
-    with pytest.raises(DqdetError) as caught:
-        load_model(file)
-    text = str(caught.value)
-    assert text.startswith(f"{file}: ")
-    assert "\n" not in text
-    return text
-
-
 class Payload:
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -208,9 +174,8 @@ def test_pickles_that_would_execute_code_are_refused(tmp_path, protocol):
     file, evidence = tmp_path / "model.pkl", tmp_path / "executed"
     file.write_bytes(pickle.dumps({"model": {"weight": Payload(os.mkdir, str(evidence))}}, protocol))
     assert "refused, because reading it would execute code (posix.mkdir)" in message(file)
-    inner = pickle.dumps(
-        Payload(os.mkdir, str(evidence)), 2
-    )  # PyTorch's function for the numbers of a tensor runs this
+    inner = pickle.dumps(Payload(os.mkdir, str(evidence)), 2)
+    # PyTorch's function for the numbers of a tensor runs it.
     file.write_bytes(pickle.dumps({"model": Payload(torch.storage._load_from_bytes, inner)}, protocol))
     assert "would execute code (posix.mkdir)" in message(file)
     file.write_bytes(pickle.dumps({"model": {"weight": Payload(np.load, "model.npy", None, True)}}, protocol))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from recorded import Case, model_config
+from recorded import DetectorCase, model_config
 
 from dqdet.config import resolve
 
@@ -23,7 +23,7 @@ CASES = {
 @pytest.mark.parametrize(("preset", "name"), CASES.items())
 def test_static_presets_are_the_published_models(shared, preset, name):
     config = json.loads((shared / "parity" / f"{name}_r50_full" / "config.json").read_text())
-    case = Case(name, config, expected={}, io={}, weights={}, features=[])
+    case = DetectorCase(config, expected={}, io={}, weights={})
     ours = resolve(preset, ["queries.kind=static"])
     assert ours.loss == case.loss()
     assert ours.queries.count == case.options["num_queries"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from recorded import Case, model_config
+from recorded import LOSSES, DetectorCase, close, model_config, official_loss, pairs, recorded_pairs
 
+from dqdet.checkpoints.official import from_official
 from dqdet.losses import SetLoss
 from dqdet.losses.matching import match
 from dqdet.types import Predictions
@@ -31,7 +34,7 @@ FULL = [f"{name}_r50_full" for name in SMALL]
 @pytest.fixture(scope="module", params=[*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL)])
 def run(request, shared):
     """The case, our model, and its predictions in training mode from features that keep their gradients."""
-    case = Case.read(shared, request.param)
+    case = DetectorCase.read(shared, request.param)
     config = model_config(case)
     model = case.build(config).train()
     features = [feature.requires_grad_() for feature in case.features]
@@ -39,15 +42,11 @@ def run(request, shared):
     return case, config.family, model, features, predictions
 
 
-def branches(case: Case, predictions: Predictions) -> list[tuple[str, str, Predictions]]:
+def branches(case: DetectorCase, predictions: Predictions) -> list[tuple[str, str, Predictions]]:
     """Prefix of tensors, suffix of expected entries, and predictions of every branch."""
     first, *others = predictions.groups
     found = [("", "", predictions.group(first))]
     return found + [("org_", "_org", predictions.group(name)) for name in others]
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-4) -> None:
-    torch.testing.assert_close(actual, expected, rtol=relative, atol=1e-4)
 
 
 def test_outputs_of_all_layers(run):
@@ -92,11 +91,7 @@ def test_matchings(run, targets):
         pytest.skip("recorded for the small cases only")
     for _, branch, group in branches(case, predictions):
         found = match(group, case.targets(targets), case.loss())
-        for layer, images in enumerate(case.expected[f"indices{branch}{suffix}"]):
-            for image, (queries, objects) in enumerate(images):
-                here = (found.layer == layer) & (found.image == image)
-                pairs = set(zip(found.query[here].tolist(), found.object[here].tolist(), strict=True))
-                assert pairs == set(zip(queries, objects, strict=True))
+        assert pairs(found) == recorded_pairs(case.expected[f"indices{branch}{suffix}"])
 
 
 @pytest.mark.parametrize("targets", ["targets", "targets_2"])
@@ -106,23 +101,19 @@ def test_losses(run, targets):
     if f"losses{suffix}" not in case.expected:
         pytest.skip("recorded for the small cases only")
     terms = SetLoss(case.loss())(predictions, case.targets(targets)).terms
-    names = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
-    layers = case.options["dec_layers"]
     compared = 0
     for key, value in terms.items():
-        group, layer, term = key.split("/")
+        group, name = official_loss(key, case.options["dec_layers"] - 1)
         branch = "_org" if group == "basic" else ""
         expected = case.expected[f"losses{branch}{suffix}"]
-        place = "_enc" if group == "encoder" else "" if int(layer) == layers - 1 else f"_{layer}"
-        assert value.item() == pytest.approx(expected[names[term] + place], rel=1e-4, abs=1e-5), key
+        assert value.item() == pytest.approx(expected[name], rel=1e-4, abs=1e-5), key
         compared += 1
     recorded = [k for b in ("", "_org") for k in case.expected.get(f"losses{b}{suffix}", {})]
-    assert compared == sum(k.startswith(tuple(names.values())) for k in recorded)
+    assert compared == sum(k.startswith(tuple(LOSSES.values())) for k in recorded)
 
 
 def test_total_and_gradients(run):
     case, family, model, features, predictions = run
-    model.zero_grad()
     total = SetLoss(case.loss())(predictions, case.targets()).total
     assert total.item() == pytest.approx(case.expected["total_loss"], rel=1e-4)
     gradients = torch.autograd.grad(total, [*features, *model.parameters()], retain_graph=True, allow_unused=True)
@@ -132,9 +123,10 @@ def test_total_and_gradients(run):
             assert (gradient - expected).norm() < 1e-3 * expected.norm()
         else:
             assert gradient.norm().item() == pytest.approx(case.expected["grad_features_norms"][level], rel=2e-3)
-    for parameter, gradient in zip(model.parameters(), gradients[len(features) :], strict=True):
-        parameter.grad = gradient
-    norms = case.gradient_norms(model, family)
+    names = [name for name, _ in model.named_parameters()]
+    by_name = dict(zip(names, gradients[len(features) :], strict=True))
+    aliases = {alias: name for name, others in case.config["shared_parameters"].items() for alias in others}
+    norms = case.gradient_norms(by_name, partial(from_official, family=family), aliases)
     # Some gradients are zero but for rounding, which grows with the others.
     noise = max(1e-4, 1e-7 * max(norm or 0.0 for norm in case.expected["grad_norms"].values()))
     for name, expected in case.expected["grad_norms"].items():

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from recorded import LOSSES, Recorded, close, official_loss, pairs, recorded_pairs
 from torch import Tensor
 
 from dqdet.checkpoints.seqformer import from_seqformer
@@ -19,22 +14,7 @@ from dqdet.models.seqformer import SeqFormer
 from dqdet.types import Target
 
 
-@dataclass
-class Case:
-    config: dict[str, Any]
-    expected: dict[str, Any]
-    io: dict[str, Tensor]
-    weights: dict[str, Tensor]
-
-    @classmethod
-    def read(cls, folder: Path) -> Case:
-        return cls(
-            json.loads((folder / "config.json").read_text()),
-            json.loads((folder / "expected.json").read_text()),
-            load_file(folder / "io.safetensors"),
-            load_file(folder / "weights.safetensors"),
-        )
-
+class Case(Recorded):
     def model(self) -> SeqFormer:
         options = self.config
         config = SeqFormerConfig(
@@ -96,13 +76,9 @@ class Case:
 @pytest.fixture(scope="module")
 def run(shared):
     """The case, our model, and its predictions in training mode from features that keep their gradients."""
-    case = Case.read(shared / "parity" / "seqformer")
+    case = Case.read(shared, "seqformer")
     model, features = case.model().train(), case.features("train", case.config["batch_size"])
     return case, model, features, model.forward_features(features, case.padding())
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_outputs_of_all_layers(run):
@@ -132,26 +108,18 @@ def test_inference(run):
 def test_matchings(run):
     case, _, _, predictions = run
     found = case.criterion().match(predictions, case.targets())
-    pairs = zip(*(x.tolist() for x in (found.layer, found.image, found.query, found.object)), strict=True)
-    assert sorted(pairs) == sorted(
-        (layer, video, query, object_)
-        for layer, of_videos in enumerate(case.expected["indices"])
-        for video, matched in enumerate(of_videos)
-        for query, object_ in zip(*matched, strict=True)
-    )
+    assert pairs(found) == recorded_pairs(case.expected["indices"])
 
 
 def test_losses(run):
     case, _, _, predictions = run
     terms = case.criterion()(predictions, case.targets()).terms
-    names = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou", "mask": "loss_mask", "dice": "loss_dice"}
     expected = case.expected["losses_unweighted"]
     layers = case.config["dec_layers"]
-    assert len(terms) == len(names) * layers
+    assert len(terms) == len(LOSSES) * layers
     for key, value in terms.items():
-        _, layer, term = key.split("/")
-        place = "" if int(layer) == layers - 1 else f"_{layer}"
-        assert value.item() == pytest.approx(expected[names[term] + place], rel=1e-5), key
+        _, name = official_loss(key, layers - 1)
+        assert value.item() == pytest.approx(expected[name], rel=1e-5), key
 
 
 def test_total_and_gradients(run):
@@ -162,15 +130,10 @@ def test_total_and_gradients(run):
     gradients = torch.autograd.grad(total, [*features, *parameters.values()], retain_graph=True)
     for gradient, expected in zip(gradients, case.expected["feature_grad_norms"].values(), strict=False):
         assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
-
-    # Filled with the number of its official parameter, every element of ours knows where it comes from. The box heads
-    # are listed twice.
-    official = {name: name.replace("transformer.decoder.bbox_embed", "bbox_embed") for name in case.weights}
-    numbers = {name: i for i, name in enumerate(sorted(set(official.values())))}
-    owners = from_seqformer({name: torch.full(w.shape, numbers[official[name]]) for name, w in case.weights.items()})
-    squares = torch.zeros(len(numbers), dtype=torch.float64)
-    for name, gradient in zip(parameters, gradients[len(features) :], strict=True):
-        squares.index_add_(0, owners[name].flatten(), gradient.double().square().flatten())
+    by_name = dict(zip(parameters, gradients[len(features) :], strict=True))
+    heads = {
+        name: name.replace("transformer.decoder.bbox_embed", "bbox_embed") for name in case.weights
+    }  # listed twice
+    norms = case.gradient_norms(by_name, from_seqformer, heads)
     for name, expected in case.expected["grad_norms"].items():
-        norm = squares[numbers[official[name]]].sqrt().item()
-        assert norm == pytest.approx(expected or 0, rel=1e-3, abs=1e-5), name
+        assert norms[name] == pytest.approx(expected or 0, rel=1e-3, abs=1e-5), name

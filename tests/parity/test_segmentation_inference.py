@@ -1,12 +1,8 @@
 """Instances, panoptic and semantic maps and tracks equal to those of the official models, from the same predictions."""
 
-import json
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from recorded import Recorded
 from torch import Tensor
 
 from dqdet.config import Config
@@ -18,15 +14,10 @@ IMAGES = ["mask2former", "mask2former_dq"]
 VIDEOS = ["video_mask2former", "video_mask2former_dq"]
 
 
-@dataclass
-class Recorded:
-    options: dict[str, Any]
-    expected: dict[str, Any]
-    io: dict[str, Tensor]
-
+class Case(Recorded):
     @property
     def sizes(self) -> tuple[list, list]:
-        return self.options["infer_image_sizes"], self.options["infer_output_sizes"]
+        return self.config["infer_image_sizes"], self.config["infer_output_sizes"]
 
     def predictions(self, prefix: str = "") -> Predictions:
         """Such that the masks are the recorded ones: each query's embedding chooses one channel."""
@@ -36,8 +27,8 @@ class Recorded:
         features = masks[-1] if masks.ndim == 5 else masks[-1].transpose(1, 2)  # [B, (T,) Q, h, w]
         return Predictions(logits, None, {"static": queries}, embeddings, features)
 
-    def config(self, family: str, task: str, loss: str, stuff: bool = False) -> Config:
-        classes = [str(label) for label in range(self.options["num_classes"])]
+    def inference(self, family: str, task: str, loss: str, stuff: bool = False) -> Config:
+        classes = [str(label) for label in range(self.config["num_classes"])]
         return Config.model_validate(
             {
                 "preset": "",
@@ -46,21 +37,19 @@ class Recorded:
                 "data": {"kind": "scenes", "task": task},
                 "inference": {
                     "limit": 10,
-                    "object_threshold": self.options.get("object_mask_threshold", 0),
-                    "overlap_threshold": self.options.get("overlap_threshold", 0),
+                    "object_threshold": self.config.get("object_mask_threshold", 0),
+                    "overlap_threshold": self.config.get("overlap_threshold", 0),
                 },
                 "classes": classes,
                 "category_ids": range(len(classes)),
-                "stuff": classes[self.options["num_thing_classes"] :] if stuff else [],
+                "stuff": classes[self.config["num_thing_classes"] :] if stuff else [],
             }
         )
 
 
 @pytest.fixture
-def recorded(request, shared) -> Recorded:
-    folder = shared / "parity" / request.param
-    documents = [json.loads((folder / name).read_text()) for name in ("config.json", "expected.json")]
-    return Recorded(*documents, load_file(folder / "io.safetensors"))
+def recorded(request, shared) -> Case:
+    return Case.read(shared, request.param)
 
 
 def same(labels: Tensor, scores: Tensor, masks: Tensor, io: dict[str, Tensor], name: str) -> None:
@@ -74,14 +63,14 @@ def same(labels: Tensor, scores: Tensor, masks: Tensor, io: dict[str, Tensor], n
 
 @pytest.mark.parametrize("recorded", IMAGES, indirect=True)
 def test_instances(recorded):
-    config = recorded.config("mask2former", "instance", "masks")
+    config = recorded.inference("mask2former", "instance", "masks")
     for i, found in enumerate(infer(recorded.predictions(), *recorded.sizes, config)):
         same(found.labels, found.scores, found.masks, recorded.io, f"post.instance.{i}")
 
 
 @pytest.mark.parametrize("recorded", IMAGES, indirect=True)
 def test_panoptic_models(recorded):
-    config = recorded.config("mask2former", "panoptic", "masks", stuff=True)
+    config = recorded.inference("mask2former", "panoptic", "masks", stuff=True)
     predictions = recorded.predictions()
     for i, found in enumerate(infer(predictions, *recorded.sizes, config)):
         things = found.instances
@@ -98,15 +87,15 @@ def test_panoptic_models(recorded):
 
 @pytest.mark.parametrize("recorded", VIDEOS, indirect=True)
 def test_tracks_of_mask2former(recorded):
-    config = recorded.config("video_mask2former", "video", "masks")
+    config = recorded.inference("video_mask2former", "video", "masks")
     (found,) = infer(recorded.predictions("infer."), *recorded.sizes, config)
     same(found.labels, found.scores, found.masks, recorded.io, "infer.post")
 
 
 @pytest.mark.parametrize("recorded", ["seqformer"], indirect=True)
 def test_tracks_of_seqformer(recorded):
-    options = recorded.options
-    config = recorded.config("seqformer", "video", "sequences")
+    options = recorded.config
+    config = recorded.inference("seqformer", "video", "sequences")
     (found,) = infer(recorded.predictions("infer."), [options["infer_size"]], [options["infer_output_size"]], config)
     seen = recorded.io["infer.post.masks"].bool().flatten(1).any(1)
     assert not seen.all()  # the official script skips these when it writes its results

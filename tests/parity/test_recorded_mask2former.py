@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from recorded import Recorded, close, official_loss, pairs, recorded_pairs
 from torch import Tensor
 
 from dqdet.checkpoints.detectron2 import from_detectron2
@@ -24,21 +22,13 @@ from dqdet.types import Target
 CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2former_dq"]
 
 
-@dataclass
-class Case:
-    config: dict[str, Any]
-    expected: dict[str, Any]
-    io: dict[str, Tensor]
-    weights: dict[str, Tensor]
-
+class Case(Recorded):
     @classmethod
-    def read(cls, folder: Path) -> Case:
-        return cls(
-            json.loads((folder / "config.json").read_text()),
-            json.loads((folder / "expected.json").read_text()),
-            {name.removeprefix("train."): x for name, x in load_file(folder / "io.safetensors").items()},
-            load_file(folder / "weights.safetensors"),
-        )
+    def read(cls, shared: Path, name: str) -> Self:
+        case = super().read(shared, name)
+        # Only the cases of videos tell training from inference.
+        case.io = {name.removeprefix("train."): tensor for name, tensor in case.io.items()}
+        return case
 
     @property
     def frames(self) -> int:
@@ -147,13 +137,9 @@ class RecordedPoints(RandomPoints):
 @pytest.fixture(scope="module", params=CASES)
 def run(request, shared):
     """The case, our model, and its predictions in training mode from features that keep their gradients."""
-    case = Case.read(shared / "parity" / request.param)
+    case = Case.read(shared, request.param)
     model, features = case.model().train(), case.features()
     return case, model, features, model.forward_features(features, case.padding())
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def pixel_features(case: Case, model: Mask2Former, features: list[Tensor]) -> PixelFeatures:
@@ -216,28 +202,19 @@ def test_matchings(run):
     case, _, _, predictions = run
     targets = case.targets()
     found = case.criterion().match(predictions, targets, ObjectMasks(targets, case.frames, *case.config["image_size"]))
-    expected = {
-        (layer, image, query + (case.config["num_queries"] if group == "basic" else 0), object_)
-        for group in case.prefixes
-        for layer, images in enumerate(case.indices(group))
-        for image, pairs in enumerate(images)
-        for query, object_ in zip(*pairs, strict=True)
-    }
-    fields = (found.layer, found.image, found.query, found.object)
-    assert set(zip(*(field.tolist() for field in fields), strict=True)) == expected
-    assert len(found.query) == len(expected)
+    first = {group: case.config["num_queries"] if group == "basic" else 0 for group in case.prefixes}
+    expected = [pair for group in case.prefixes for pair in recorded_pairs(case.indices(group), first[group])]
+    assert pairs(found) == sorted(expected)
 
 
 def test_losses(run):
     case, _, _, predictions = run
     terms = case.criterion()(predictions, case.targets()).terms
-    names = {"class": "loss_ce", "mask": "loss_mask", "dice": "loss_dice"}
     expected = case.expected["losses_unweighted"]
     assert len(terms) == len(expected)
     for key, value in terms.items():
-        group, layer, term = key.split("/")
-        place = "" if int(layer) == case.config["dec_layers"] else f"_{layer}"
-        assert value.item() == pytest.approx(expected[f"{case.prefixes[group]}{names[term]}{place}"], rel=1e-4), key
+        group, name = official_loss(key, case.config["dec_layers"])
+        assert value.item() == pytest.approx(expected[case.prefixes[group] + name], rel=1e-4), key
 
 
 def test_total_and_gradients(run):
@@ -248,8 +225,7 @@ def test_total_and_gradients(run):
     gradients = torch.autograd.grad(total, [*features, *parameters.values()], retain_graph=True)
     for gradient, expected in zip(gradients, case.expected["feature_grad_norms"].values(), strict=False):
         assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
-    numbered = {name: torch.full(w.shape, i) for i, (name, w) in enumerate(case.weights.items())}
-    names = {ours: list(case.weights)[int(number.unique())] for ours, number in from_detectron2(numbered).items()}
-    for ours, gradient in zip(parameters, gradients[len(features) :], strict=True):
-        expected = case.expected["grad_norms"][names[ours]]
-        assert gradient.norm().item() == pytest.approx(expected, rel=1e-3, abs=1e-5), ours
+    by_name = dict(zip(parameters, gradients[len(features) :], strict=True))
+    norms = case.gradient_norms(by_name, from_detectron2, aliases={})
+    for name, expected in case.expected["grad_norms"].items():
+        assert norms[name] == pytest.approx(expected, rel=1e-3, abs=1e-5), name
