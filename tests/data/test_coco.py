@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from opening import error_of, opened
 from pycocotools.coco import COCO
 
 from dqdet.config import DataConfig
@@ -40,16 +41,6 @@ def write(root: Path, document, layout: str = "images/train", files: tuple[str, 
 
 def document(**parts: list) -> dict:
     return {"images": [record(1)], "annotations": [annotation(1)], "categories": CATEGORIES} | parts
-
-
-def opened(root: Path, split="train", **options):
-    return open_dataset(DataConfig(root=str(root), **options), split)
-
-
-def error_of(root: Path, split="train", **options) -> str:
-    with pytest.raises(DqdetError) as caught:
-        opened(root, split, **options)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +89,7 @@ def test_images_without_objects_are_kept_and_crowds_are_no_targets(shared):
 
 def test_item_has_the_boxes_relative_to_the_resized_image(tmp_path):
     write(tmp_path, document())
-    dataset = open_dataset(DataConfig(root=str(tmp_path), train="train", val="train", val_resize=80), "val")
+    dataset = opened(tmp_path, "val", train="train", val="train", val_resize=80)
     image, target = dataset[0]
     assert image.shape == (3, 80, 120)
     assert image.dtype == torch.float32

@@ -3,41 +3,30 @@
 import copy
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import opening
 import PIL.Image
-import pycocotools.mask
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
+from run_lengths import compressed, uncompressed
 from torchvision import tv_tensors
 
-from dqdet.config import DataConfig
-from dqdet.data import open_dataset
 from dqdet.data.instance_masks import CompressedMasks, compress, segmentation_fault
-from dqdet.errors import DqdetError
 from dqdet.evaluation.detection import DetectionMetric
 from dqdet.evaluation.postprocess import ImageDetections
 
+opened = partial(opening.opened, task="instance")
+error_of = partial(opening.error_of, task="instance")
+
 SIZE = (40, 60)
 SQUARE = [10, 5, 30, 5, 30, 35, 10, 35]
-
-
-def uncompressed(mask: np.ndarray) -> dict:
-    """COCO's uncompressed RLE: lengths of runs down the columns, the first one of background."""
-    values = np.concatenate([[0], mask.ravel(order="F"), [2]])
-    ends = np.flatnonzero(values[1:] != values[:-1])
-    counts = np.diff(np.concatenate([[0], ends]), prepend=0)[1:].tolist()
-    return {"size": list(mask.shape), "counts": counts}
-
-
-def compressed(mask: np.ndarray) -> dict:
-    rle = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
 
 
 def square() -> np.ndarray:
@@ -65,16 +54,6 @@ def write(root: Path, *segmentations, **changes) -> Path:
     return file
 
 
-def opened(root: Path, split: str = "train", **options):
-    return open_dataset(DataConfig(root=str(root), task="instance", **options), split)
-
-
-def error_of(root: Path) -> str:
-    with pytest.raises(DqdetError) as caught:
-        opened(root)
-    return str(caught.value)
-
-
 def test_real_masks_as_pycocotools_reads_them(shared, caplog):
     root = shared / "data/coco_real"
     with caplog.at_level(logging.WARNING):
@@ -99,8 +78,7 @@ def test_real_masks_as_pycocotools_reads_them(shared, caplog):
 
 
 def test_detection_reads_no_masks(shared):
-    root = str(shared / "data/coco_real")
-    assert "masks" not in open_dataset(DataConfig(root=root), "val").read(0)
+    assert "masks" not in opening.opened(shared / "data/coco_real", "val").read(0)
 
 
 def test_items_have_masks_in_their_boxes(shared):
@@ -187,7 +165,7 @@ def test_crowds_and_images_without_objects(tmp_path):
 def test_bad_mask(tmp_path, segmentation, reason):
     file = write(tmp_path, [SQUARE], segmentation)
     assert error_of(tmp_path) == f"{file}: bad entries (1): annotation 2 {reason}; correct or remove them"
-    assert len(open_dataset(DataConfig(root=str(tmp_path)), "train").read(0)["labels"]) == 2  # boxes need no masks
+    assert len(opening.opened(tmp_path).read(0)["labels"]) == 2  # boxes need no masks
 
 
 def test_bad_masks_are_reported_with_all_other_faults(tmp_path):

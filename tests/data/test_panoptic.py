@@ -3,19 +3,24 @@
 import copy
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import opening
 import PIL.Image
 import pycocotools.mask
 import pytest
 import torch
 
-from dqdet.config import DataConfig, resolve
-from dqdet.data import open_dataset, panoptic
+from dqdet.config import resolve
+from dqdet.data import panoptic
 from dqdet.errors import DqdetError
 from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, read_ids
 from dqdet.training.engine import train
+
+opened = partial(opening.opened, task="panoptic")
+error_of = partial(opening.error_of, task="panoptic")
 
 CATEGORIES = [
     {"id": 9, "name": "sky", "isthing": 0, "supercategory": "outdoor"},
@@ -63,17 +68,6 @@ def write(root: Path, images: int = 1, maps: str = "annotations/panoptic_train",
     file = root / "annotations/panoptic_train.json"
     file.write_text(json.dumps(document | parts))
     return file
-
-
-def opened(root: Path, split: str = "train", **options):
-    return open_dataset(DataConfig(root=str(root), task="panoptic", **options), split)
-
-
-def error_of(root: Path) -> str:
-    with pytest.raises(DqdetError) as caught:
-        opened(root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture

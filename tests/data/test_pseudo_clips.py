@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 from dqdet.config import ClipsConfig, DataConfig, ScenesConfig
 from dqdet.data import open_dataset
 from dqdet.data.categories import COCO_CATEGORIES
+from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.loader import make_loader
 from dqdet.data.pseudo_clips import VIDEO_NAMES, pseudo_clip
 from dqdet.errors import DqdetError
@@ -51,8 +52,8 @@ def coco(root: Path, names: list[list[str]]) -> Path:
     return root
 
 
-def joint(root: Path, split: str = "train", **options):
-    """With four videos of scenes, whose classes person, car, ... are names of COCO's too."""
+def videos(split: Split = "train", **clips) -> DetectionDataset:
+    """Four videos of scenes, whose classes person, car, ... are names of COCO's too."""
     config = DataConfig(
         kind="scenes",
         task="video",
@@ -60,10 +61,14 @@ def joint(root: Path, split: str = "train", **options):
         resize=[HEIGHT],
         max_size=WIDTH,
         crop=False,
-        clips=ClipsConfig(frames=3, images=str(root)),
-        **options,
+        clips=ClipsConfig(frames=3, **clips),
     )
     return open_dataset(config, split)
+
+
+def joint(root: Path, split: Split = "train") -> DetectionDataset:
+    """With the images of COCO beside them."""
+    return videos(split, images=str(root))
 
 
 @pytest.fixture
@@ -90,20 +95,9 @@ def test_items_are_the_videos_and_the_usable_images(folder):
     dataset = joint(folder)
     assert dataset.image_ids == [1, 2, 3, 4, 100, 102, 105]
     assert dataset.aspect_ratios.tolist() == [1, 1, 1, 1, 4 / 3, 4 / 3, 4 / 3]
-    videos = open_dataset(
-        DataConfig(
-            kind="scenes",
-            task="video",
-            scenes=ScenesConfig(size=48, train_images=4, val_images=2, frames=6),
-            resize=[HEIGHT],
-            max_size=WIDTH,
-            crop=False,
-            clips=ClipsConfig(frames=3),
-        ),
-        "train",
-    )
+    alone = videos()
     for index in range(4):
-        assert torch.equal(dataset[index][0], videos[index][0])
+        assert torch.equal(dataset[index][0], alone[index][0])
     for index, names in ((4, {"person", "boat"}), (5, {"person", "boat"}), (6, {"person"})):
         frames, target = dataset[index]
         assert frames.shape == (3, 3, HEIGHT, WIDTH)

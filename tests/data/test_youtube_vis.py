@@ -2,33 +2,31 @@
 
 import json
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import opening
 import PIL.Image
-import pycocotools.mask
 import pytest
 import torch
+from run_lengths import compressed, uncompressed
 
-from dqdet.config import ClipsConfig, DataConfig
-from dqdet.data import open_dataset
+from dqdet.config import ClipsConfig
 from dqdet.data.loader import make_loader
 from dqdet.errors import DqdetError
 from dqdet.evaluation.video import VideoMetric, VideoTracks, decode_frames
+
+opened = partial(opening.opened, kind="youtube_vis", task="video", resize=[20], val_resize=20, crop=False)
 
 SIZES = {3: (20, 30), 8: (24, 16)}  # height, width
 LENGTHS = {3: 5, 8: 1}
 
 
-def segmentation(height: int, width: int, left: int, compressed: bool = False) -> dict:
-    mask = np.zeros((height, width), dtype=np.uint8, order="F")
+def rectangle(height: int, width: int, left: int) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=np.uint8)
     mask[4:10, left : left + 5] = 1
-    if compressed:
-        rle = pycocotools.mask.encode(mask)
-        return rle | {"counts": rle["counts"].decode()}
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel(order="F"), [0]]))).tolist()
-    runs = np.diff([0, *edges, height * width]).tolist()
-    return {"size": [height, width], "counts": runs}
+    return mask
 
 
 def document() -> dict:
@@ -43,11 +41,11 @@ def document() -> dict:
         }
         for video, length in LENGTHS.items()
     ]
-    moving = [segmentation(20, 30, 2 * frame) for frame in range(5)]
-    flashing = [None, segmentation(20, 30, 15, compressed=True), None, [[20, 4, 26, 4, 26, 9, 20, 9]], None]
-    crowd = [segmentation(20, 30, 12)] * 5
+    moving = [uncompressed(rectangle(20, 30, 2 * frame)) for frame in range(5)]
+    flashing = [None, compressed(rectangle(20, 30, 15)), None, [[20, 4, 26, 4, 26, 9, 20, 9]], None]
+    crowd = [uncompressed(rectangle(20, 30, 12))] * 5
     tracks = [
-        {"id": 1, "video_id": 8, "category_id": 2, "iscrowd": 0, "segmentations": [segmentation(24, 16, 3)]},
+        {"id": 1, "video_id": 8, "category_id": 2, "iscrowd": 0, "segmentations": [uncompressed(rectangle(24, 16, 3))]},
         {"id": 2, "video_id": 3, "category_id": 7, "iscrowd": 0, "segmentations": moving},
         {"id": 3, "video_id": 3, "category_id": 2, "iscrowd": 0, "segmentations": flashing},
         {"id": 4, "video_id": 3, "category_id": 2, "iscrowd": 1, "segmentations": crowd},
@@ -66,11 +64,6 @@ def written(root: Path, annotations: dict, file: str = "train.json", split: str 
             frame.parent.mkdir(parents=True, exist_ok=True)
             PIL.Image.new("RGB", (video["width"], video["height"]), (40 * number, 0, 0)).save(frame, quality=95)
     return root
-
-
-def opened(root: Path, split: str = "train", **options):
-    options = {"resize": [20], "val_resize": 20, "crop": False} | options
-    return open_dataset(DataConfig(kind="youtube_vis", task="video", root=str(root), **options), split)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +172,7 @@ def test_faults_are_reported_together(tmp_path):
     tracks[0]["category_id"] = 5
     tracks[1]["segmentations"].pop()
     tracks[2]["segmentations"] = [None] * 5
-    tracks[3]["segmentations"] = [segmentation(10, 10, 0), *tracks[3]["segmentations"][1:]]
+    tracks[3]["segmentations"] = [uncompressed(rectangle(10, 10, 0)), *tracks[3]["segmentations"][1:]]
     tracks.append(deepcopy(tracks[3]) | {"id": 5, "video_id": 4})
     root = written(tmp_path, annotations)
     for frame in (0, 10):
