@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,6 +30,8 @@ from dqdet.losses.matching import Matches
 from dqdet.models import FAMILIES
 from dqdet.models.detector import Detector
 from dqdet.types import Target
+
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass
@@ -53,10 +56,7 @@ class Recorded:
         return cls(config, expected, io, weights)
 
     def gradient_norms(
-        self,
-        gradients: dict[str, Tensor | None],
-        convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-        aliases: dict[str, str],
+        self, gradients: dict[str, Tensor | None], convert: Convert, aliases: dict[str, str]
     ) -> dict[str, float]:
         """Norms of the gradients under the official names.
 
@@ -65,7 +65,7 @@ class Recorded:
 
         Args:
             gradients: by our names.
-            convert: from official names to ours.
+            convert: what turns a state dict of official names into ours.
             aliases: official name -> the other name of the same parameter.
         """
         canonical = {name: aliases.get(name, name) for name in self.weights}
@@ -76,6 +76,21 @@ class Recorded:
             if gradient is not None:
                 squares.index_add_(0, owners[name].flatten(), gradient.double().square().flatten())
         return {name: squares[numbers[canonical[name]]].sqrt().item() for name in self.weights}
+
+
+def assert_total_and_gradients(
+    case: Recorded, model: Detector, features: list[Tensor], total: Tensor, convert: Convert, aliases: dict[str, str]
+) -> None:
+    """Of a model with masks: the loss, and the norms of its gradients."""
+    assert total.item() == pytest.approx(case.expected["loss_total"], rel=1e-5)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(total, [*features, *parameters.values()], retain_graph=True)
+    of_features = zip(gradients[: len(features)], case.expected["feature_grad_norms"].values(), strict=True)
+    for gradient, expected in of_features:
+        assert gradient.norm().item() == pytest.approx(expected, rel=1e-3)
+    norms = case.gradient_norms(dict(zip(parameters, gradients[len(features) :], strict=True)), convert, aliases)
+    for name, expected in case.expected["grad_norms"].items():
+        assert norms[name] == pytest.approx(expected or 0, rel=1e-3, abs=1e-5), name
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
