@@ -21,7 +21,7 @@ from dqdet.evaluation.detection import DetectionMetric
 from dqdet.evaluation.inference import infer
 from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, evaluate_files, panoptic_result, read_ids, write_ids
 from dqdet.evaluation.tasks import make_evaluation
-from dqdet.folder import predict_folder
+from dqdet.image_folder import predict_folder
 from dqdet.predictor import Predictor, objects
 from dqdet.training.data_module import validation_loader
 from dqdet.types import Predictions

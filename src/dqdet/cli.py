@@ -101,7 +101,7 @@ def predict(
 
     A folder is one video for a model of videos, and a collection of images for all others.
     """
-    from dqdet.folder import predict_folder
+    from dqdet.image_folder import predict_folder
     from dqdet.tracks import predict_video
     from dqdet.video import is_video_file
 

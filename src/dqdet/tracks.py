@@ -21,7 +21,7 @@ from dqdet.errors import DqdetError
 from dqdet.evaluation import rle
 from dqdet.evaluation.results import Entries
 from dqdet.evaluation.windows import WindowTracks, track
-from dqdet.folder import SMALLEST_PICTURE, ResultFiles
+from dqdet.image_folder import SMALLEST_PICTURE, ResultFiles
 from dqdet.pictures import annotated
 from dqdet.predictor import Predictor
 from dqdet.video import FrameFolder, VideoFile, open_video, video_writer

@@ -11,7 +11,7 @@ import av
 from PIL import Image
 
 from dqdet.errors import DqdetError
-from dqdet.folder import image_files, is_image_name
+from dqdet.image_folder import image_files, is_image_name
 from dqdet.predictor import read_image
 
 FOLDER_RATE = Fraction(6)  # frames a second of a folder of frames; that of YouTube-VIS
