@@ -124,7 +124,7 @@ def image_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise DqdetError(f"{source}: no such file or folder; give an image or a folder of images")
+        raise DqdetError(f"{source}: no such file or folder; give an image, a video or a folder of images")
     files = sorted(file for file in source.iterdir() if is_image_name(file) and file.is_file())
     if not files:
         raise DqdetError(f"{source}: no images in this folder; looked for {', '.join(IMG_EXTENSIONS)}")
