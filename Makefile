@@ -21,6 +21,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 demo: setup  ## train a static and a modulated model on generated scenes, compare them, draw pictures
 	$(BIN)/python examples/demo.py --out runs/demo

@@ -15,12 +15,12 @@ import torch
 from transformers import DeformableDetrConfig as TheirConfig
 from transformers import DeformableDetrForObjectDetection, ResNetConfig
 
-from dqdet.checkpoints.huggingface import from_huggingface
 from dqdet.config import Config, QueriesConfig, resolve
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.types import Predictions
+from dqdet.weights.huggingface import from_huggingface
 from timing import CLASSES, compare, make_input, their_labels, train_same_stages
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dqdet.evaluation import rle
-from dqdet.evaluation.detection import DetectionMetric
-from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.formats import rle
+from dqdet.metrics.detection import DetectionMetric
+from dqdet.types import ImageDetections
 
 HEIGHT, WIDTH = 480, 640
 CLASSES = 80

@@ -21,12 +21,12 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel, ResNetConfig
 
-from dqdet.checkpoints.huggingface import from_huggingface
-from dqdet.checkpoints.upgrade import upgrade
 from dqdet.config import Config, resolve
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.nn.flops import decoder_flops
+from dqdet.runs.upgrade import upgrade
+from dqdet.weights.huggingface import from_huggingface
 from timing import CLASSES, Seconds, machine, make_input, ratio, take_turns, their_labels, train_same_stages
 
 # Preset -> name in transformers, None where it does not have the model.

@@ -15,6 +15,7 @@ import torch
 
 from dqdet.config import MaskLossConfig
 from dqdet.losses import MaskSetLoss
+from dqdet.nn.product_masks import ProductMasks
 from dqdet.types import Predictions, Target
 
 LAYERS, IMAGES, CHANNELS, CLASSES, SIDE = 10, 2, 256, 80, 1024
@@ -36,14 +37,15 @@ def main() -> None:
         logits=torch.randn(LAYERS, IMAGES, queries, CLASSES + 1, requires_grad=True),
         boxes=None,
         groups=GROUPS,
-        mask_embeddings=torch.randn(LAYERS, IMAGES, queries, CHANNELS, requires_grad=True),
-        mask_features=torch.randn(IMAGES, CHANNELS, SIDE // 4, SIDE // 4, requires_grad=True),
+        masks=ProductMasks(
+            torch.randn(LAYERS, IMAGES, queries, CHANNELS, requires_grad=True),
+            torch.randn(IMAGES, CHANNELS, SIDE // 4, SIDE // 4, requires_grad=True),
+        ),
     )
     targets = [
         Target(
             labels=torch.randint(CLASSES, (objects,)),
             boxes=torch.zeros(objects, 4),
-            crowd=torch.zeros(objects, dtype=torch.bool),
             size=(SIDE, SIDE),
             original_size=(SIDE, SIDE),
             masks=torch.randint(2, (objects, SIDE, SIDE), dtype=torch.uint8).bool(),

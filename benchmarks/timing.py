@@ -33,7 +33,6 @@ def make_input(size: int, batch: int) -> tuple[Tensor, Tensor, list[Target]]:
         Target(
             labels=torch.randint(CLASSES, (OBJECTS,), generator=generator),
             boxes=torch.rand(OBJECTS, 4, generator=generator) * 0.4 + 0.2,
-            crowd=torch.zeros(OBJECTS, dtype=torch.bool),
             size=(size, size),
             original_size=(size, size),
         )

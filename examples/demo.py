@@ -22,8 +22,8 @@ from dqdet.cli import HEADLINE
 from dqdet.config import parse_overrides
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
-from dqdet.pictures import coefficient_figure, ground_truth, side_by_side, unnormalised
-from dqdet.predictor import Predictor
+from dqdet.predict.pictures import coefficient_figure, ground_truth, side_by_side, unnormalised
+from dqdet.predict.predictor import Predictor
 
 PICTURES = 6
 THRESHOLD = 0.35  # scores are still low after so short a training

@@ -100,11 +100,9 @@ def make_targets(sizes: list[tuple[int, int]], counts: tuple[int, ...], frames: 
             Target(
                 labels=torch.randint(CLASSES, (count,), generator=generator),
                 boxes=boxes if frames else boxes[:, 0],
-                crowd=torch.zeros(count, dtype=torch.bool),
                 size=(height, width),
                 original_size=(height, width),
                 masks=masks if frames else masks[:, 0],
-                visible=masks.flatten(2).any(2) if frames else None,
             )
         )
     return targets
@@ -112,7 +110,8 @@ def make_targets(sizes: list[tuple[int, int]], counts: tuple[int, ...], frames: 
 
 def outputs(predictions: Predictions) -> dict[str, Tensor]:
     """Of all layers, by name: ``[L, B, Q, ...]``."""
-    found = {name: getattr(predictions, name) for name in ("logits", "boxes", "masks")}
+    masks = None if predictions.masks is None else predictions.masks.all()
+    found = {"logits": predictions.logits, "boxes": predictions.boxes, "masks": masks}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 

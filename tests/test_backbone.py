@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
 from dqdet.nn.backbone import Backbone, freeze_norms
+from dqdet.weights.backbones import read_backbone
 
 STRIDES = (8, 16, 32)
 
@@ -70,11 +72,15 @@ def test_stem_and_first_stage_are_frozen():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone("test_resnet", freeze=True).modules())
 
 
+def from_file(config: BackboneConfig) -> Backbone:
+    return Backbone(config, STRIDES, read_backbone(Path(config.weights), config.name))
+
+
 def test_local_weights(tmp_path):
     source = timm.create_model("resnet18", pretrained=False)
     save_file(source.state_dict(), tmp_path / "resnet18.safetensors")
     config = BackboneConfig(name="resnet18", weights=str(tmp_path / "resnet18.safetensors"), freeze=False)
-    assert torch.equal(Backbone(config, STRIDES).body.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert torch.equal(from_file(config).body.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
 
 def test_local_weights_of_detectron2(tmp_path):
@@ -90,7 +96,7 @@ def test_local_weights_of_detectron2(tmp_path):
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(content))
     config = BackboneConfig(name="resnet18", weights=str(tmp_path / "R-18.pkl"), freeze=False)
-    found = Backbone(config, STRIDES).body.state_dict()
+    found = from_file(config).body.state_dict()
     for name, tensor in source.state_dict().items():
         if not name.startswith("fc."):
             assert torch.equal(found[name], tensor), name
@@ -102,7 +108,7 @@ def test_local_weights_of_detectron2(tmp_path):
     }
     (tmp_path / "swin.pkl").write_bytes(pickle.dumps({"model": tensors, "__author__": "third_party"}))
     config = BackboneConfig(name="swin_t", weights=str(tmp_path / "swin.pkl"))
-    found = Backbone(config, STRIDES).body.state_dict()
+    found = from_file(config).body.state_dict()
     for name, tensor in source.state_dict().items():
         if name.startswith(("layers.", "patch_embed.")):
             assert torch.equal(found[name.replace("layers.", "layers_")], tensor), name
@@ -111,7 +117,7 @@ def test_local_weights_of_detectron2(tmp_path):
 def test_weights_of_another_backbone_are_refused(tmp_path):
     (tmp_path / "caffe2.pkl").write_bytes(pickle.dumps({"model": {"conv1_w": np.zeros((64, 3, 7, 7))}}))
     with pytest.raises(DqdetError, match=r"caffe2\.pkl: not weights of resnet18 \(has other names\)"):
-        Backbone(BackboneConfig(name="resnet18", weights=str(tmp_path / "caffe2.pkl")), STRIDES)
+        from_file(BackboneConfig(name="resnet18", weights=str(tmp_path / "caffe2.pkl")))
 
 
 def test_errors_name_the_option_and_the_way_out(tmp_path, monkeypatch):
@@ -120,12 +126,12 @@ def test_errors_name_the_option_and_the_way_out(tmp_path, monkeypatch):
     ):
         backbone("resnet5O")
     with pytest.raises(DqdetError, match=r"model\.backbone\.weights=nowhere\.pth: no such file"):
-        Backbone(BackboneConfig(weights="nowhere.pth"), STRIDES)
+        from_file(BackboneConfig(weights="nowhere.pth"))
     with pytest.raises(DqdetError, match=r"has maps at strides .*, not at \[64\]"):
         Backbone(BackboneConfig(name="resnet18", pretrained=False), (64,))
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     with pytest.raises(DqdetError, match=r"broken\.safetensors: not weights of resnet18"):
-        Backbone(BackboneConfig(name="resnet18", weights=str(tmp_path / "broken.safetensors")), STRIDES)
+        from_file(BackboneConfig(name="resnet18", weights=str(tmp_path / "broken.safetensors")))
 
     def offline(*arguments, **options):
         raise OSError("no network")

@@ -12,10 +12,10 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqdet.data.cityscapes import CLASSES, THINGS
-from dqdet.evaluation.cityscapes import CityscapesInstanceMetric
-from dqdet.evaluation.postprocess import ImageDetections
-from dqdet.evaluation.semantic import SemanticMetric
+from dqdet.formats.cityscapes import CLASSES, THINGS
+from dqdet.metrics.cityscapes import CityscapesInstanceMetric
+from dqdet.metrics.semantic import SemanticMetric
+from dqdet.types import ImageDetections
 
 
 def read(file: Path) -> np.ndarray:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 import dqdet
 from dqdet import cli
 from dqdet.config import preset_names, resolve, to_yaml
-from dqdet.data.categories import COCO_CATEGORIES
 from dqdet.errors import DqdetError
-from dqdet.predictor import Predictor
+from dqdet.formats.categories import COCO_CATEGORIES
+from dqdet.predict.predictor import Predictor
 from tiny import TINY, contents, tiny
 
 SMALL = [f"{path}={value}" for path, value in TINY.items()]

@@ -10,8 +10,8 @@ import torch.multiprocessing as mp
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dqdet.evaluation.detection import SUMMARY, DetectionMetric, coco_results
-from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.metrics.detection import SUMMARY, DetectionMetric, coco_results
+from dqdet.types import ImageDetections
 
 NOTHING = ImageDetections(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
 

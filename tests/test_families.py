@@ -71,7 +71,7 @@ def test_shapes_and_groups(name):
         assert predictions.masks is None
     else:
         height, width = padding.shape[1:]
-        assert predictions.masks_of(0, 1, torch.tensor([3, 17])).shape == (2, *frames, height // 4, width // 4)
+        assert predictions.masks.of(0, 1, torch.tensor([3, 17])).shape == (2, *frames, height // 4, width // 4)
 
 
 @every_family

@@ -22,9 +22,7 @@ def make_target(config: Config, frames: tuple[int, ...], size: tuple[int, int]) 
     if config.data.task != "detection":
         masks = torch.zeros(7, *frames, *size, dtype=torch.bool)
         masks[..., 100:200, 100:300] = True
-    visible = torch.ones(7, *frames, dtype=torch.bool) if frames else None
-    crowd = torch.zeros(7, dtype=torch.bool)
-    return Target(torch.randint(CLASSES, (7,)), boxes, crowd, size, size, masks=masks, visible=visible)
+    return Target(torch.randint(CLASSES, (7,)), boxes, size, size, masks=masks)
 
 
 @pytest.mark.slow

@@ -19,11 +19,11 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 import dqdet
-from dqdet.checkpoints import hub
-from dqdet.checkpoints.folder import load_config, load_folder, save_folder
 from dqdet.config import parse_overrides, resolve
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
+from dqdet.runs import hub
+from dqdet.runs.folder import load_config, load_folder, save_folder
 from tiny import contents, tiny, tiny_family
 
 NAME = "someone/balloons"

@@ -6,9 +6,10 @@ import torch
 from torchvision.ops import masks_to_boxes
 
 from dqdet.config import Config
-from dqdet.evaluation import segmentation
-from dqdet.evaluation.inference import infer
-from dqdet.evaluation.segmentation import boxes_around, semantic_scores
+from dqdet.inference import infer
+from dqdet.inference import masks as mask_inference
+from dqdet.inference.masks import boxes_around, semantic_scores
+from dqdet.nn.product_masks import ProductMasks
 from dqdet.types import Predictions
 
 CLASSES = ["person", "car", "grass", "sky"]
@@ -35,7 +36,8 @@ def predictions_of(logits: torch.Tensor, masks: torch.Tensor) -> Predictions:
     """One image with class logits ``[Q, C + 1]`` and mask logits ``[Q, (T,) h, w]``."""
     queries = len(masks)
     features = masks if masks.ndim == 3 else masks.transpose(0, 1)
-    return Predictions(logits[None, None], None, {"static": queries}, torch.eye(queries)[None, None], features[None])
+    masks = ProductMasks(torch.eye(queries)[None, None], features[None])
+    return Predictions(logits[None, None], None, {"static": queries}, masks)
 
 
 def random_predictions(seed: int, frames: tuple[int, ...] = ()) -> Predictions:
@@ -45,8 +47,10 @@ def random_predictions(seed: int, frames: tuple[int, ...] = ()) -> Predictions:
         3 * torch.randn(2, 2, 10, len(CLASSES) + 1, generator=random),
         None,
         {"static": 10},
-        torch.randn(2, 2, 10, 12, generator=random),
-        torch.randn(2, *frames, 12, 8, 11, generator=random),
+        ProductMasks(
+            torch.randn(2, 2, 10, 12, generator=random),
+            torch.randn(2, *frames, 12, 8, 11, generator=random),
+        ),
     )
 
 
@@ -82,7 +86,7 @@ def test_results_do_not_depend_on_how_many_masks_are_enlarged_together(task, mon
     predictions = random_predictions(1, frames=(3,) if task == "video" else ())
     config = config_of(task, object_threshold=0.3, overlap_threshold=0.1, limit=12)
     whole = infer(predictions, *SIZES, config)
-    monkeypatch.setattr(segmentation, "PIXELS_AT_ONCE", 3 * 45 * 60)
+    monkeypatch.setattr(mask_inference, "PIXELS_AT_ONCE", 3 * 45 * 60)
     for found, expected in zip(infer(predictions, *SIZES, config), whole, strict=True):
         if task == "panoptic":
             assert np.array_equal(found.panoptic.ids, expected.panoptic.ids)

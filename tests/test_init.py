@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import dqdet
-from dqdet.checkpoints.folder import load_config, load_folder, match_classes, save_folder
-from dqdet.checkpoints.transfer import start_from
 from dqdet.config import DataConfig
 from dqdet.data.coco import CocoDataset
-from dqdet.data.scenes_dataset import ScenesDataset
+from dqdet.data.scenes.images import ScenesDataset
 from dqdet.errors import DqdetError
-from dqdet.evaluation.detection import DetectionMetric
-from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.metrics.detection import DetectionMetric
 from dqdet.models import create_model
+from dqdet.runs.folder import load_config, load_folder, match_classes, save_folder
+from dqdet.runs.transfer import start_from
+from dqdet.types import ImageDetections
 from tiny import PRESETS, TINY, tiny, tiny_family
 
 ALL_PRESETS = [*PRESETS, "mask2former_r50_coco_instance", "video_mask2former_r50", "seqformer_r50"]
@@ -210,7 +210,7 @@ def test_classes_are_matched_by_name():
 
 def test_coco_with_91_outputs_is_measured_by_the_official_ids(shared):
     """Perfect detections by category id have an average precision of 1, whatever is found of unused ids."""
-    from dqdet.checkpoints.classes import class_options, published_classes
+    from dqdet.weights.classes import class_options, published_classes
 
     data = CocoDataset(DataConfig(root=str(shared / "data" / "coco_real")), "val")
     config = tiny(**class_options(published_classes("detr", 91), 91))
@@ -248,7 +248,7 @@ def test_more_classes_do_not_change_what_is_found(tmp_path, monkeypatch):
             metrics.append(self)
             return super().compute()
 
-    monkeypatch.setattr("dqdet.evaluation.tasks.DetectionMetric", Recorded)
+    monkeypatch.setattr("dqdet.training.evaluation.DetectionMetric", Recorded)
     for name, (network, settings) in {"model": (model, config), "wider": (wider, more)}.items():
         save_folder(tmp_path / name, network, settings, {})
         dqdet.evaluate(tmp_path / name)

@@ -9,9 +9,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dqdet.evaluation import rle
-from dqdet.evaluation.detection import SUMMARY, DetectionMetric, coco_results
-from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.formats import rle
+from dqdet.metrics.detection import SUMMARY, DetectionMetric, coco_results
+from dqdet.types import ImageDetections
 
 
 def as_detections(image: dict, results: list[dict], category_ids: list[int]) -> ImageDetections:

@@ -27,7 +27,6 @@ def make_targets(counts: list[int], seed: int = 0) -> list[Target]:
         Target(
             labels=torch.randint(CLASSES, (n,), generator=generator),
             boxes=torch.rand(n, 4, generator=generator) * 0.4 + 0.1,
-            crowd=torch.zeros(n, dtype=torch.bool),
             size=(32, 32),
             original_size=(32, 32),
         )

@@ -43,7 +43,7 @@ def test_without_time_equal_frames_are_one_image(monkeypatch):
     assert still.masks is not None
     assert one.masks is not None
     torch.testing.assert_close(still.coefficients, one.coefficients)
-    assert_same(outputs(still), outputs(one) | {"masks": one.masks[:, :, :, None].expand_as(still.masks)})
+    assert_same(outputs(still), outputs(one) | {"masks": one.masks.all()[:, :, :, None].expand_as(still.masks.all())})
 
 
 def test_frames_are_ordered_by_their_time():

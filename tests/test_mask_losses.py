@@ -17,8 +17,9 @@ from dqdet.losses import MaskSetLoss, SequenceSetLoss, make_loss
 from dqdet.losses.masks import ObjectMasks, RandomPoints
 from dqdet.losses.matching import Matches
 from dqdet.losses.sequences import PAIRS_AT_ONCE
-from dqdet.nn.dynamic_masks import parameter_count
-from dqdet.types import Predictions, Target
+from dqdet.nn.dynamic_masks import DynamicMasks, parameter_count
+from dqdet.nn.product_masks import ProductMasks
+from dqdet.types import Masks, Predictions, Target
 from small_families import CLASSES, CLIPS, FRAMES, make_targets
 
 LAYERS = 3
@@ -33,8 +34,10 @@ def of_images(groups: dict[str, int]) -> Predictions:
         logits=torch.randn(*shape, CLASSES + 1, requires_grad=True),
         boxes=None,
         groups=groups,
-        mask_embeddings=torch.randn(*shape, 8, requires_grad=True),
-        mask_features=torch.randn(len(IMAGES), 8, 16, 24, requires_grad=True),
+        masks=ProductMasks(
+            torch.randn(*shape, 8, requires_grad=True),
+            torch.randn(len(IMAGES), 8, 16, 24, requires_grad=True),
+        ),
     )
 
 
@@ -45,9 +48,11 @@ def of_clips(groups: dict[str, int]) -> Predictions:
         logits=torch.randn(*shape, CLASSES, requires_grad=True),
         boxes=torch.rand(*shape, FRAMES, 4, requires_grad=True),
         groups=groups,
-        mask_embeddings=(0.1 * torch.randn(*shape, parameter_count(2))).requires_grad_(),
-        mask_features=torch.randn(len(CLIPS), FRAMES, 2, 8, 12, requires_grad=True),
-        mask_centres=50 * torch.rand(*shape, FRAMES, 2),
+        masks=DynamicMasks(
+            (0.1 * torch.randn(*shape, parameter_count(2))).requires_grad_(),
+            torch.randn(len(CLIPS), FRAMES, 2, 8, 12, requires_grad=True),
+            50 * torch.rand(*shape, FRAMES, 2),
+        ),
     )
 
 
@@ -66,8 +71,10 @@ def test_without_objects_the_classes_alone_learn(kind):
     predictions, targets = case(kind, GROUPS, (0, 0))
     losses = make_loss(LOSSES[kind])(predictions, targets)
     assert {value.item() for key, value in losses.terms.items() if not key.endswith("class")} == {0.0}
-    names = ("logits", "boxes", "mask_embeddings", "mask_features")
-    given = {name: tensor for name in names if (tensor := getattr(predictions, name)) is not None}
+    masks = predictions.masks
+    given = {"logits": predictions.logits, "embeddings": masks.embeddings, "features": masks.features}
+    if predictions.boxes is not None:
+        given["boxes"] = predictions.boxes
     gradients = dict(zip(given, torch.autograd.grad(losses.total, list(given.values())), strict=True))
     assert [name for name, gradient in gradients.items() if gradient.any()] == ["logits"]
 
@@ -123,9 +130,9 @@ def test_at_all_pixels_costs_and_losses_are_those_of_whole_masks():
     criterion = MaskSetLoss(config, PixelCentres())
     assert predictions.masks is not None
     # Points at the centres of pixels are read from upsampled logits, whose border is not repeated: 0 outside.
-    padded = F.pad(predictions.masks.flatten(0, 2)[:, None], (1, 1, 1, 1))
+    padded = F.pad(predictions.masks.all().flatten(0, 2)[:, None], (1, 1, 1, 1))
     large = F.interpolate(padded, scale_factor=4, mode="bilinear")[..., 4:-4, 4:-4]
-    large = large.reshape(*predictions.masks.shape[:3], -1)  # [L, B, Q, pixels]
+    large = large.reshape(*predictions.masks.embeddings.shape[:3], -1)  # [L, B, Q, pixels]
     matches = criterion.match(predictions, targets, ObjectMasks(targets, 1, 64, 96))
     probability = predictions.logits.softmax(-1)
 
@@ -168,7 +175,7 @@ def test_at_all_pixels_costs_and_losses_are_those_of_whole_masks():
     torch.testing.assert_close(losses.total, total)
 
     of_masks = 5 * sum(value * (0.5 if key.startswith("basic") else 1) for key, value in expected.items())
-    inputs = [predictions.mask_embeddings, predictions.mask_features]
+    inputs = [predictions.masks.embeddings, predictions.masks.features]
     expected_gradients = torch.autograd.grad(of_masks, inputs, retain_graph=True)
     for gradient, wanted in zip(torch.autograd.grad(losses.total, inputs), expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
@@ -227,11 +234,12 @@ def test_the_loss_of_a_perfect_mask_is_nearly_nothing():
     logits = torch.full((FRAMES, 16, 24), -20.0)
     logits[target.masks[0][..., 2::4, 2::4]] = 20.0
 
-    class Perfect(Predictions):
-        def masks_of(self, layer, image, queries):
+    class Perfect(Masks):
+        def of(self, layer, image, queries):
             return logits.expand(len(queries), -1, -1, -1)
 
-    perfect = Perfect(**{**vars(predictions), "logits": predictions.logits[:, :1], "boxes": predictions.boxes[:, :1]})
+    masks = Perfect(predictions.masks.embeddings[:, :1], predictions.masks.features)
+    perfect = replace(predictions, logits=predictions.logits[:, :1], boxes=predictions.boxes[:, :1], masks=masks)
     terms = SequenceSetLoss(SequenceLossConfig())(perfect, [target]).terms
     assert terms["static/0/mask"] < 1e-6
     assert terms["static/0/dice"] < 1e-6

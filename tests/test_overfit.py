@@ -13,12 +13,13 @@ from dqdet.config import Config, override, resolve
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.loader import collate
-from dqdet.evaluation.inference import infer
-from dqdet.evaluation.tasks import make_evaluation
+from dqdet.inference import infer
 from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.studies.video import SEQFORMER
-from dqdet.types import Batch
+from dqdet.training.evaluation import make_evaluation
+from dqdet.types import Batch, ClipTracks
+from whole_tracks import as_tracks
 
 
 def resized(side: int) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def measure(model: nn.Module, config: Config, dataset: DetectionDataset, batch: 
     targets = batch.targets
     evaluation = make_evaluation(config, dataset)
     outcomes = infer(predictions, [t.size for t in targets], [t.original_size for t in targets], config)
+    outcomes = [as_tracks(one) if isinstance(one, ClipTracks) else one for one in outcomes]
     evaluation.update([t.image_id for t in targets], outcomes)
     return evaluation.compute()
 

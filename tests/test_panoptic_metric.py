@@ -11,7 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dqdet.errors import DqdetError
-from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, evaluate_files, read_ids
+from dqdet.formats.panoptic import read_ids
+from dqdet.metrics.panoptic import PanopticMetric
+from dqdet.types import PanopticMap
+from panoptic_files import evaluate_files
 
 CATEGORIES = [{"id": 1, "name": "cat", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0}]
 

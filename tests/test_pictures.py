@@ -11,8 +11,16 @@ from PIL import Image
 
 from dqdet.config import DataConfig
 from dqdet.data.transforms import make_transform
-from dqdet.evaluation.panoptic import PanopticMap
-from dqdet.pictures import PALETTE, annotated, coefficient_figure, ground_truth, segments, side_by_side, unnormalised
+from dqdet.metrics.panoptic import PanopticMap
+from dqdet.predict.pictures import (
+    PALETTE,
+    annotated,
+    coefficient_figure,
+    ground_truth,
+    segments,
+    side_by_side,
+    unnormalised,
+)
 from dqdet.types import Target
 
 CLASSES = ["cat", "dog", "bird"]
@@ -49,7 +57,6 @@ def test_ground_truth_in_pixels():
     target = Target(
         labels=torch.tensor([2, 0]),
         boxes=torch.tensor([[0.5, 0.5, 1.0, 0.5], [0.25, 0.5, 0.5, 1.0]]),
-        crowd=torch.zeros(2, dtype=torch.bool),
         size=(800, 1200),
         original_size=(100, 200),
     )
@@ -149,7 +156,6 @@ def test_ground_truth_has_masks_in_pixels_of_the_picture():
     target = Target(
         labels=torch.tensor([2]),
         boxes=torch.tensor([[0.4, 0.375, 0.4, 0.25]]),
-        crowd=torch.zeros(1, dtype=torch.bool),
         size=(20, 30),
         original_size=(20, 30),
         masks=masks,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dqdet.evaluation.postprocess import detections
+from dqdet.inference.boxes import detections
 from dqdet.types import Predictions
 
 CLASSES = 7

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dqdet.config import Config, DataConfig, DetrConfig, LossConfig, QueriesConfig
 from dqdet.errors import DqdetError
-from dqdet.evaluation.detection import DetectionMetric
-from dqdet.image_folder import image_ids, predict_folder
-from dqdet.predictor import Predictor, objects, read_image
+from dqdet.metrics.detection import DetectionMetric
+from dqdet.predict.images import image_ids, predict_folder
+from dqdet.predict.predictor import Predictor, objects, read_image
 from dqdet.types import Predictions
 
 CLASSES = ["red", "blue"]

@@ -16,15 +16,20 @@ from dqdet.config import Config, DataConfig, DetrConfig, InferenceConfig, Mask2F
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
-from dqdet.evaluation import rle, segmentation
-from dqdet.evaluation.detection import DetectionMetric
-from dqdet.evaluation.inference import infer
-from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, evaluate_files, panoptic_result, read_ids, write_ids
-from dqdet.evaluation.tasks import make_evaluation
-from dqdet.image_folder import predict_folder
-from dqdet.predictor import Predictor, objects
+from dqdet.formats import rle
+from dqdet.formats.panoptic import read_ids, write_ids
+from dqdet.formats.results import panoptic_result
+from dqdet.inference import infer, masks
+from dqdet.metrics.detection import DetectionMetric
+from dqdet.metrics.panoptic import PanopticMetric
+from dqdet.nn.product_masks import ProductMasks
+from dqdet.predict.images import predict_folder
+from dqdet.predict.predictor import Predictor, objects
 from dqdet.training.data_module import validation_loader
-from dqdet.types import Predictions
+from dqdet.training.evaluation import make_evaluation
+from dqdet.types import ClipTracks, PanopticMap, Predictions
+from panoptic_files import evaluate_files
+from whole_tracks import as_tracks
 
 CATEGORIES = [
     {"id": 3, "name": "red", "isthing": 1},
@@ -47,8 +52,7 @@ class ColourSegmenter(nn.Module):
             logits.expand(1, len(images), -1, -1),
             None,
             groups={"modulated": 3},
-            mask_embeddings=embeddings.expand(1, len(images), -1, -1),
-            mask_features=features,
+            masks=ProductMasks(embeddings.expand(1, len(images), -1, -1), features),
         )
 
 
@@ -152,7 +156,8 @@ def test_semantic_maps_have_the_class_of_each_pixel(images):
 
 def test_semantic_maps_are_made_of_a_few_classes_at_a_time(images, monkeypatch):
     at_once = predictor("panoptic").semantic(images)
-    monkeypatch.setattr(segmentation, "SCORES_AT_ONCE", 300 * 200)  # two classes of the second image, one of the first
+    # Two classes of the second image, one of the first.
+    monkeypatch.setattr(masks, "SCORES_AT_ONCE", 300 * 200)
     for expected, found in zip(at_once, predictor("panoptic").semantic(images), strict=True):
         np.testing.assert_array_equal(found, expected)
         assert len(np.unique(found)) > 1
@@ -241,6 +246,7 @@ def evaluated(model: Predictor, dataset: DetectionDataset) -> dict[str, float]:
         sizes = [target.size for target in batch.targets]
         original_sizes = [target.original_size for target in batch.targets]
         found = infer(model.model(batch.images, batch.padding), sizes, original_sizes, model.config)
+        found = [as_tracks(one) if isinstance(one, ClipTracks) else one for one in found]
         evaluation.update([target.image_id for target in batch.targets], found)
     return evaluation.compute()
 

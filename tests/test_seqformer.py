@@ -48,8 +48,8 @@ def test_padding_read_by_the_masks_alone():
     model.see_padding = True
     seen = model.forward_features(features, padding)
     torch.testing.assert_close(seen.logits, hidden.logits)
-    torch.testing.assert_close(seen.mask_features[0], hidden.mask_features[0])  # without padding
-    assert not torch.allclose(seen.mask_features[1], hidden.mask_features[1], atol=1e-3)
+    torch.testing.assert_close(seen.masks.features[0], hidden.masks.features[0])  # without padding
+    assert not torch.allclose(seen.masks.features[1], hidden.masks.features[1], atol=1e-3)
 
 
 def test_mixed_precision_makes_masks_in_full_precision():
@@ -57,7 +57,7 @@ def test_mixed_precision_makes_masks_in_full_precision():
     criterion = SequenceSetLoss(SequenceLossConfig())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predictions = model.forward_features(*inputs(model))
-        assert predictions.masks_of(0, 0, torch.tensor([1])).dtype == torch.float32
+        assert predictions.masks.of(0, 0, torch.tensor([1])).dtype == torch.float32
         total = criterion(predictions, targets).total
     assert total.dtype == torch.float32
     total.backward()

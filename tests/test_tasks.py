@@ -15,12 +15,12 @@ from dqdet import cli
 from dqdet.config import Config
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
-from dqdet.evaluation.panoptic import PanopticMap
-from dqdet.evaluation.postprocess import ImageDetections
-from dqdet.evaluation.results import StoredResults
-from dqdet.evaluation.segmentation import Segmentation
-from dqdet.evaluation.tasks import make_evaluation
-from dqdet.evaluation.video import VideoTracks, decode_frames
+from dqdet.formats.results import StoredResults
+from dqdet.inference.masks import Segmentation
+from dqdet.metrics.panoptic import PanopticMap
+from dqdet.training.evaluation import make_evaluation
+from dqdet.types import ClipTracks, ImageDetections, Track
+from whole_tracks import as_tracks, decode_frames
 
 FAMILIES = {"detection": "detr", "instance": "mask2former", "panoptic": "mask2former", "video": "video_mask2former"}
 
@@ -60,13 +60,13 @@ def panoptic_truth(dataset, config, index: int) -> Segmentation:
     return Segmentation(objects(dataset, config, index), truth, lambda: semantic)
 
 
-def track_truth(dataset, config, video_id: int) -> VideoTracks:
+def track_truth(dataset, config, video_id: int) -> list[Track]:
     truth = dataset.ground_truth()
     video = next(video for video in truth["videos"] if video["id"] == video_id)
     tracks = [track for track in truth["annotations"] if track["video_id"] == video_id]
     masks = [decode_frames(track["segmentations"], video["height"], video["width"]) for track in tracks]
     labels = torch.tensor([config.category_ids.index(track["category_id"]) for track in tracks])
-    return VideoTracks(torch.ones(len(tracks)), labels, torch.from_numpy(np.stack(masks)))
+    return as_tracks(ClipTracks(torch.ones(len(tracks)), labels, torch.from_numpy(np.stack(masks))))
 
 
 def measured(evaluation, dataset, outcome) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Video metrics must be those of the official YouTube-VIS evaluation."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,19 +9,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dqdet.evaluation.detection import SUMMARY
-from dqdet.evaluation.video import VideoMetric, VideoTracks, decode_frames, video_results
+from dqdet.formats.results import video_results
+from dqdet.metrics.detection import SUMMARY
+from dqdet.metrics.video import VideoMetric
+from dqdet.types import ClipTracks, Track
+from whole_tracks import as_tracks, decode_frames
 
 
-def as_tracks(video: dict, entries: list[dict], category_ids: list[int]) -> VideoTracks:
+def tracks_of(video: dict, entries: list[dict], category_ids: list[int]) -> list[Track]:
     masks = np.zeros((len(entries), video["length"], video["height"], video["width"]), dtype=bool)
     for track, entry in zip(masks, entries, strict=True):
         track[:] = decode_frames(entry["segmentations"], video["height"], video["width"])
-    return VideoTracks(
+    tracks = ClipTracks(
         scores=torch.tensor([entry["score"] for entry in entries], dtype=torch.float64),
         labels=torch.tensor([category_ids.index(entry["category_id"]) for entry in entries], dtype=torch.int64),
         masks=torch.from_numpy(masks),
     )
+    return as_tracks(tracks)
 
 
 def metric_of(ground_truth: dict, results: list[dict], video_ids: list[int] | None = None) -> VideoMetric:
@@ -29,7 +34,7 @@ def metric_of(ground_truth: dict, results: list[dict], video_ids: list[int] | No
     for video in ground_truth["videos"]:
         if video_ids is None or video["id"] in video_ids:
             entries = [entry for entry in results if entry["video_id"] == video["id"]]
-            metric.update([video["id"]], [as_tracks(video, entries, category_ids)])
+            metric.update([video["id"]], [tracks_of(video, entries, category_ids)])
     return metric
 
 
@@ -63,18 +68,17 @@ def data_set(*tracks: torch.Tensor, crowd: int = 0) -> dict:
     """One video a track, of class 5."""
     annotations = []
     for number, masks in enumerate(tracks):  # the first has id 0
-        found = VideoTracks(torch.ones(1), torch.zeros(1, dtype=torch.int64), masks[None])
-        annotations.append({"id": number, "iscrowd": crowd, **video_results(number, found, [5])[0]})
+        annotations.append({"id": number, "iscrowd": crowd, **video_results(number, found(masks), len(masks), [5])[0]})
     videos = [{"id": i, "length": len(masks), "height": 20, "width": 30} for i, masks in enumerate(tracks)]
     return {"videos": videos, "annotations": annotations, "categories": [{"id": 5, "name": "fish"}]}
 
 
-def found(*tracks: torch.Tensor) -> VideoTracks:
+def found(*tracks: torch.Tensor) -> list[Track]:
     scores = torch.linspace(0.9, 0.5, len(tracks))
-    return VideoTracks(scores, torch.zeros(len(tracks), dtype=torch.int64), torch.stack(tracks))
+    return as_tracks(ClipTracks(scores, torch.zeros(len(tracks), dtype=torch.int64), torch.stack(tracks)))
 
 
-def metrics_of(ground_truth: dict, tracks: VideoTracks) -> dict[str, float]:
+def metrics_of(ground_truth: dict, tracks: list[Track]) -> dict[str, float]:
     metric = VideoMetric(ground_truth, [5])
     metric.update([0], [tracks])
     return metric.compute()
@@ -97,21 +101,21 @@ def test_crowds_excuse_by_overlap():
     truth["annotations"][1]["iscrowd"] = 1
     inside = squares((0, 0), (0, 0))  # within the crowd, but with a small overlap: an error
     metric = VideoMetric(truth, [5])
-    metric.update([0, 1], [VideoTracks(torch.tensor([0.5]), torch.tensor([0]), squares((0, 0))[None]), found(inside)])
+    metric.update([0, 1], [[replace(found(squares((0, 0)))[0], score=0.5)], found(inside)])
     assert metric.compute()["AP50"] == pytest.approx(0.5)
     metric.update([1], [found(crowd)])
     assert metric.compute()["AP50"] == pytest.approx(1)
 
 
 def test_results_can_be_read_back():
-    tracks = found(squares((0, 0), None, (3, 5)), squares(None, (12, 20), (3, 3)))
-    entries = json.loads(json.dumps(video_results(7, tracks, [5])))
+    tracks = [squares((0, 0), None, (3, 5)), squares(None, (12, 20), (3, 3))]
+    entries = json.loads(json.dumps(video_results(7, found(*tracks), 3, [5])))
     assert [entry["video_id"] for entry in entries] == [7, 7]
     assert [[frame is None for frame in entry["segmentations"]] for entry in entries] == [
         [False, True, False],
         [True, False, False],
     ]
-    for masks, entry in zip(tracks.masks, entries, strict=True):
+    for masks, entry in zip(tracks, entries, strict=True):
         np.testing.assert_array_equal(decode_frames(entry["segmentations"], 20, 30), masks.numpy())
 
 
@@ -130,7 +134,7 @@ def test_ground_truth_is_left_as_it_was_and_computing_twice_gives_the_same():
     assert metric.compute() == metric.compute()
     assert json.dumps(truth) == before
     metric.reset()
-    metric.update([0], [VideoTracks(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 20, 30) > 0)])
+    metric.update([0], [[]])
     assert metric.compute()["AP"] == 0
 
 

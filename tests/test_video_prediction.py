@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from dqdet.config import Config, DataConfig, InferenceConfig, MaskLossConfig, VideoMask2FormerConfig
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
-from dqdet.evaluation import rle
-from dqdet.evaluation.tasks import make_evaluation
-from dqdet.evaluation.video import VideoTracks, decode_frames
-from dqdet.evaluation.windows import WindowTracks, whole
-from dqdet.pictures import PALETTE
-from dqdet.predictor import Predictor
-from dqdet.submission import write_submission
-from dqdet.tracks import best_tracks, find_tracks, predict_video
-from dqdet.types import Predictions
-from dqdet.video import VideoFile, open_video, video_writer
+from dqdet.formats import rle
+from dqdet.inference.windows import WindowTracks, best_tracks
+from dqdet.nn.product_masks import ProductMasks
+from dqdet.predict.frames import VideoFile, open_video, video_writer
+from dqdet.predict.pictures import PALETTE
+from dqdet.predict.predictor import Predictor
+from dqdet.predict.submission import write_submission
+from dqdet.predict.videos import find_tracks, predict_video
+from dqdet.training.evaluation import make_evaluation
+from dqdet.types import ClipTracks, Predictions, Track
 from test_segmentation_results import ColourSegmenter, evaluated
 from test_segmentation_results import predictor as image_predictor
+from whole_tracks import decode_frames, whole
 
 WIDTH, HEIGHT = 96, 64
 
@@ -46,8 +47,9 @@ class ClipSegmenter(ColourSegmenter):
             of_frames.logits[:, :1, :2, [0, 1, 3]],
             None,
             groups={"modulated": 2},
-            mask_embeddings=of_frames.mask_embeddings[:, :1, :2],
-            mask_features=of_frames.mask_features.unflatten(0, images.shape[:2]),
+            masks=ProductMasks(
+                of_frames.masks.embeddings[:, :1, :2], of_frames.masks.features.unflatten(0, images.shape[:2])
+            ),
         )
 
 
@@ -308,7 +310,7 @@ def test_compressed_tracks_are_those_of_a_whole_video():
             masks = torch.rand(5, 3, 8, 9, generator=generator) > 0.7
             masks &= torch.rand(5, 3, 1, 1, generator=generator) > 0.4
             labels = torch.tensor(open_ids) % 4
-            yield WindowTracks(start, open_ids, VideoTracks(torch.rand(5, generator=generator), labels, masks))
+            yield WindowTracks(start, open_ids, ClipTracks(torch.rand(5, generator=generator), labels, masks))
             start += 3
 
     parts = list(windows())
@@ -359,12 +361,14 @@ def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vi
     assert {entry["video_id"] for entry in entries} == {7, 8, 12}
     for video in dataset.ground_truth()["videos"]:
         found = [entry for entry in entries if entry["video_id"] == video["id"]]
-        masks = [decode_frames(entry["segmentations"], HEIGHT, WIDTH) for entry in found]
-        tracks = VideoTracks(
-            torch.tensor([entry["score"] for entry in found], dtype=torch.float64),
-            torch.tensor([config.category_ids.index(entry["category_id"]) for entry in found]),
-            torch.from_numpy(np.array(masks)),
-        )
+        tracks = [
+            Track(
+                config.category_ids.index(entry["category_id"]),
+                entry["score"],
+                {frame: mask for frame, mask in enumerate(entry["segmentations"]) if mask is not None},
+            )
+            for entry in found
+        ]
         evaluation.update([video["id"]], [tracks])
     assert 0.3 < direct["AP"] < 1
     assert evaluation.compute() == direct

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dqdet.config import Config, resolve
-from dqdet.evaluation.video import VideoTracks
-from dqdet.evaluation.windows import SHARED, continued, overlaps, track, whole, windows
+from dqdet.inference.windows import SHARED, best_tracks, continued, overlaps, track, windows
+from dqdet.nn.product_masks import ProductMasks
 from dqdet.training.module import DetectionModule
-from dqdet.types import Batch, Predictions, Target
+from dqdet.types import Batch, ClipTracks, Predictions, Target
+from whole_tracks import decompressed
 
 SIDE = 32  # pixels, of frames whose colours are objects
 CLASSES = ["cat", "dog"]
@@ -37,7 +38,7 @@ class SeesColours(nn.Module):
         for query, colour in enumerate(order.tolist()):
             logits[0, 0, query, int(colour == 1)] = 3.0 - colour
         features = self.scale * (2 * images[..., ::4, ::4] - 1)  # [1, T, 3, h, w]
-        return Predictions(logits, None, {"modulated": 3}, torch.eye(3)[order][None, None], features)
+        return Predictions(logits, None, {"modulated": 3}, ProductMasks(torch.eye(3)[order][None, None], features))
 
 
 def make_video(length: int, seen: dict[int, range]) -> Tensor:
@@ -67,10 +68,11 @@ def test_each_object_is_one_track_whatever_the_window(length, window):
     assert ends[-1] == length
     assert all(sorted(part.ids) == [0, 1, 2] for part in parts)
 
-    found = whole(parts, limit=3)
+    found = decompressed(best_tracks(parts, limit=3), length, SIDE, SIDE)
     assert found.labels.tolist() == [0, 1, 0]  # by falling score
     assert overlaps(found.masks, video.transpose(0, 1).bool()).diagonal().min() > 0.9  # corners become round
-    at_once = whole(track(model, iter(video), (SIDE, SIDE), options(window=30)), limit=3)
+    at_once = best_tracks(track(model, iter(video), (SIDE, SIDE), options(window=30)), limit=3)
+    at_once = decompressed(at_once, length, SIDE, SIDE)
     torch.testing.assert_close(found.scores, at_once.scores)
     assert torch.equal(found.masks, at_once.masks)
 
@@ -79,15 +81,15 @@ def test_objects_that_leave_and_enter():
     # Windows of 8 frames, 4 of them shared: a red object leaves, another one enters later.
     video = make_video(24, {0: range(6), 1: range(24), 2: range(10, 24)})
     parts = list(track(SeesColours(), iter(video), (SIDE, SIDE), options(8)))
-    found = whole(parts, limit=10)
+    found = decompressed(best_tracks(parts, limit=10), 24, SIDE, SIDE)
     assert len(found.labels) == 3
     tracks = {tuple(masks.flatten(1).any(1).tolist()) for masks in found.masks}
     assert tracks == {tuple(frame in frames for frame in range(24)) for frames in (range(6), range(24), range(10, 24))}
 
     again = make_video(24, {0: [*range(6), *range(18, 24)], 1: range(24)})
-    found = whole(track(SeesColours(), iter(again), (SIDE, SIDE), options(8)), limit=10)
-    assert len(found.labels) == 3  # who comes back after a window is another one
-    assert len(whole(track(SeesColours(), iter(again), (SIDE, SIDE), options(8)), limit=2).labels) == 2
+    found = best_tracks(track(SeesColours(), iter(again), (SIDE, SIDE), options(8)), limit=10)
+    assert len(found) == 3  # who comes back after a window is another one
+    assert len(best_tracks(track(SeesColours(), iter(again), (SIDE, SIDE), options(8)), limit=2)) == 2
 
 
 def test_frames_are_read_as_they_are_needed():
@@ -107,10 +109,11 @@ def test_frames_are_read_as_they_are_needed():
 def test_validation_sees_no_more_than_a_window_at_a_time(length):
     video = make_video(length, {colour: range(length) for colour in range(3)})
     size, model = (SIDE, SIDE), SeesColours()
-    target = Target(torch.zeros(0), torch.zeros(0, length, 4), torch.zeros(0), size, size)
+    target = Target(torch.zeros(0), torch.zeros(0, length, 4), size, size)
     batch = Batch(video[None], torch.zeros(1, *size, dtype=torch.bool), [target])
     (found,) = DetectionModule(model, options(window=4)).validation_step(batch, 0)
-    assert found.masks.shape == (3, length, *size)
+    assert [sorted(one.masks) for one in found] == [list(range(length))] * 3
+    assert {tuple(mask["size"]) for one in found for mask in one.masks.values()} == {size}
     assert max(model.clips) == 4
 
 
@@ -136,13 +139,13 @@ def test_tracks_go_on_in_those_of_their_class_at_the_greatest_total_overlap():
     masks[0, ..., :6] = True
     masks[1, ..., :5] = True
     masks[2, ..., 6:] = True
-    before = VideoTracks(torch.ones(3), torch.tensor([0, 0, 1]), masks)
+    before = ClipTracks(torch.ones(3), torch.tensor([0, 0, 1]), masks)
     assert sorted(continued(before, before)) == [(0, 0), (1, 1), (2, 2)]
     # The first two exchanged, the third of another class; the frames after the shared ones do not matter.
-    after = VideoTracks(torch.ones(3), torch.tensor([0, 0, 0]), torch.cat([masks[[1, 0, 2]], ~masks], 1))
+    after = ClipTracks(torch.ones(3), torch.tensor([0, 0, 0]), torch.cat([masks[[1, 0, 2]], ~masks], 1))
     assert sorted(continued(before, after)) == [(0, 1), (1, 0)]
     assert continued(before, replace(after, labels=after.labels + 2)) == []
     assert continued(before, replace(after, masks=after.masks & (torch.arange(10) < 2))) == []  # too small an overlap
-    nothing = VideoTracks(torch.ones(0), torch.zeros(0, dtype=torch.long), masks[:0])
+    nothing = ClipTracks(torch.ones(0), torch.zeros(0, dtype=torch.long), masks[:0])
     assert continued(nothing, after) == []
     assert continued(before, nothing) == []

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from torch import nn
 
-    from dqdet.predictor import Predictor
+    from dqdet.predict.predictor import Predictor
 
 __all__ = ["DqdetError", "Interrupted", "convert", "create", "evaluate", "load", "train", "upgrade"]
 
@@ -43,7 +43,7 @@ def create(name: str, **overrides: Any) -> nn.Module:
     Raises:
         DqdetError: unknown preset or option, wrong value, or the backbone's weights cannot be fetched.
     """
-    from dqdet.data.categories import COCO_CATEGORIES
+    from dqdet.formats.categories import COCO_CATEGORIES
     from dqdet.models import create_model
 
     config = resolve(name, overrides)
@@ -65,8 +65,8 @@ def load(source: str | Path, device: torch.device | str | None = None) -> Predic
     Raises:
         DqdetError: there is no such model, it is not whole, or reading it would execute code.
     """
-    from dqdet.checkpoints.sources import load_model
-    from dqdet.predictor import Predictor
+    from dqdet.predict.predictor import Predictor
+    from dqdet.runs.sources import load_model
 
     return Predictor(*load_model(source), device=device)
 
@@ -80,7 +80,7 @@ def convert(source: str | Path, out: str | Path) -> Path:
     Raises:
         DqdetError: as `load`, or ``out`` has a run already.
     """
-    from dqdet.checkpoints.sources import convert
+    from dqdet.runs.sources import convert
 
     convert(source, Path(out))
     return Path(out)
@@ -105,7 +105,7 @@ def upgrade(source: str | Path, out: str | Path, ratio: int = 4, perturbation: f
     Raises:
         DqdetError: as `load`, the model has no static queries, or ``out`` has a run already.
     """
-    from dqdet.checkpoints.upgrade import upgrade_folder
+    from dqdet.runs.upgrade import upgrade_folder
 
     upgrade_folder(source, Path(out), ratio, perturbation)
     return Path(out)
@@ -135,7 +135,7 @@ def train(
         DqdetError: data, options or folder are at fault, or the loss is not finite.
         Interrupted: by SIGINT (Ctrl-C) or SIGTERM; the state is saved for ``resume``.
     """
-    from dqdet.checkpoints.folder import new_folder
+    from dqdet.runs.folder import new_folder
     from dqdet.training import engine
 
     if resume is not None:

@@ -61,7 +61,7 @@ def train(
     if preset is not None and "=" in preset:  # --resume needs no preset
         options, preset = [preset, *options], None
     run = dqdet.train(preset, out=out, resume=resume, **parse_overrides(options))
-    from dqdet.checkpoints.folder import load_metrics
+    from dqdet.runs.folder import load_metrics
 
     best = load_metrics(run)
     headline = ", ".join(f"{name} {_number(best[name])}" for name in HEADLINE if name in best)
@@ -101,9 +101,9 @@ def predict(
 
     A folder is one video for a model of videos, and a collection of images for all others.
     """
-    from dqdet.image_folder import predict_folder
-    from dqdet.tracks import predict_video
-    from dqdet.video import is_video_file
+    from dqdet.predict.frames import is_video_file
+    from dqdet.predict.images import predict_folder
+    from dqdet.predict.videos import predict_video
 
     predictor = dqdet.load(model)
     if predictor.config.data.task == "video" or is_video_file(source):
@@ -126,7 +126,7 @@ def submit(
 
     The split needs no annotations: `dqdet submit RUN FILE.zip data.val=valid`.
     """
-    from dqdet import submission
+    from dqdet.predict import submission
 
     submission.submit(run, file, options or [])
 
@@ -165,7 +165,7 @@ def presets(
 
 
 def _show_model(run: Path) -> None:
-    from dqdet.checkpoints.folder import load_config
+    from dqdet.runs.folder import load_config
 
     config = load_config(run)
     _show(

@@ -1,20 +1,21 @@
 """What passes between the parts of dqdet. Every field says its shape; a name means one thing everywhere.
 
-Letters: B images, T frames, N objects of one image, Q queries (all groups together), L decoder layers,
+Letters: B images, T frames, N objects of one image, Q queries (all groups together), L decoder layers, K found objects,
 C classes, H and W image pixels, h and w feature cells. Boxes are ``(cx, cy, w, h)``, relative to the
 *unpadded* image. ``padding`` is True where there is no image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, ClassVar, Self, TypeAlias, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from dqdet.nn.dynamic_masks import dynamic_masks
 
 
 def _moved(value, device: torch.device | str, non_blocking: bool):
@@ -35,16 +36,14 @@ class _Movable:
 
 @dataclass
 class Target(_Movable):
-    """The objects of one image (or of one video clip, with the shapes in brackets)."""
+    """The objects of one image (or of one video clip, with the shapes in brackets); crowds are none."""
 
     labels: Tensor  # [N] int64, index into the class list
-    boxes: Tensor  # [N, 4] cx, cy, w, h in 0..1 of the unpadded image   (video: [N, T, 4])
-    crowd: Tensor  # [N] bool; training targets hold no crowd objects
+    boxes: Tensor  # [N, 4] cx, cy, w, h in 0..1 of the unpadded image   (video: [N, T, 4], zero where not visible)
     size: tuple[int, int]  # height, width in the batch, before padding
     original_size: tuple[int, int]  # height, width of the file
     image_id: int = 0
-    masks: Tensor | None = None  # [N, H, W] bool, unpadded   (video: [N, T, H, W])
-    visible: Tensor | None = None  # video only: [N, T] bool
+    masks: Tensor | None = None  # [N, H, W] bool, unpadded   (video: [N, T, H, W], empty where not visible)
 
 
 @dataclass
@@ -80,42 +79,46 @@ class Queries:
 
 
 @dataclass
-class Predictions:
-    """Outputs of all decoder layers, stacked; absent outputs are None."""
+class Masks(ABC):
+    """Masks of queries, as what they are made of; logits exist of those queries only that are asked for."""
 
-    logits: Tensor  # [L, B, Q, C]
-    boxes: Tensor | None  # [L, B, Q, 4] cx, cy, w, h in 0..1   (video: [L, B, Q, T, 4])
-    groups: dict[str, int]  # name -> size, in query order
-    mask_embeddings: Tensor | None = None  # [L, B, Q, c]; with mask_centres, parameters of dynamic convolutions
-    mask_features: Tensor | None = None  # [B, c, h, w]   (video: [B, T, c, h, w])
-    mask_centres: Tensor | None = None  # [L, B, Q, T, 2] x, y in pixels: masks are made by dynamic convolutions
-    coefficients: Tensor | None = None  # [B, m, r], the coefficients that made the queries
-    proposals: Predictions | None = None  # two-stage: the encoder's, L = 1, one query a memory position
+    stride: ClassVar[int] = 4  # pixels of the padded image along the side of a cell
 
-    @property
-    def masks(self) -> Tensor | None:
-        """Mask logits ``[L, B, Q, h, w]`` (video: ``[L, B, Q, T, h, w]``): large, so best asked of few layers."""
-        if self.mask_embeddings is None:
-            return None
-        layers, images, count = self.mask_embeddings.shape[:3]
-        queries = torch.arange(count, device=self.mask_embeddings.device)
-        masks = [[self.masks_of(layer, image, queries) for image in range(images)] for layer in range(layers)]
-        return torch.stack([torch.stack(of_images) for of_images in masks])
+    embeddings: Tensor  # [L, B, Q, c]
+    features: Tensor  # [B, d, h, w]   (video: [B, T, d, h, w])
 
-    def masks_of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
-        """Mask logits of some queries ``[M]`` of one image: ``[M, h, w]`` (video: ``[M, T, h, w]``), at stride 4.
+    @abstractmethod
+    def of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
+        """Logits of some queries of one image: ``[M, h, w]`` (video: ``[M, T, h, w]``), at :attr:`stride`.
 
         Args:
             layer: one for all queries, or one each ``[M]``.
             image: number of the image in the batch.
             queries: ``[M]``.
         """
-        assert self.mask_embeddings is not None, "these predictions have no masks"
-        assert self.mask_features is not None, "these predictions have no masks"
-        embeddings, features = self.mask_embeddings[layer, image, queries], self.mask_features[image]
-        if self.mask_centres is not None:
-            return dynamic_masks(embeddings, features, self.mask_centres[layer, image, queries])
-        return torch.einsum("mc,...chw->m...hw", embeddings, features)
+
+    def all(self) -> Tensor:
+        """Logits ``[L, B, Q, h, w]`` (video: ``[L, B, Q, T, h, w]``): large, so best asked of few layers."""
+        layers, images, count = self.embeddings.shape[:3]
+        queries = torch.arange(count, device=self.embeddings.device)
+        masks = [[self.of(layer, image, queries) for image in range(images)] for layer in range(layers)]
+        return torch.stack([torch.stack(of_images) for of_images in masks])
+
+    def narrow(self, axis: int, start: int, size: int) -> Self:
+        """Those of some layers (axis 0) or queries (axis 2): views."""
+        return replace(self, embeddings=self.embeddings.narrow(axis, start, size))
+
+
+@dataclass
+class Predictions:
+    """Outputs of all decoder layers, stacked; absent outputs are None."""
+
+    logits: Tensor  # [L, B, Q, C]
+    boxes: Tensor | None  # [L, B, Q, 4] cx, cy, w, h in 0..1   (video: [L, B, Q, T, 4])
+    groups: dict[str, int]  # name -> size, in query order
+    masks: Masks | None = None
+    coefficients: Tensor | None = None  # [B, m, r], the coefficients that made the queries
+    proposals: Predictions | None = None  # two-stage: the encoder's, L = 1, one query a memory position
 
     def group(self, name: str) -> Predictions:
         """The predictions of one group of queries: views, nothing is copied."""
@@ -130,11 +133,74 @@ class Predictions:
         return first._narrow(0, len(first.logits) - 1, 1)
 
     def _narrow(self, axis: int, start: int, size: int) -> Predictions:
-        """Some of the layers (axis 0) or queries (axis 2)."""
-        of_queries = ("logits", "boxes", "mask_embeddings", "mask_centres")
-        whole = {name: getattr(self, name) for name in of_queries}
-        parts: dict[str, Any] = {k: None if x is None else x.narrow(axis, start, size) for k, x in whole.items()}
-        return replace(self, **parts)
+        """Those of some layers (axis 0) or queries (axis 2)."""
+        boxes, masks = self.boxes, self.masks
+        return replace(
+            self,
+            logits=self.logits.narrow(axis, start, size),
+            boxes=None if boxes is None else boxes.narrow(axis, start, size),
+            masks=None if masks is None else masks.narrow(axis, start, size),
+        )
+
+
+@dataclass
+class ImageDetections:
+    """What was found in one image, best score first."""
+
+    scores: Tensor  # [K] in 0..1, descending
+    labels: Tensor  # [K] int64, index into the class list
+    boxes: Tensor  # [K, 4] x1, y1, x2, y2 in pixels; may reach beyond the image
+    masks: Tensor | None = None  # [K, H, W] bool
+
+
+@dataclass
+class PanopticMap:
+    """The segments of one image, without overlap."""
+
+    ids: np.ndarray  # [H, W] id of the segment that each pixel belongs to, 0 (void) for none
+    segments: list[dict[str, Any]]  # COCO's segments_info: id, category_id, and iscrowd in ground truth
+
+
+@dataclass
+class Segmentation:
+    """What was found in one image by a panoptic model."""
+
+    instances: ImageDetections  # things only, with masks
+    panoptic: PanopticMap
+    label_map: Callable[[], np.ndarray]  # makes the semantic map, which takes long for photographs
+
+    @cached_property
+    def semantic(self) -> np.ndarray:
+        """The label of each pixel, ``[H, W]``."""
+        return self.label_map()
+
+
+@dataclass
+class ClipTracks:
+    """What was found in the frames of one clip, best score first."""
+
+    scores: Tensor  # [K] in 0..1
+    labels: Tensor  # [K] int64, index into the class list
+    masks: Tensor  # [K, T, H, W] bool, empty where a track is not visible
+
+
+class Rle(TypedDict):
+    """A mask in the compressed run-length encoding of COCO's files."""
+
+    size: list[int]  # height, width
+    counts: str
+
+
+@dataclass
+class Track:
+    """An object of a whole video. Masks are compressed: those of long videos would not fit into the memory."""
+
+    label: int  # index into the class list
+    score: float
+    masks: dict[int, Rle]  # frame -> mask, where it is visible
+
+
+Outcome: TypeAlias = ImageDetections | Segmentation | ClipTracks  # of one image or clip, whatever the task
 
 
 def pad_images(images: Sequence[Tensor], divisor: int = 1) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from torchvision.datasets import Cityscapes
 from dqdet.config import DataConfig
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
-from dqdet.evaluation.cityscapes import CityscapesInstanceMetric
-from dqdet.evaluation.panoptic import VOID
-from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.metrics.cityscapes import CityscapesInstanceMetric
+from dqdet.metrics.panoptic import VOID
+from dqdet.types import ImageDetections
 
 THINGS = [24, 25, 26, 27, 28, 31, 32, 33]
 STUFF = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23]

@@ -104,11 +104,11 @@ def test_pictures_boxes_masks_and_visibility_agree_in_every_frame(options, seed)
         assert frames.shape == (4, 3, height, width)
         assert target.original_size == (64, 96)
         assert target.masks.shape == (*target.boxes.shape[:2], height, width)
-        assert target.visible.any(1).all()
+        assert target.boxes.flatten(1).any(1).all()  # all are visible somewhere
         scale = target.boxes.new_tensor([width, height, width, height])
-        for label, boxes, masks, visible in zip(target.labels, target.boxes, target.masks, target.visible, strict=True):
-            assert torch.equal(visible, masks.flatten(1).any(1))
-            assert not boxes[~visible].any()
+        for label, boxes, masks in zip(target.labels, target.boxes, target.masks, strict=True):
+            visible = masks.flatten(1).any(1)  # [T]
+            assert torch.equal(visible, boxes.any(1))
             assert len(boxes[visible].unique(dim=0)) == 1  # the squares rest, so their place is that of all frames
             assert len(masks[visible].unique(dim=0)) == 1
             for frame, mask in zip(frames, masks, strict=True):
@@ -139,7 +139,7 @@ def test_flips_and_crops_were_among_them():
         sizes.add(tuple(frames.shape[2:]))
         counts.add(len(target.labels))
         if len(target.labels) == 2:
-            centres = [boxes[visible][0, 0] for boxes, visible in zip(target.boxes, target.visible, strict=True)]
+            centres = [boxes[boxes.any(1)][0, 0] for boxes in target.boxes]
             sides.add(bool(centres[0] < centres[1]))
     assert sides == {True, False}
     assert len(sizes) > 5
@@ -164,7 +164,7 @@ def test_a_mask_that_vanishes_when_the_clip_becomes_smaller_does_not_show_its_ob
     frames, target = Needles(augmented(crop=False, flip=False, resize=[16]))[0]
     assert frames.shape == (4, 3, 16, 24)
     assert target.labels.tolist() == [1]
-    assert target.visible.tolist() == [[True] * 4]
+    assert target.boxes.any(2).tolist() == [[True] * 4]
 
 
 def test_validation_has_the_whole_video_without_masks():
@@ -172,7 +172,7 @@ def test_validation_has_the_whole_video_without_masks():
     assert frames.shape == (6, 3, 32, 48)
     assert target.masks is None
     assert target.image_id == 7
-    assert target.visible.tolist() == [[True, False] * 3, [True] * 6]
+    assert target.boxes.any(2).tolist() == [[True, False] * 3, [True] * 6]
     expected = [[16 / 96, 28 / 64, 16 / 96, 24 / 64], [68 / 96, 38 / 64, 16 / 96, 16 / 64]]
     torch.testing.assert_close(target.boxes[:, 0], torch.tensor(expected))
     assert not target.boxes[0, 1].any()
@@ -247,7 +247,7 @@ def test_targets_with_masks_share_their_memory_and_keep_their_values():
     dataset = open_dataset(SCENES, "train")
     items = [dataset[index] for index in range(4)]
     batch = collate(items)
-    for name in ("labels", "boxes", "crowd", "masks", "visible"):
+    for name in ("labels", "boxes", "masks"):
         assert len({getattr(target, name).untyped_storage().data_ptr() for target in batch.targets}) == 1
         for target, (_, expected) in zip(batch.targets, items, strict=True):
             assert torch.equal(getattr(target, name), getattr(expected, name))

@@ -84,7 +84,7 @@ def test_images_without_objects_are_kept_and_crowds_are_no_targets(shared):
     image, target = dataset[int(np.flatnonzero(counts == 0)[0])]
     assert image.shape[0] == 3
     assert target.boxes.shape == (0, 4)
-    assert target.labels.shape == target.crowd.shape == (0,)
+    assert target.labels.shape == (0,)
 
 
 def test_item_has_the_boxes_relative_to_the_resized_image(tmp_path):
@@ -97,7 +97,6 @@ def test_item_has_the_boxes_relative_to_the_resized_image(tmp_path):
     assert target.labels.tolist() == [0]  # category 3 comes before 7
     assert (target.size, target.original_size, target.image_id) == ((80, 120), (40, 60), 1)
     assert target.masks is None
-    assert not target.crowd.any()
 
 
 @pytest.mark.parametrize("layout", ["train", "images/train2017", "train2017"])

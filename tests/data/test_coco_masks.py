@@ -18,9 +18,9 @@ from pycocotools.coco import COCO
 from run_lengths import compressed, uncompressed
 from torchvision import tv_tensors
 
-from dqdet.data.instance_masks import CompressedMasks, compress, segmentation_fault
-from dqdet.evaluation.detection import DetectionMetric
-from dqdet.evaluation.postprocess import ImageDetections
+from dqdet.formats.masks import CompressedMasks, compress, segmentation_fault
+from dqdet.metrics.detection import DetectionMetric
+from dqdet.types import ImageDetections
 
 opened = partial(opening.opened, task="instance")
 error_of = partial(opening.error_of, task="instance")

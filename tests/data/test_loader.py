@@ -1,6 +1,8 @@
 """Batches: the same on any number of processes, after an interruption, and in worker processes."""
 
+import gc
 import json
+import os
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from dqdet.config import DataConfig, ScenesConfig
 from dqdet.data import open_dataset
 from dqdet.data.loader import EvaluationBatches, TrainingBatches, make_loader
+from dqdet.data.scenes.images import ScenesDataset
 from dqdet.errors import DqdetError
 from dqdet.types import Batch
 
@@ -44,7 +47,7 @@ def assert_equal(a: Batch, b: Batch) -> None:
     for one, other in zip(a.targets, b.targets, strict=True):
         assert one.image_id == other.image_id
         assert one.size == other.size
-        for name in ("labels", "boxes", "crowd"):
+        for name in ("labels", "boxes"):
             assert torch.equal(getattr(one, name), getattr(other, name))
 
 
@@ -149,10 +152,35 @@ def test_batch_is_its_padded_items():
     assert different_sizes
 
 
+class Garbage:
+    """Notes which process frees it, and cannot be freed without the garbage collector."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+        self.cycle = self
+
+    def __del__(self) -> None:
+        with self.notes.open("a") as notes:
+            notes.write(f"{os.getpid()}\n")
+
+
+class Collecting(ScenesDataset):
+    def read(self, index: int):
+        gc.collect()
+        return super().read(index)
+
+
+def test_workers_do_not_free_what_is_not_theirs(tmp_path):
+    dataset = Collecting(SCENES, "train", 0)
+    Garbage(tmp_path / "notes")
+    assert len(list(make_loader(dataset, batch=4, train=True, workers=2)))
+    assert (tmp_path / "notes").read_text() == f"{os.getpid()}\n"
+
+
 def test_targets_of_a_batch_share_their_memory():
     """A tensor of its own for each would need as many file descriptors."""
     batch = next(iter(make_loader(open_dataset(SCENES, "train"), batch=8, train=True)))
-    for name in ("labels", "boxes", "crowd"):
+    for name in ("labels", "boxes"):
         assert len({getattr(t, name).untyped_storage().data_ptr() for t in batch.targets}) == 1
 
 

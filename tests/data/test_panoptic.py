@@ -16,8 +16,10 @@ import torch
 from dqdet.config import resolve
 from dqdet.data import panoptic
 from dqdet.errors import DqdetError
-from dqdet.evaluation.panoptic import PanopticMap, PanopticMetric, read_ids
+from dqdet.formats.panoptic import read_ids
+from dqdet.metrics.panoptic import PanopticMetric
 from dqdet.training.engine import train
+from dqdet.types import PanopticMap
 
 opened = partial(opening.opened, task="panoptic")
 error_of = partial(opening.error_of, task="panoptic")

@@ -11,11 +11,11 @@ from torchvision import tv_tensors
 
 from dqdet.config import ClipsConfig, DataConfig, ScenesConfig
 from dqdet.data import open_dataset
-from dqdet.data.categories import COCO_CATEGORIES
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.loader import make_loader
 from dqdet.data.pseudo_clips import VIDEO_NAMES, pseudo_clip
 from dqdet.errors import DqdetError
+from dqdet.formats.categories import COCO_CATEGORIES
 
 HEIGHT, WIDTH = 48, 64
 
@@ -102,7 +102,7 @@ def test_items_are_the_videos_and_the_usable_images(folder):
         frames, target = dataset[index]
         assert frames.shape == (3, 3, HEIGHT, WIDTH)
         assert {dataset.classes[label] for label in target.labels} == names
-        assert target.visible.any(0).all()
+        assert target.boxes.any(2).any(0).all()
     assert len(joint(folder, "val")) == 2
 
 
@@ -117,11 +117,9 @@ def test_masks_and_boxes_move_with_the_picture(folder):
             bright = frames[frame].mean(0) > frames[frame].mean(0).quantile(0.8)
             united = target.masks[:, frame].any(0)
             assert (bright & united).sum() > 0.75 * united.sum()
-            for box, mask, visible in zip(
-                target.boxes[:, frame], target.masks[:, frame], target.visible[:, frame], strict=True
-            ):
-                assert bool(visible) == bool(mask.any())
-                if visible:
+            for box, mask in zip(target.boxes[:, frame], target.masks[:, frame], strict=True):
+                assert bool(box.any()) == bool(mask.any())
+                if mask.any():
                     rows, columns = mask.nonzero(as_tuple=True)
                     middle = torch.stack([columns.min() + columns.max() + 1, rows.min() + rows.max() + 1]) / 2
                     torch.testing.assert_close(box[:2] * torch.tensor([WIDTH, HEIGHT]), middle, atol=0.6, rtol=0)

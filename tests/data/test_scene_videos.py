@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from dqdet.config import ClipsConfig, DataConfig, ScenesConfig
 from dqdet.data import open_dataset
-from dqdet.data.scene_videos import draw_video
-from dqdet.data.scenes import render
-from dqdet.evaluation.video import VideoMetric, VideoTracks, decode_frames
+from dqdet.data.scenes.scene import render
+from dqdet.data.scenes.videos import draw_video
+from dqdet.metrics.video import VideoMetric
+from dqdet.types import ClipTracks
+from whole_tracks import as_tracks, decode_frames
 
 numbers = st.integers(0, 10**6)
 MOMENTS = np.linspace(0, 1, 8)
@@ -114,9 +116,9 @@ def test_boxes_enclose_the_masks_and_an_item_has_them_all():
     for index in range(10):
         frames, target = dataset[index]
         assert frames.shape == (3, 3, 64, 64)
-        for boxes, masks, visible in zip(target.boxes, target.masks, target.visible, strict=True):
-            assert torch.equal(visible, masks.flatten(1).any(1))
-            assert not boxes[~visible].any()
+        for boxes, masks in zip(target.boxes, target.masks, strict=True):
+            visible = masks.flatten(1).any(1)  # [T]
+            assert torch.equal(visible, boxes.any(1))
             for box, mask in zip(boxes[visible], masks[visible], strict=True):
                 rows, columns = mask.nonzero(as_tuple=True)
                 edges = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 64
@@ -136,7 +138,7 @@ def test_ground_truth_is_what_clips_show():
         annotations = [a for a in truth["annotations"] if a["video_id"] == video_id]
         for mask, annotation in zip(masks, annotations, strict=True):
             assert np.array_equal(decode_frames(annotation["segmentations"], 64, 64), mask.numpy())
-        metric.update([video_id], [VideoTracks(torch.full((len(tracks),), 0.9), labels, masks)])
+        metric.update([video_id], [as_tracks(ClipTracks(torch.full((len(tracks),), 0.9), labels, masks))])
     assert metric.compute()["AP"] == pytest.approx(1)
 
 

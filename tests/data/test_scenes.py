@@ -17,8 +17,8 @@ from torchvision.ops import masks_to_boxes
 
 from dqdet.config import DataConfig, ScenesConfig
 from dqdet.data import open_dataset
-from dqdet.data.scenes import CLASSES, KINDS, STUFF, draw_scene, render
-from dqdet.evaluation.panoptic import segment_faults
+from dqdet.data.scenes.scene import CLASSES, KINDS, STUFF, draw_scene, render
+from dqdet.formats.panoptic import segment_faults
 
 numbers = st.integers(0, 10**6)
 

@@ -15,7 +15,9 @@ from run_lengths import compressed, uncompressed
 from dqdet.config import ClipsConfig
 from dqdet.data.loader import make_loader
 from dqdet.errors import DqdetError
-from dqdet.evaluation.video import VideoMetric, VideoTracks, decode_frames
+from dqdet.metrics.video import VideoMetric
+from dqdet.types import ClipTracks
+from whole_tracks import as_tracks, decode_frames
 
 opened = partial(opening.opened, kind="youtube_vis", task="video", resize=[20], val_resize=20, crop=False)
 
@@ -109,12 +111,12 @@ def test_training_items_are_clips_and_validation_items_videos(tmp_path):
         dataset.set_epoch(epoch)
         frames, target = dataset[0]
         assert frames.shape == (3, 3, 20, 30)
-        assert target.visible.shape == (len(target.labels), 3)
+        assert target.boxes.shape == (len(target.labels), 3, 4)
         assert target.masks.shape == (len(target.labels), 3, 20, 30)
     frames, target = opened(root, "val", val="train")[0]
     assert frames.shape == (5, 3, 20, 30)
     assert target.labels.tolist() == [1, 0]
-    assert target.visible.tolist() == [[True] * 5, [False, True, False, True, False]]
+    assert target.boxes.any(2).tolist() == [[True] * 5, [False, True, False, True, False]]
 
 
 def test_a_video_of_one_frame(tmp_path):
@@ -124,7 +126,7 @@ def test_a_video_of_one_frame(tmp_path):
     assert torch.equal(target.masks[:, 0], target.masks[:, 1])
     frames, target = opened(root, "val", val="train")[1]
     assert frames.shape[0] == 1
-    assert target.visible.tolist() == [[True]]
+    assert target.boxes.any(2).tolist() == [[True]]
 
 
 def test_the_official_format_is_read_as_the_official_evaluation_does(tmp_path, shared):
@@ -143,7 +145,7 @@ def test_the_official_format_is_read_as_the_official_evaluation_does(tmp_path, s
         clip = dataset.read_clip(video, range(int(dataset.lengths[video])), masks=True)
         target = dataset.target(clip, (0, 0), video_id)
         scores = torch.full((len(target.labels),), 0.9)
-        metric.update([video_id], [VideoTracks(scores, target.labels, target.masks)])
+        metric.update([video_id], [as_tracks(ClipTracks(scores, target.labels, target.masks))])
     metrics = metric.compute()
     assert metrics["AP"] == pytest.approx(1)
     assert metrics["AR10"] == pytest.approx(1)
@@ -161,7 +163,7 @@ def test_a_validation_split_without_annotations_can_be_used(tmp_path, caplog, mi
     assert sorted(batch.images.shape[1] for batch in batches) == [1, 5]
     assert all(len(batch.targets[0].labels) == 0 for batch in batches)
     metric = VideoMetric(dataset.ground_truth(), dataset.category_ids)
-    metric.update([3], [VideoTracks(torch.tensor([0.5]), torch.tensor([0]), torch.ones(1, 5, 20, 30).bool())])
+    metric.update([3], [as_tracks(ClipTracks(torch.tensor([0.5]), torch.tensor([0]), torch.ones(1, 5, 20, 30).bool()))])
     assert metric.compute()["AP"] == -1
 
 
@@ -223,7 +225,7 @@ def test_an_empty_mask_is_a_frame_without_the_object(tmp_path):
     annotations = document()
     annotations["annotations"][2]["segmentations"][1] = {"size": [20, 30], "counts": [600]}
     _, target = opened(written(tmp_path, annotations), "val", val="train")[0]
-    assert target.visible.tolist() == [[True] * 5, [False, False, False, True, False]]
+    assert target.boxes.any(2).tolist() == [[True] * 5, [False, False, False, True, False]]
 
 
 def test_a_frame_of_another_size(tmp_path):

@@ -11,8 +11,8 @@ from torchvision.models import resnet18
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from dqdet.checkpoints.sources import load_model
 from dqdet.errors import DqdetError
+from dqdet.runs.sources import load_model
 
 RESNET18 = {4: 64, 8: 128, 16: 256, 32: 512}  # stride -> channels
 CHANNELS = {16: 64, 24: 128, 40: 256, 56: 512}  # of the recorded backbones -> of ResNet-18

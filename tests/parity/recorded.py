@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dqdet.checkpoints.official import from_official
 from dqdet.config import (
     ConditionalDetrConfig,
     DabDeformableDetrConfig,
@@ -30,6 +29,7 @@ from dqdet.losses.matching import Matches
 from dqdet.models import FAMILIES
 from dqdet.models.detector import Detector
 from dqdet.types import Target
+from dqdet.weights.official import from_official
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -144,7 +144,6 @@ class DetectorCase(Recorded):
             Target(
                 labels=self.io[f"{prefix}_labels_{i}"],
                 boxes=self.io[f"{prefix}_boxes_{i}"],
-                crowd=torch.zeros(len(self.io[f"{prefix}_labels_{i}"]), dtype=torch.bool),
                 size=tuple(size),
                 original_size=tuple(size),
             )

@@ -28,14 +28,14 @@ from transformers import (
 )
 
 import dqdet
-from dqdet.checkpoints.folder import differences, load_folder, without_pretraining
-from dqdet.checkpoints.official import from_official
-from dqdet.checkpoints.shapes import describe
-from dqdet.checkpoints.sources import load_model, translate
 from dqdet.config import Config, resolve
-from dqdet.data.categories import COCO_CATEGORIES
+from dqdet.formats.categories import COCO_CATEGORIES
 from dqdet.models import FAMILIES, create_model
+from dqdet.runs.folder import differences, load_folder, without_pretraining
+from dqdet.runs.sources import load_model, translate
 from dqdet.types import pad_images
+from dqdet.weights.official import from_official
+from dqdet.weights.shapes import describe
 
 # Full size: every parameter of the published models.
 

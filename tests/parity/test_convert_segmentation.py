@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dqdet
-from dqdet.checkpoints.folder import load_folder
-from dqdet.checkpoints.reading import read_checkpoint
-from dqdet.checkpoints.shapes import describe
-from dqdet.checkpoints.sources import translate
-from dqdet.data.categories import COCO_CATEGORIES, COCO_STUFF, YOUTUBE_VIS_CATEGORIES
+from dqdet.formats.categories import COCO_CATEGORIES, COCO_STUFF, YOUTUBE_VIS_CATEGORIES
 from dqdet.models import FAMILIES
+from dqdet.runs.folder import load_folder
+from dqdet.runs.sources import translate
 from dqdet.types import pad_images
+from dqdet.weights.reading import read_checkpoint
+from dqdet.weights.shapes import describe
 
 CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2former_dq", "seqformer"]
 
@@ -89,7 +89,7 @@ def test_a_published_file_becomes_the_same_model(shared, tmp_path, name):
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     for image in range(len(images)):
         queries = torch.arange(config.queries.count)
-        ours_masks, theirs_masks = ours.masks_of(-1, image, queries), theirs.masks_of(-1, image, queries)
+        ours_masks, theirs_masks = ours.masks.of(-1, image, queries), theirs.masks.of(-1, image, queries)
         torch.testing.assert_close(ours_masks, theirs_masks, rtol=1e-3, atol=1e-3)
 
 

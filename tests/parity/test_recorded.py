@@ -8,10 +8,10 @@ import pytest
 import torch
 from recorded import LOSSES, DetectorCase, close, model_config, official_loss, pairs, recorded_pairs
 
-from dqdet.checkpoints.official import from_official
 from dqdet.losses import SetLoss
 from dqdet.losses.matching import match
 from dqdet.types import Predictions
+from dqdet.weights.official import from_official
 
 SMALL = [
     "detr",

@@ -10,7 +10,6 @@ import torch
 from recorded import Recorded, assert_total_and_gradients, close, official_loss, pairs, recorded_pairs
 from torch import Tensor
 
-from dqdet.checkpoints.detectron2 import from_detectron2
 from dqdet.config import Mask2FormerConfig, MaskLossConfig, QueriesConfig
 from dqdet.losses.masks import MaskSetLoss, ObjectMasks, RandomPoints
 from dqdet.losses.matching import Matches
@@ -18,6 +17,7 @@ from dqdet.models.mask2former import Mask2Former
 from dqdet.models.video_mask2former import VideoMask2Former, joined
 from dqdet.nn.pixel_decoder import PixelFeatures
 from dqdet.types import Target
+from dqdet.weights.detectron2 import from_detectron2
 
 CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2former_dq"]
 
@@ -82,7 +82,6 @@ class Case(Recorded):
             Target(
                 labels=self.io.get(f"targets.{i}.labels", torch.zeros(count, dtype=torch.long)),
                 boxes=torch.zeros(count, 4),
-                crowd=torch.zeros(count, dtype=torch.bool),
                 size=size,
                 original_size=size,
                 masks=self.io.get(f"targets.{i}.masks", torch.zeros(count, *size)).bool(),  # video: [N, T, H, W]
@@ -160,7 +159,7 @@ def test_outputs_of_all_layers(run):
     for group, prefix in case.prefixes.items():
         branch = predictions.group(group)
         close(branch.logits, case.io[f"{prefix}pred_logits"])
-        close(branch.masks, case.io[f"{prefix}pred_masks"])
+        close(branch.masks.all(), case.io[f"{prefix}pred_masks"])
     if case.config["dq"]:
         close(predictions.coefficients, case.io["dynamic.query_filter"])
 
@@ -169,7 +168,7 @@ def test_attention_is_masked_as_recorded(run):
     case, model, features, predictions = run
     levels = [joined(level, case.frames) for level in model.levels(pixel_features(case, model, features))]
     for group, prefix in case.prefixes.items():
-        embeddings = predictions.group(group).mask_embeddings
+        embeddings = predictions.group(group).masks.embeddings
         for layer in range(case.config["dec_layers"]):
             bias = levels[layer % 3].attention_bias(embeddings[layer])[:, 0]
             assert torch.equal(bias == -torch.inf, case.io[f"{prefix}attn_mask.{layer}"].bool())
@@ -183,7 +182,7 @@ def test_inference_is_the_first_branch(run):
     model.train()
     assert list(predictions.groups.values()) == [case.config["num_queries"]]
     close(predictions.final.logits, case.io["pred_logits"][-1:])
-    close(predictions.final.masks, case.io["pred_masks"][-1:])
+    close(predictions.final.masks.all(), case.io["pred_masks"][-1:])
 
 
 def test_inference_on_longer_clips(run):
@@ -195,7 +194,7 @@ def test_inference_on_longer_clips(run):
         predictions = model.eval().forward_features(features, case.padding()[:1])
     model.train()
     close(predictions.logits, case.io["infer.pred_logits"])
-    close(predictions.masks, case.io["infer.pred_masks"])
+    close(predictions.masks.all(), case.io["infer.pred_masks"])
 
 
 def test_matchings(run):

@@ -7,11 +7,11 @@ import torch
 from recorded import LOSSES, Recorded, assert_total_and_gradients, close, official_loss, pairs, recorded_pairs
 from torch import Tensor
 
-from dqdet.checkpoints.seqformer import from_seqformer
 from dqdet.config import QueriesConfig, SeqFormerConfig, SequenceLossConfig
 from dqdet.losses.sequences import SequenceSetLoss
 from dqdet.models.seqformer import SeqFormer
 from dqdet.types import Target
+from dqdet.weights.seqformer import from_seqformer
 
 
 class Case(Recorded):
@@ -49,7 +49,6 @@ class Case(Recorded):
                 Target(
                     labels=labels,
                     boxes=boxes.unflatten(0, (-1, frames)),
-                    crowd=torch.zeros(len(labels), dtype=torch.bool),
                     size=tuple(size),
                     original_size=tuple(size),
                     masks=masks.bool().unflatten(0, (-1, frames)),
@@ -85,10 +84,10 @@ def test_outputs_of_all_layers(run):
     case, _, _, predictions = run
     close(predictions.logits, case.io["train.pred_logits"])
     close(predictions.boxes, case.io["train.pred_boxes"].transpose(2, 3))
-    close(predictions.mask_features, case.io["train.mask_features"])
-    close(predictions.final.masks[0], case.io["eval.pred_masks"])
+    close(predictions.masks.features, case.io["train.mask_features"])
+    close(predictions.final.masks.all()[0], case.io["eval.pred_masks"])
     for layer, of_videos in enumerate(case.expected["indices"]):
-        found = [predictions.masks_of(layer, i, torch.tensor(queries)) for i, (queries, _) in enumerate(of_videos)]
+        found = [predictions.masks.of(layer, i, torch.tensor(queries)) for i, (queries, _) in enumerate(of_videos)]
         close(torch.cat(found), case.io[f"train.matched_masks.{layer}"])
 
 
@@ -102,7 +101,7 @@ def test_inference(run):
     model.train()
     close(predictions.logits, case.io["infer.pred_logits"])
     close(predictions.boxes, case.io["infer.pred_boxes"].transpose(2, 3))
-    close(predictions.masks, case.io["infer.pred_masks"])
+    close(predictions.masks.all(), case.io["infer.pred_masks"])
 
 
 def test_matchings(run):

@@ -6,8 +6,9 @@ from recorded import Recorded
 from torch import Tensor
 
 from dqdet.config import Config
-from dqdet.evaluation.inference import infer
-from dqdet.evaluation.segmentation import semantic_scores
+from dqdet.inference import infer
+from dqdet.inference.masks import semantic_scores
+from dqdet.nn.product_masks import ProductMasks
 from dqdet.types import Predictions
 
 IMAGES = ["mask2former", "mask2former_dq"]
@@ -25,7 +26,7 @@ class Case(Recorded):
         queries = masks.shape[2]
         embeddings = torch.eye(queries).expand(*masks.shape[:2], -1, -1)
         features = masks[-1] if masks.ndim == 5 else masks[-1].transpose(1, 2)  # [B, (T,) Q, h, w]
-        return Predictions(logits, None, {"static": queries}, embeddings, features)
+        return Predictions(logits, None, {"static": queries}, ProductMasks(embeddings, features))
 
     def inference(self, family: str, task: str, loss: str, stuff: bool = False) -> Config:
         classes = [str(label) for label in range(self.config["num_classes"])]

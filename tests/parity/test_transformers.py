@@ -20,7 +20,6 @@ from transformers import DabDetrConfig as TheirDabConfig
 from transformers import DeformableDetrConfig as TheirDeformableConfig
 from transformers import DetrConfig as TheirDetrConfig
 
-from dqdet.checkpoints.huggingface import from_huggingface
 from dqdet.config import (
     ConditionalDetrConfig,
     DabDetrConfig,
@@ -32,6 +31,7 @@ from dqdet.config import (
 from dqdet.losses import SetLoss
 from dqdet.models import FAMILIES
 from dqdet.types import Target, pad_images
+from dqdet.weights.huggingface import from_huggingface
 
 CLASSES, QUERIES = 7, 12
 SIZES = [(96, 150), (128, 100)]

@@ -11,14 +11,14 @@ from transformers import Mask2FormerConfig as TheirConfig
 from transformers import Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
 import dqdet
-from dqdet.checkpoints.folder import load_folder
-from dqdet.checkpoints.huggingface import from_huggingface
-from dqdet.checkpoints.sources import load_model
 from dqdet.config import Mask2FormerConfig, QueriesConfig
-from dqdet.data.categories import COCO_CATEGORIES, COCO_STUFF
 from dqdet.errors import DqdetError
+from dqdet.formats.categories import COCO_CATEGORIES, COCO_STUFF
 from dqdet.models.mask2former import Mask2Former
+from dqdet.runs.folder import load_folder
+from dqdet.runs.sources import load_model
 from dqdet.types import pad_images
+from dqdet.weights.huggingface import from_huggingface
 
 QUERIES, CLASSES, LAYERS = 7, 5, 4
 CHANNELS = [8, 12, 16, 20]
@@ -80,7 +80,7 @@ def test_values_and_gradients(pair, monkeypatch):
     expected = [torch.stack([layer[f"{kind}_queries_logits"] for layer in layers]) for kind in ("class", "masks")]
 
     predictions = ours.forward_features(maps, torch.zeros(2, 96, 128, dtype=torch.bool))
-    actual = [predictions.logits, predictions.masks]
+    actual = [predictions.logits, predictions.masks.all()]
     assert actual[0].shape == (LAYERS + 1, 2, QUERIES, CLASSES + 1)
     for mine, wanted in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
@@ -160,7 +160,7 @@ def test_a_folder_becomes_the_same_model(tmp_path, backbone, older):
         expected = theirs(images)
         found = model(images, padding).final
     torch.testing.assert_close(found.logits[0], expected.class_queries_logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.masks[0], expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.masks.all()[0], expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
 
 
 def test_classes_of_published_models_are_known_by_their_names(tmp_path):

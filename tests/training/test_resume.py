@@ -7,9 +7,9 @@ import torch
 from recorder import Recorder
 from safetensors.torch import load_file
 
-from dqdet.checkpoints.folder import load_config, load_metrics
 from dqdet.config import to_yaml
 from dqdet.errors import DqdetError, Interrupted
+from dqdet.runs.folder import load_config, load_metrics
 from dqdet.training.engine import resume, train
 from tiny import contents, tiny
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from recorder import Recorder
 
-from dqdet.checkpoints.folder import load_metrics
+from dqdet.runs.folder import load_metrics
 from dqdet.training.engine import evaluate, resume, train
 from tiny import tiny
 

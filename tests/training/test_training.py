@@ -9,15 +9,15 @@ from recorder import Recorder
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dqdet.checkpoints.folder import load_config, load_folder, load_metrics
 from dqdet.config import to_yaml
 from dqdet.data import open_dataset
 from dqdet.data.loader import make_loader
 from dqdet.errors import DqdetError
-from dqdet.evaluation.detection import DetectionMetric
-from dqdet.evaluation.postprocess import detections
+from dqdet.inference.boxes import detections
 from dqdet.losses import SetLoss
+from dqdet.metrics.detection import DetectionMetric
 from dqdet.models import create_model
+from dqdet.runs.folder import load_config, load_folder, load_metrics
 from dqdet.training.engine import evaluate, resume, train
 from tiny import contents, tiny
 

@@ -213,7 +213,7 @@ AnyLossConfig = Annotated[
 
 
 class InferenceConfig(Section):
-    """Which predictions are reported (``evaluation/postprocess.py``, ``evaluation/segmentation.py``)."""
+    """Which predictions are reported (``inference/``)."""
 
     limit: PositiveInt = 100  # detections an image, or tracks a video
     object_threshold: float = Field(default=0.8, ge=0, le=1)  # least score of a segment of a panoptic map
@@ -222,7 +222,7 @@ class InferenceConfig(Section):
 
 
 class ScenesConfig(Section):
-    """The built-in generated data set (``data/scenes.py``)."""
+    """The built-in generated data set (``data/scenes/``)."""
 
     size: PositiveInt = 128  # height and width, pixels
     train_images: PositiveInt = 2000  # or videos

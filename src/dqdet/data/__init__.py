@@ -7,8 +7,8 @@ from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.panoptic import CocoPanopticDataset
 from dqdet.data.pseudo_clips import JointDataset
-from dqdet.data.scene_videos import SceneVideosDataset
-from dqdet.data.scenes_dataset import ScenesDataset
+from dqdet.data.scenes.images import ScenesDataset
+from dqdet.data.scenes.videos import SceneVideosDataset
 from dqdet.data.youtube_vis import YoutubeVisDataset
 
 # By config.data.kind and config.data.task.

@@ -8,29 +8,22 @@ the official conversion to panoptic maps writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-from torchvision.datasets import Cityscapes
 
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
 from dqdet.errors import DqdetError, listed
-from dqdet.evaluation.panoptic import PanopticMap
+from dqdet.formats.cityscapes import CLASSES, LABELS, labels_of, unknown
+from dqdet.formats.image_files import opened_image
+from dqdet.types import PanopticMap
 
-# Label id -> name, train_id, has_instances, ignore_in_eval, color and more.
-LABELS = {label.id: label for label in Cityscapes.classes}
-# Those that are evaluated, in the order of their training ids: stuff, then things.
-CLASSES = sorted((label for label in LABELS.values() if not label.ignore_in_eval), key=lambda label: label.train_id)
-THINGS = {label.id: label.name for label in CLASSES if label.has_instances}
-INSTANCE_BASE = 1000
 IMAGE_ENDING, INSTANCES_ENDING = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 ARCHIVES = {"leftImg8bit": "leftImg8bit_trainvaltest.zip", "gtFine": "gtFine_trainvaltest.zip"}
+ADVICE = "unpack it again"
 MAP_MODES = ("L", "I", "I;16")  # of Pillow, for 8 and 16 bits a pixel
 
 
@@ -81,31 +74,6 @@ def _names(folder: Path, ending: str) -> set[str]:
     return {str(file.relative_to(folder)).removesuffix(ending) for file in folder.glob(f"*/*{ending}")}
 
 
-def labels_of(numbers: np.ndarray) -> np.ndarray:
-    """The label id of each of the pixel values of ``*_gtFine_instanceIds.png``."""
-    return np.where(numbers >= INSTANCE_BASE, numbers // INSTANCE_BASE, numbers)
-
-
-def unknown(numbers: np.ndarray) -> list[int]:
-    """The numbers that are no pixel values of ``*_gtFine_instanceIds.png``: without label, or objects of stuff."""
-    labels = [LABELS.get(label_id) for label_id in labels_of(numbers).tolist()]
-    return [
-        number
-        for number, label in zip(numbers.tolist(), labels, strict=True)
-        if label is None or (number >= INSTANCE_BASE and not label.has_instances)
-    ]
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[PIL.Image.Image]:
-    try:
-        with PIL.Image.open(file) as image:
-            yield image
-    # Which of these Pillow raises depends on where the file is damaged.
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise DqdetError(f"{file}: cannot be read as an image ({error}); unpack it again") from error
-
-
 class CityscapesDataset(SegmentsDataset):
     """A split of Cityscapes: 8 classes of things (task instance), or these and 11 of stuff (task panoptic).
 
@@ -134,7 +102,7 @@ class CityscapesDataset(SegmentsDataset):
             for label in CLASSES
         ]
         self.image_ids = list(range(1, len(names) + 1))
-        with _opened(self._image_file(0)) as image:
+        with opened_image(self._image_file(0), ADVICE) as image:
             self.aspect_ratios = np.full(len(names), image.width / image.height)
 
     def instance_ids(self, index: int) -> np.ndarray:
@@ -144,12 +112,12 @@ class CityscapesDataset(SegmentsDataset):
             DqdetError: it cannot be read, has another size than its image or ids that do not exist.
         """
         file, image_file = self.annotation_folder / self.annotation_names[index], self._image_file(index)
-        with _opened(file) as opened:
+        with opened_image(file, ADVICE) as opened:
             if opened.mode not in MAP_MODES:
                 raise DqdetError(f"{file}: is a picture ({opened.mode}), not a map of numbers; unpack it again")
             ids = np.array(opened)  # [H, W]
         faults = []
-        with _opened(image_file) as image:
+        with opened_image(image_file, ADVICE) as image:
             if image.size != opened.size:
                 sizes = " not ".join(f"{width} x {height}" for width, height in (opened.size, image.size))
                 faults.append(f"has {sizes} pixels as {image_file}")
@@ -176,7 +144,7 @@ class CityscapesDataset(SegmentsDataset):
         return PanopticMap(kept[ids], segments)
 
     def read(self, index: int) -> Sample:
-        with _opened(self._image_file(index)) as opened:
+        with opened_image(self._image_file(index), ADVICE) as opened:
             image = opened.convert("RGB")
         return as_sample(image, self.panoptic(index), self.category_ids)
 

@@ -97,7 +97,5 @@ def clip_target(rows: Target, clip: Clip) -> Target:
         rows,
         labels=rows.labels.new_zeros(len(tracks)).index_put((objects,), rows.labels),
         boxes=stacked(rows.boxes),
-        crowd=torch.zeros(len(tracks), dtype=torch.bool),
         masks=None if rows.masks is None else stacked(rows.masks),
-        visible=stacked(torch.ones(len(objects), dtype=torch.bool)),
     )

@@ -22,21 +22,12 @@ import torch
 from torchvision import tv_tensors
 
 from dqdet.config import DataConfig
-from dqdet.data.coco_files import (
-    CocoImages,
-    category_fault,
-    find_split,
-    image_fault,
-    is_finite,
-    is_id,
-    read_document,
-    record_faults,
-    refuse,
-)
+from dqdet.data.coco_files import CocoImages, find_split, refuse
 from dqdet.data.dataset import DetectionDataset, Split
-from dqdet.data.instance_masks import CompressedMasks, compress, mask_area, segmentation_fault
 from dqdet.data.transforms import Sample
 from dqdet.errors import listed
+from dqdet.formats.masks import CompressedMasks, compress, mask_area, segmentation_fault
+from dqdet.formats.records import category_fault, image_fault, is_finite, is_id, read_document, record_faults
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,11 @@
-"""Annotation files in COCO's formats: where they lie, what is in them, and the images that they list."""
+"""Data sets with annotation files in COCO's formats: where these lie, and the images that they list."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -15,6 +13,8 @@ import PIL.Image
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
+from dqdet.formats.image_files import opened_image
+from dqdet.formats.records import is_text
 
 SPLIT_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid", "test")}
 
@@ -52,85 +52,6 @@ def first_folder(folders: Sequence[Path], complaint: str) -> Path:
         if folder.is_dir():
             return folder
     raise DqdetError(f"{complaint}; looked for {listed(folders)}")
-
-
-# What an annotation file has to hold. YouTube-VIS does not publish all annotations.
-LISTS = {
-    "detection": ("images", "categories", "annotations"),
-    "panoptic": ("images", "categories", "annotations"),
-    "video": ("videos", "categories"),
-}
-
-
-def read_document(file: Path, format: Literal["detection", "panoptic", "video"] = "detection") -> dict[str, Any]:
-    """A COCO annotation file, or one of YouTube-VIS: a dictionary with the lists that its format needs.
-
-    Raises:
-        DqdetError: the file cannot be read, is not JSON, or is not in COCO's format.
-    """
-    try:
-        document = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DqdetError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-    except ValueError as error:
-        raise DqdetError(f"{file}: not valid JSON ({error}); download or export it again") from error
-    for kind in LISTS[format]:
-        if not isinstance(document, dict) or not isinstance(document.get(kind), list):
-            raise DqdetError(f"{file}: not in COCO's {format} format (no list {kind!r}); export it as COCO JSON")
-        if kind != "annotations" and not document[kind]:
-            raise DqdetError(f"{file}: the list {kind!r} is empty; export the annotations again")
-    return document
-
-
-def is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < math.inf
-
-
-def is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def image_fault(image: dict[str, Any]) -> str | None:
-    """Why a record of an image cannot be used, or None."""
-    if not is_text(image.get("file_name")):
-        return "has no file_name"
-    for side in ("height", "width"):
-        if not (is_finite(image.get(side)) and image[side] >= 1):
-            return f"has no {side}"
-    return None
-
-
-def category_fault(category: dict[str, Any]) -> str | None:
-    """Why a record of a category cannot be used, or None."""
-    return None if is_text(category.get("name")) else "has no name"
-
-
-def record_faults(
-    kind: str, records: list[Any], fault: Callable[[dict[str, Any]], str | None], key: str = "id"
-) -> tuple[list[str], set[int]]:
-    """All ``records`` that cannot be used, with the reason, and the ids of all.
-
-    Args:
-        kind: what messages call a record.
-        records: of the annotation file.
-        fault: why a record, which has an id that no other has, cannot be used.
-        key: under which the records have their ids.
-    """
-    faults: list[str] = []
-    ids: set[int] = set()
-    for position, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not is_id(record.get(key)):
-            faults.append(f"{kind} number {position} has no whole number as {key}")
-            continue
-        reason = f"has an {key} that is there already" if record[key] in ids else fault(record)
-        if reason is not None:
-            faults.append(f"{kind} {record[key]} {reason}")
-        ids.add(record[key])
-    return faults, ids
 
 
 def refuse(file: Path, faults: list[str], files: dict[str, tuple[Path, list[Any]]]) -> None:
@@ -194,15 +115,9 @@ class CocoImages:
             DqdetError: it cannot be read, or has another size than its record.
         """
         file = self.folder / self.file_names[index]
-        try:
-            with PIL.Image.open(file) as opened:
-                image = opened.convert("RGB")
-        # Which of these Pillow raises depends on the format and on where the file is damaged.
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            raise DqdetError(
-                f"{file}: cannot be read as an image ({error}); "
-                f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
-            ) from error
+        advice = f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
+        with opened_image(file, advice) as opened:
+            image = opened.convert("RGB")
         height, width = self.sizes[index]
         if image.size != (width, height):
             raise DqdetError(

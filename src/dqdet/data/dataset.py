@@ -82,7 +82,6 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
         return Target(
             labels=labels,
             boxes=box_convert(sample["boxes"], "xyxy", "cxcywh") / torch.tensor([width, height, width, height]),
-            crowd=torch.zeros(len(labels), dtype=torch.bool),
             size=(height, width),
             original_size=original_size,
             image_id=image_id,

@@ -6,6 +6,7 @@ the same batches as one.
 
 from __future__ import annotations
 
+import gc
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -146,6 +147,10 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
     """A ``DataLoader`` of ``Batch`` that raises a worker's DqdetError without the worker's traceback in it."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if self.num_workers:
+            # Garbage of this process is not the workers' to collect: freeing the decoder of a video waits for its
+            # threads, which a forked process does not have.
+            gc.collect()
         try:
             yield from super().__iter__()
         except DqdetError as error:

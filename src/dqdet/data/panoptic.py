@@ -18,23 +18,14 @@ from typing import Any
 import numpy as np
 
 from dqdet.config import DataConfig
-from dqdet.data.coco_files import (
-    CocoImages,
-    category_fault,
-    find_split,
-    first_folder,
-    image_fault,
-    is_id,
-    is_text,
-    read_document,
-    record_faults,
-    refuse,
-)
+from dqdet.data.coco_files import CocoImages, find_split, first_folder, refuse
 from dqdet.data.dataset import Split
 from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
 from dqdet.errors import DqdetError, listed
-from dqdet.evaluation.panoptic import VOID, PanopticMap, read_ids, segment_faults
+from dqdet.formats.panoptic import VOID, read_ids, segment_faults
+from dqdet.formats.records import category_fault, image_fault, is_id, is_text, read_document, record_faults
+from dqdet.types import PanopticMap
 
 SMALL = 200  # maps, which are all checked when the data set is opened
 LARGEST_ID = 256**3 - 1  # of a segment, in a PNG map

@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 from dqdet.data.dataset import DetectionDataset
 from dqdet.data.transforms import Sample
 from dqdet.errors import DqdetError, listed
-from dqdet.evaluation.panoptic import PanopticMap
-from dqdet.evaluation.rle import encode
+from dqdet.formats.rle import encode
+from dqdet.types import PanopticMap
 
 
 def _objects(panoptic: PanopticMap, segments: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -26,19 +26,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dqdet.config import DataConfig
 from dqdet.data.clips import Clip, VideoDataset
-from dqdet.data.coco_files import (
-    CocoImages,
-    category_fault,
-    find_split,
-    image_fault,
-    is_id,
-    is_text,
-    read_document,
-    record_faults,
-    refuse,
-)
+from dqdet.data.coco_files import CocoImages, find_split, refuse
 from dqdet.data.dataset import Split
-from dqdet.data.instance_masks import EMPTY, CompressedMasks, compress, mask_area, segmentation_fault
+from dqdet.formats.masks import EMPTY, CompressedMasks, compress, mask_area, segmentation_fault
+from dqdet.formats.records import category_fault, image_fault, is_id, is_text, read_document, record_faults
 
 logger = logging.getLogger(__name__)
 

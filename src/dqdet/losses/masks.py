@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 from dqdet.config import MaskLossConfig
 from dqdet.losses.matching import Matches, assign, class_costs
 from dqdet.losses.set_loss import Losses, count_objects, cross_entropy_loss, weighted_sum
+from dqdet.nn.product_masks import ProductMasks
 from dqdet.types import Predictions, Target
 
-STRIDE = 4  # of the mask features
 MASKS_AT_ONCE = 64  # masks of pairs whose points are chosen together: bounds the memory of their candidates
 
 
@@ -109,7 +109,8 @@ class MaskSetLoss(nn.Module):
         config = self.config
         embeddings, features = _embeddings_and_features(predictions)
         frames, _, height, width = features.shape[1:]
-        masks = ObjectMasks(targets, frames, STRIDE * height, STRIDE * width)
+        stride = ProductMasks.stride
+        masks = ObjectMasks(targets, frames, stride * height, stride * width)
         matches = self.match(predictions, targets, masks)
         rows = matches.row(targets)  # [M]
         labels = torch.cat([target.labels for target in targets])[rows]
@@ -224,7 +225,7 @@ def dice_overlap(both: Tensor, predicted: Tensor, wanted: Tensor) -> Tensor:
 
 def _embeddings_and_features(predictions: Predictions) -> tuple[Tensor, Tensor]:
     """``[L, B, Q, c]`` and ``[B, T, c, h, w]``."""
-    embeddings, features = predictions.mask_embeddings, predictions.mask_features
-    assert embeddings is not None
-    assert features is not None
-    return embeddings, features if features.dim() == 5 else features[:, None]
+    masks = predictions.masks
+    assert isinstance(masks, ProductMasks), "points are compared by products"
+    features = masks.features if masks.features.dim() == 5 else masks.features[:, None]
+    return masks.embeddings, features

@@ -18,9 +18,8 @@ from dqdet.losses.boxes import generalized_iou
 from dqdet.losses.masks import dice_overlap
 from dqdet.losses.matching import ALPHA, GAMMA, Matches, assign, class_costs
 from dqdet.losses.set_loss import Losses, count_objects, focal_loss, weighted_sum
-from dqdet.types import Predictions, Target
+from dqdet.types import Masks, Predictions, Target
 
-STRIDE = 4  # of the masks
 PAIRS_AT_ONCE = 16  # pairs whose masks exist at the same time: bounds their memory
 
 
@@ -86,7 +85,8 @@ class SequenceSetLoss(nn.Module):
         losses = predictions.logits.new_zeros(2, len(matches.query), dtype=torch.float32)
         for image, target in enumerate(targets):
             assert target.masks is not None, "targets without masks"
-            wanted = target.masks[..., STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]  # [N, T, h, w], unpadded
+            cells = slice(Masks.stride // 2, None, Masks.stride)
+            wanted = target.masks[..., cells, cells]  # [N, T, h, w], unpadded
             for pairs in (matches.image == image).nonzero()[:, 0].split(PAIRS_AT_ONCE):
                 arguments = predictions, matches[pairs], image, wanted
                 of_pairs = checkpoint(_mask_losses, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -96,7 +96,8 @@ class SequenceSetLoss(nn.Module):
 
 def _mask_losses(predictions: Predictions, pairs: Matches, image: int, masks: Tensor) -> Tensor:
     """Focal and dice loss ``[2, M]`` of some pairs of one image with ``masks [N, T, h, w]`` of its objects."""
-    logits = predictions.masks_of(pairs.layer, image, pairs.query).float()  # [M, T, h, w], padded
+    assert predictions.masks is not None
+    logits = predictions.masks.of(pairs.layer, image, pairs.query).float()  # [M, T, h, w], padded
     height, width = logits.shape[-2:]
     wanted = F.pad(masks[pairs.object], (0, width - masks.shape[-1], 0, height - masks.shape[-2])).to(logits)
     logits, wanted = logits.flatten(1), wanted.flatten(1)  # [M, T*h*w]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dqdet.config import Config
 from dqdet.models.conditional_detr import ConditionalDetr
 from dqdet.models.dab_deformable_detr import DabDeformableDetr
@@ -14,6 +16,7 @@ from dqdet.models.seqformer import SeqFormer
 from dqdet.models.smca_detr import SmcaDetr
 from dqdet.models.video_mask2former import VideoMask2Former
 from dqdet.nn.backbone import Backbone
+from dqdet.weights.backbones import read_backbone
 
 FAMILIES: dict[str, type[Detector]] = {
     "detr": Detr,
@@ -35,7 +38,9 @@ def create_model(config: Config) -> Detector:
         DqdetError: if the backbone's weights cannot be had or the options contradict each other.
     """
     family = FAMILIES[config.model.family]
-    backbone = Backbone(config.model.backbone, family.strides)
+    options = config.model.backbone
+    weights = None if options.weights is None else read_backbone(Path(options.weights), options.name)
+    backbone = Backbone(options, family.strides, weights)
     model = family(config.model, config.queries, len(config.classes), backbone.channels)
     model.backbone = backbone
     return model

@@ -16,6 +16,7 @@ from dqdet.nn.encoder import FeedForward, flatten_maps
 from dqdet.nn.mlp import MLP
 from dqdet.nn.pixel_decoder import PixelDecoder, PixelFeatures
 from dqdet.nn.position import sine_position
+from dqdet.nn.product_masks import ProductMasks
 from dqdet.queries import make_queries
 from dqdet.types import Predictions, Queries
 
@@ -146,7 +147,6 @@ class Mask2Former(Detector):
             logits=self.class_head(torch.stack(outputs)),
             boxes=None,
             groups=queries.groups,
-            mask_embeddings=torch.stack(embeddings),
-            mask_features=mask_features,
+            masks=ProductMasks(torch.stack(embeddings), mask_features),
             coefficients=queries.coefficients,
         )

@@ -11,7 +11,7 @@ from dqdet.config import QueriesConfig, SeqFormerConfig
 from dqdet.models.deformable_detr import DecoderInput, DeformableDetr
 from dqdet.nn.attention import Attention
 from dqdet.nn.deformable import DeformableAttention
-from dqdet.nn.dynamic_masks import MaskFeatures, parameter_count
+from dqdet.nn.dynamic_masks import DynamicMasks, MaskFeatures, parameter_count
 from dqdet.nn.encoder import FeedForward, Memory
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
@@ -110,9 +110,11 @@ class SeqFormer(DeformableDetr):
             logits=self.predict_logits(outputs),
             boxes=boxes.unflatten(1, clips).transpose(2, 3),  # [L, B, Q, T, 4]
             groups=start.groups,
-            mask_embeddings=self.mask_parameters(torch.stack(outputs)),
-            mask_features=self.read_masks(memory, paddings).unflatten(0, clips),
-            mask_centres=centres * valid_sizes(padding)[:, None, None],
+            masks=DynamicMasks(
+                self.mask_parameters(torch.stack(outputs)),
+                self.read_masks(memory, paddings).unflatten(0, clips),
+                centres * valid_sizes(padding)[:, None, None],
+            ),
             coefficients=start.coefficients,
         )
 

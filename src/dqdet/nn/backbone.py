@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,9 +14,6 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dqdet.checkpoints.conversion import State, rename
-from dqdet.checkpoints.detectron2 import RESNET
-from dqdet.checkpoints.reading import read_checkpoint
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
 
@@ -84,8 +80,9 @@ class Backbone(nn.Module):
     """Feature maps of an image.
 
     Args:
-        config: name, weights, and what is frozen.
+        config: name, whether timm fetches ImageNet weights, and what is frozen.
         strides: of the wanted maps, ascending.
+        weights: parameters by timm's names instead of the fetched ones; those of a classifier are passed over.
 
     Attributes:
         channels: of the maps, in the same order.
@@ -94,9 +91,9 @@ class Backbone(nn.Module):
         DqdetError: for an unknown name, a model without such maps, or weights that cannot be had.
     """
 
-    def __init__(self, config: BackboneConfig, strides: Sequence[int]):
+    def __init__(self, config: BackboneConfig, strides: Sequence[int], weights: Mapping[str, Tensor] | None = None):
         super().__init__()
-        self.body = _timm_features(config)
+        self.body = _timm_features(config, weights)
         info = self.body.feature_info
         reductions, channels = info.reduction(), info.channels()
         if missing := set(strides) - set(reductions):
@@ -127,25 +124,7 @@ class Backbone(nn.Module):
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
 
 
-def _local_weights(file: Path, name: str) -> State:
-    """The parameters of a backbone, with the names of torchvision where detectron2 has its own for them.
-
-    Raises:
-        DqdetError: there is no such file, or it has no parameters.
-    """
-    if not file.is_file():
-        raise DqdetError(f"model.backbone.weights={file}: no such file")
-    try:
-        state, _ = read_checkpoint(file)
-    except DqdetError as error:
-        raise DqdetError(f"model.backbone.weights={file}: not weights of {name} ({error})") from error
-    if "stem.conv1.norm.weight" not in state:
-        return state
-    state = rename({f"backbone.{parameter}": tensor for parameter, tensor in state.items()}, RESNET)
-    return {parameter.removeprefix("backbone.body."): tensor for parameter, tensor in state.items()}
-
-
-def _timm_features(config: BackboneConfig) -> Any:
+def _timm_features(config: BackboneConfig, weights: Mapping[str, Tensor] | None) -> Any:
     name = SHORT_NAMES.get(config.name, config.name)
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(config.name, [*SHORT_NAMES, *timm.list_models()], 3)
@@ -157,17 +136,16 @@ def _timm_features(config: BackboneConfig) -> Any:
     if "swin" in name:
         # Windows keep their size on small maps too: with images of any size, the input size of timm means nothing.
         options |= {"dynamic_img_size": True, "always_partition": True}
-    if config.weights is not None:
-        state = _local_weights(Path(config.weights), name)
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+    if weights is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
     try:
         body: Any = timm.create_model(name, **options)
-        if config.weights is not None:
+        if weights is not None:
             body.pretrained_cfg["state_dict"] = None  # it would be kept
-            if not any(torch.equal(tensor, next(body.parameters())) for tensor in state.values()):
+            if not any(torch.equal(tensor, next(body.parameters())) for tensor in weights.values()):
                 raise DqdetError("has other names")  # which timm passes over
     except Exception as error:  # network, cache and file errors of several libraries
-        if config.weights is not None:
+        if weights is not None:
             raise DqdetError(f"model.backbone.weights={config.weights}: not weights of {name} ({error})") from error
         if config.pretrained:
             raise DqdetError(

@@ -6,19 +6,37 @@ parameters a query, used on every frame.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STRIDE = 8  # of the mask features, in pixels
+from dqdet.types import Masks
+
+FEATURE_STRIDE = 8  # of the mask features, in pixels
 WIDTH = 8  # channels between the three dynamic layers
 
 
 def parameter_count(channels: int) -> int:
     """Parameters of the dynamic layers that read ``channels`` mask features and two relative coordinates."""
     return (channels + 2) * WIDTH + WIDTH * WIDTH + WIDTH + 2 * WIDTH + 1
+
+
+@dataclass
+class DynamicMasks(Masks):
+    """The embedding of a query is the parameters of its convolutions, ``[L, B, Q, parameter_count(c)]``."""
+
+    centres: Tensor  # [L, B, Q, T, 2] x, y in pixels
+
+    def of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
+        place = (layer, image, queries)
+        return dynamic_masks(self.embeddings[place], self.features[image], self.centres[place])
+
+    def narrow(self, axis: int, start: int, size: int) -> Self:
+        return replace(super().narrow(axis, start, size), centres=self.centres.narrow(axis, start, size))
 
 
 def dynamic_masks(parameters: Tensor, features: Tensor, centres: Tensor) -> Tensor:
@@ -53,7 +71,7 @@ def dynamic_masks(parameters: Tensor, features: Tensor, centres: Tensor) -> Tens
 
 def _offsets(centres: Tensor, cells: int) -> Tensor:
     """How far the centres of cells lie from those of queries along one axis, in pixels: ``[M, T] -> [M, T, cells]``."""
-    return centres[..., None] - STRIDE * (torch.arange(cells, device=centres.device) + 0.5)
+    return centres[..., None] - FEATURE_STRIDE * (torch.arange(cells, device=centres.device) + 0.5)
 
 
 def upsample(maps: Tensor) -> Tensor:

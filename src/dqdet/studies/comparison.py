@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 import dqdet
-from dqdet.checkpoints.folder import load_metrics
+from dqdet.runs.folder import load_metrics
 
 KINDS = ("static", "modulated")
 

@@ -14,10 +14,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from dqdet.checkpoints.folder import load_metrics, save_folder, write_file
 from dqdet.errors import DqdetError, Interrupted
-from dqdet.evaluation.inference import Outcome
-from dqdet.evaluation.tasks import Evaluation
+from dqdet.runs.folder import load_metrics, save_folder, write_file
+from dqdet.training.evaluation import Evaluation
 from dqdet.training.module import DetectionModule
 from dqdet.types import Batch
 
@@ -49,7 +48,7 @@ class Validation(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: list[Outcome],
+        outputs: list[Any],
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,

@@ -26,7 +26,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import distributed as dist
 
-from dqdet.checkpoints.folder import (
+from dqdet.config import Config, DataConfig, Overrides, override, parse_overrides
+from dqdet.data import open_dataset
+from dqdet.errors import DqdetError, Interrupted, listed
+from dqdet.models import create_model
+from dqdet.runs.folder import (
     LAST,
     check_classes,
     load_config,
@@ -37,14 +41,10 @@ from dqdet.checkpoints.folder import (
     save_metrics,
     without_pretraining,
 )
-from dqdet.checkpoints.transfer import start_from
-from dqdet.config import Config, DataConfig, Overrides, override, parse_overrides
-from dqdet.data import open_dataset
-from dqdet.errors import DqdetError, Interrupted, listed
-from dqdet.evaluation.tasks import make_evaluation
-from dqdet.models import create_model
+from dqdet.runs.transfer import start_from
 from dqdet.training.callbacks import CheckpointFiles, LastCheckpoint, Validation
 from dqdet.training.data_module import DataModule, validation_loader
+from dqdet.training.evaluation import make_evaluation
 from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
 
@@ -59,7 +59,7 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None
 
     Args:
         config: resolved; its classes are filled from the data set.
-        out: folder of the run; see `dqdet.checkpoints.folder`.
+        out: folder of the run; see `dqdet.runs.folder`.
         callbacks: of Lightning, besides those of dqdet.
 
     Raises:

@@ -10,15 +10,15 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from dqdet.checkpoints.folder import differences
 from dqdet.config import Config
 from dqdet.errors import DqdetError
-from dqdet.evaluation.inference import Outcome, infer
-from dqdet.evaluation.windows import track, whole
+from dqdet.inference import infer
+from dqdet.inference.windows import best_tracks, track
 from dqdet.losses import make_loss
+from dqdet.runs.folder import differences
 from dqdet.training.data_module import DataModule
 from dqdet.training.optimiser import make_optimiser, make_schedule
-from dqdet.types import Batch
+from dqdet.types import Batch, Outcome, Track
 
 LOG_EVERY = 10  # steps
 
@@ -65,11 +65,11 @@ class DetectionModule(LightningModule):
         assert isinstance(self.trainer.datamodule, DataModule)  # type: ignore[attr-defined]
         self.trainer.datamodule.start_epoch(self.current_epoch + 1)  # type: ignore[attr-defined]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Outcome]:  # type: ignore[override]
-        if self.config.data.task == "video" and batch.images.shape[1] > self.config.inference.window:
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[Outcome] | list[list[Track]]:  # type: ignore[override]
+        if self.config.data.task == "video":
             (target,) = batch.targets  # whole videos come one at a time, without padding
             parts = track(self.model, batch.images[0], target.original_size, self.config)
-            return [whole(parts, self.config.inference.limit)]
+            return [best_tracks(parts, self.config.inference.limit)]
         predictions = self.model(batch.images, batch.padding)
         sizes, original_sizes = zip(*((target.size, target.original_size) for target in batch.targets), strict=True)
         return infer(predictions, sizes, original_sizes, self.config)

@@ -1,1 +1,0 @@
-"""Models on disk: run folders, and the checkpoints of other code."""

@@ -1,0 +1,1 @@
+"""The built-in data set: pictures and videos drawn from a seed."""

@@ -1,0 +1,74 @@
+"""Scenes (``scenes.py``) as a data set of boxes, instance masks or panoptic maps."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import PIL.Image
+
+from dqdet.config import DataConfig
+from dqdet.data.dataset import Split
+from dqdet.data.scenes.scene import CLASSES, STUFF, draw_scene, render
+from dqdet.data.segments import SegmentsDataset, as_sample
+from dqdet.data.transforms import Sample
+from dqdet.types import PanopticMap
+
+CATEGORY_IDS = {name: number for number, name in enumerate([*CLASSES, *STUFF], start=1)}
+CATEGORIES = [
+    {
+        "id": number,
+        "name": name,
+        "isthing": int(name in CLASSES),
+        "color": [round(255 * channel) for channel in colorsys.hsv_to_rgb(number / len(CATEGORY_IDS), 0.7, 0.9)],
+    }
+    for name, number in CATEGORY_IDS.items()
+]
+
+
+class ScenesDataset(SegmentsDataset):
+    """Scenes with their objects. Item i of a split is a pure function of (``config.scenes.seed``, split, i).
+
+    Masks and boxes are those of the visible pixels. Objects that others hide completely are no objects. In the
+    panoptic task, the regions of one name in a picture are one object more.
+    """
+
+    panoptic_categories = CATEGORIES
+
+    def __init__(self, config: DataConfig, split: Split, seed: int = 0) -> None:
+        super().__init__(config, split, seed)
+        self.scenes = config.scenes
+        self.task = config.task
+        self.split_number = ("train", "val").index(split)
+        count = self.scenes.train_images if split == "train" else self.scenes.val_images
+        self.stuff = STUFF if self.task == "panoptic" else []
+        self.classes = [*CLASSES, *self.stuff]
+        self.category_ids = [CATEGORY_IDS[name] for name in self.classes]
+        self.image_ids = list(range(1, count + 1))
+        self.file_names = [f"{image_id}.png" for image_id in self.image_ids]
+        self.aspect_ratios = np.ones(count)
+
+    def _drawn(self, index: int) -> tuple[PIL.Image.Image, PanopticMap]:
+        """The picture, and all that is visible in it: stuff first, then things from the farthest to the nearest."""
+        scene = draw_scene(self.scenes.seed, self.split_number, index)
+        image, segments = render(scene, self.scenes.size)
+        names = [region.name for region in scene.regions]
+        # A region goes by the number of the first one of its name; 0 is void.
+        ids = [names.index(name) + 1 for name in names]
+        ids += range(len(names) + 1, len(names) + len(scene.objects) + 1)
+        names += [thing.category for thing in scene.objects]
+        merged = np.array(ids)[segments]  # [size, size]
+        return image, PanopticMap(
+            merged,
+            [{"id": number, "category_id": CATEGORY_IDS[names[number - 1]]} for number in np.unique(merged).tolist()],
+        )
+
+    def read(self, index: int) -> Sample:
+        sample = as_sample(*self._drawn(index), self.category_ids)
+        if self.task == "detection":
+            del sample["masks"]
+        return sample
+
+    def panoptic(self, index: int) -> PanopticMap:
+        """What is visible at each pixel; none is void."""
+        return self._drawn(index)[1]

@@ -1,1 +1,0 @@
-"""From predictions to detections, and from detections to the official metrics."""

@@ -1,0 +1,43 @@
+"""Predictions of a model -> what was found in each image or video, in the way of the task that it has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from dqdet.config import Config
+from dqdet.inference.boxes import detections
+from dqdet.inference.masks import instances, segmentation, tracks
+from dqdet.types import Outcome, Predictions
+
+Sizes: TypeAlias = Sequence[tuple[int, int]]
+
+OF_MASKS: dict[str, Callable[[Predictions, int, tuple[int, int], tuple[int, int], Config], Outcome]] = {
+    "instance": instances,
+    "panoptic": segmentation,
+    "video": tracks,
+}
+
+
+def infer(predictions: Predictions, sizes: Sizes, original_sizes: Sizes, config: Config) -> list[Outcome]:
+    """What the last layer's queries found, at most ``config.inference.limit`` objects an image.
+
+    Args:
+        predictions: of B images or videos.
+        sizes: height and width of each image within the padded batch.
+        original_sizes: height and width of each image's file, in which results are given.
+        config: of the model.
+
+    Returns:
+        for each image: boxes in pixels (``data.task`` detection), these with masks (instance), or a panoptic map,
+        its things and a semantic map (panoptic); for each video: tracks (video).
+    """
+    final = predictions.final
+    if config.data.task == "detection":
+        assert config.loss.kind == "boxes"
+        limit, classes = config.inference.limit, len(config.classes)
+        return [*detections(final, original_sizes, config.loss.classification, classes, limit)]
+    return [
+        OF_MASKS[config.data.task](final, image, size, original_size, config)
+        for image, (size, original_size) in enumerate(zip(sizes, original_sizes, strict=True))
+    ]

@@ -1,0 +1,52 @@
+"""Predictions of a model -> scored, labelled boxes in pixels, as the published evaluations select them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torchvision.ops import box_convert
+
+from dqdet.types import ImageDetections, Predictions
+
+
+def detections(
+    predictions: Predictions,
+    sizes: Sequence[tuple[int, int]],
+    classification: Literal["focal", "cross_entropy"],
+    classes: int,
+    limit: int = 100,
+) -> list[ImageDetections]:
+    """The detections of each image, from the last layer's predictions of the group used at inference.
+
+    With ``focal`` every pair of a query and a class is a candidate with its own sigmoid score, so that a
+    query may be reported under several classes (Deformable-DETR). With ``cross_entropy`` a query is reported
+    once, under its best class; the last logit, "no object", takes part in the softmax only (DETR). "No object" is
+    never reported.
+
+    Args:
+        predictions: of B images.
+        sizes: height and width in pixels of each image, the boxes' unit.
+        classification: ``config.loss.classification`` of the model.
+        classes: C; some families have one logit more, for "no object".
+        limit: the highest-scoring candidates of an image that are kept.
+    """
+    final = predictions.final
+    assert final.boxes is not None, "these predictions have no boxes"
+    logits = final.logits[0].float()  # [B, Q, C or C + 1]
+    if classification == "focal":
+        scores = logits[..., :classes].sigmoid()  # [B, Q, C]
+        labels = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
+    else:
+        scores, labels = logits.softmax(-1)[..., :classes].max(-1, keepdim=True)  # [B, Q, 1]
+    candidates = scores.shape[-1]  # a query
+
+    scores = scores.flatten(1)  # [B, Q * candidates]
+    scores, kept = scores.topk(min(limit, scores.shape[1]))  # [B, K]
+    labels = labels.flatten(1).gather(1, kept)
+    queries = (kept // candidates).unsqueeze(-1).expand(-1, -1, 4)  # [B, K, 4]
+    boxes = box_convert(final.boxes[0].float(), "cxcywh", "xyxy").gather(1, queries)
+    scale = boxes.new_tensor([(width, height, width, height) for height, width in sizes])  # [B, 4]
+    boxes = boxes * scale.unsqueeze(1)
+    return [ImageDetections(*image) for image in zip(scores, labels, boxes, strict=True)]

@@ -1,0 +1,210 @@
+"""Masks of queries -> instances, panoptic maps and tracks, selected as in the published evaluations.
+
+Masks are predicted at a quarter of the resolution. Only those of queries that are reported are brought to the
+original size, a few at a time, so that the memory for logits does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dqdet.config import Config, SequenceLossConfig
+from dqdet.formats.panoptic import VOID
+from dqdet.types import ClipTracks, ImageDetections, PanopticMap, Predictions, Segmentation
+
+PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
+SCORES_AT_ONCE = 2**28  # of classes at pixels, 1 GiB
+
+
+def instances(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> ImageDetections:
+    """The best pairs of a query and a class. A score is that of the class times the mean certainty of the mask.
+
+    Classes that are stuff are left out after the selection, as published.
+
+    Args:
+        final: predictions of the last layer.
+        image: its index.
+        size: height and width within the padded batch.
+        original_size: height and width of the results.
+        config: of the model.
+    """
+    scores, labels, queries = best_pairs(final, image, config)
+    things = torch.tensor([name not in config.stuff for name in config.classes], device=labels.device)[labels]
+    scores, labels, queries = scores[things], labels[things], queries[things]
+    chosen, pairs = queries.unique(return_inverse=True)  # a query may be reported under several classes
+    masks, certainties = [scores.new_zeros(0, *original_size, dtype=torch.bool)], [scores.new_zeros(0)]
+    for logits in enlarged(final, image, chosen, size, original_size):
+        mask = logits > 0  # [M, H, W]
+        masks.append(mask)
+        certainties.append((logits.sigmoid() * mask).flatten(1).sum(1) / (mask.flatten(1).sum(1) + 1e-6))
+    scores, order = (scores * torch.cat(certainties)[pairs]).sort(descending=True)  # [K]
+    found = torch.cat(masks)[pairs[order]]  # [K, H, W]
+    return ImageDetections(scores, labels[order], boxes_around(found), found)
+
+
+def segmentation(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> Segmentation:
+    """All that a panoptic model says about an image; arguments as of :func:`instances`."""
+    return Segmentation(
+        instances=instances(final, image, size, original_size, config),
+        panoptic=panoptic_map(final, image, size, original_size, config),
+        label_map=lambda: semantic_map(final, image, size, original_size, config).cpu().numpy(),
+    )
+
+
+def semantic_map(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> Tensor:
+    """The label ``[H, W]`` with the highest of ``semantic_scores`` at each pixel."""
+    height, width = original_size
+    best = final.logits.new_full(original_size, -1.0, dtype=torch.float)  # [H, W]
+    labels = torch.zeros_like(best, dtype=torch.int64)
+    at_once = max(1, SCORES_AT_ONCE // (height * width))  # classes: those of photographs do not fit into the memory
+    for start in range(0, len(config.classes), at_once):
+        classes = slice(start, min(start + at_once, len(config.classes)))
+        value, label = semantic_scores(final, image, size, original_size, classes).max(0)
+        labels = torch.where(value > best, label + start, labels)
+        best = torch.maximum(value, best)
+    return labels
+
+
+def semantic_scores(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], classes: slice
+) -> Tensor:
+    """The score of C classes at each pixel, ``[C, H, W]``: the sum over queries of class times mask probability."""
+    probabilities = final.logits[0, image].float().softmax(-1)[:, classes]  # [Q, C]
+    scores = probabilities.new_zeros(probabilities.shape[1], *original_size)  # [C, H, W]
+    queries = torch.arange(len(probabilities), device=scores.device)
+    start = 0
+    for logits in enlarged(final, image, queries, size, original_size):
+        chunk = probabilities[start : start + len(logits)]  # [M, C]
+        scores.flatten(1).addmm_(chunk.T, logits.sigmoid().flatten(1))
+        start += len(logits)
+    return scores
+
+
+def panoptic_map(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> PanopticMap:
+    """Segments without overlap; a pixel belongs to the query with the highest class times mask probability there.
+
+    Queries below ``inference.object_threshold`` take no part, and those that keep less than
+    ``inference.overlap_threshold`` of their mask are left out. Segments of one stuff class become one. A
+    segment's ``score`` is that of its class, the highest one of those that became one.
+    """
+    classes = len(config.classes)
+    scores, labels = final.logits[0, image].float().softmax(-1).max(-1)  # [Q]
+    queries = ((labels < classes) & (scores > config.inference.object_threshold)).nonzero()[:, 0]  # [K]
+    scores, labels = scores[queries], labels[queries]
+
+    best = scores.new_full(original_size, -1.0)  # [H, W] product of the query that a pixel belongs to
+    owner = torch.zeros_like(best, dtype=torch.int64)  # [H, W] that query
+    inside = torch.zeros_like(best, dtype=torch.bool)  # [H, W] whether the pixel is in its mask
+    areas: list[int] = []  # [K] pixels of each mask, whoever they belong to
+    start = 0
+    for logits in enlarged(final, image, queries, size, original_size):
+        masks = logits.sigmoid()  # [M, H, W]
+        areas += (masks >= 0.5).flatten(1).sum(1).tolist()
+        value, index = (scores[start : start + len(masks), None, None] * masks).max(0)  # [H, W]
+        better = value > best
+        best = torch.where(better, value, best)
+        owner = torch.where(better, index + start, owner)
+        inside = torch.where(better, masks.gather(0, index[None])[0] >= 0.5, inside)
+        start += len(masks)
+
+    owned = owner.flatten().bincount(minlength=start).tolist()  # [K] pixels
+    visible = owner[inside].bincount(minlength=start).tolist()  # [K] pixels
+    category_ids = config.category_ids or range(1, classes + 1)
+    segments: list[dict[str, Any]] = []
+    numbers = [VOID] * start  # [K] segment that a query's pixels become
+    stuff: dict[int, int] = {}  # label -> segment
+    for k, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
+        if not visible[k] or owned[k] / areas[k] < config.inference.overlap_threshold:
+            continue
+        if label in stuff:
+            segment = segments[stuff[label] - 1]
+            segment["score"] = max(segment["score"], score)
+            numbers[k] = segment["id"]
+            continue
+        numbers[k] = len(segments) + 1
+        segments.append({"id": numbers[k], "category_id": category_ids[label], "score": score})
+        if config.classes[label] in config.stuff:
+            stuff[label] = numbers[k]
+    ids = torch.where(inside, torch.tensor([*numbers, VOID], device=owner.device)[owner], VOID)
+    return PanopticMap(ids.cpu().numpy(), segments)
+
+
+def tracks(
+    final: Predictions, video: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> ClipTracks:
+    """The best pairs of a query and a class, by the score of the class alone, without those that are never seen."""
+    scores, labels, queries = best_pairs(final, video, config)
+    chosen, pairs = queries.unique(return_inverse=True)
+    resize = stretched if isinstance(config.loss, SequenceLossConfig) else enlarged
+    masks = torch.cat([logits > 0 for logits in resize(final, video, chosen, size, original_size)])  # [M * T, H, W]
+    masks = masks.unflatten(0, (len(chosen), -1))  # [M, T, H, W]
+    seen = masks.flatten(1).any(1)[pairs]  # [K]
+    return ClipTracks(scores[seen], labels[seen], masks[pairs[seen]])
+
+
+def best_pairs(final: Predictions, image: int, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, labels and queries ``[K]`` of the best pairs of a query and a class, in falling order of the score."""
+    classes = len(config.classes)
+    logits = final.logits[0, image].float()  # [Q, C or C + 1]
+    scores = logits.sigmoid() if isinstance(config.loss, SequenceLossConfig) else logits.softmax(-1)
+    scores = scores[:, :classes].flatten()  # [Q * C]
+    scores, kept = scores.topk(min(config.inference.limit, len(scores)))
+    return scores, kept % classes, kept // classes
+
+
+def enlarged(
+    final: Predictions, image: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """Mask logits ``[M, H, W]`` at the original size, a few at a time: all of ``queries`` (video: all frames of each).
+
+    As published for Mask2Former, masks are enlarged to the padded image, cropped to the image, and resized.
+    """
+    assert final.masks is not None, "these predictions have no masks"
+    masks = final.masks.of(0, image, queries).float().flatten(0, -3)  # [M, h, w] (video: [M * T, h, w])
+    if not len(masks):
+        return
+    padded = masks.shape[1] * final.masks.stride, masks.shape[2] * final.masks.stride
+    for some in masks.unsqueeze(1).split(_count(padded, original_size)):
+        whole = F.interpolate(some, size=padded, mode="bilinear")
+        yield F.interpolate(whole[..., : size[0], : size[1]], size=original_size, mode="bilinear").squeeze(1)
+
+
+def stretched(
+    final: Predictions, video: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """The same as published for SeqFormer: masks, of twice the size of the map at stride 8, are resized at once."""
+    assert final.masks is not None, "these predictions have no masks"
+    masks = final.masks.of(0, video, queries).float().flatten(0, -3)  # [M * T, h, w]
+    height, width = (2 * -(-side // (2 * final.masks.stride)) for side in size)
+    for some in masks[:, None, :height, :width].split(_count(original_size)):
+        yield F.interpolate(some, size=original_size, mode="bilinear").squeeze(1)
+
+
+def _count(*sizes: tuple[int, int]) -> int:
+    """Masks that are resized together."""
+    return max(1, PIXELS_AT_ONCE // max(height * width for height, width in sizes))
+
+
+def boxes_around(masks: Tensor) -> Tensor:
+    """The boxes ``[K, 4]`` (x1, y1, x2, y2) that just hold ``masks [K, H, W]``; zeros around an empty one."""
+    ends = []
+    for columns in (masks.any(1), masks.any(2)):  # [K, W], [K, H]
+        places = torch.arange(1, columns.shape[1] + 1, device=masks.device)
+        last = (columns * places).amax(1)  # [K]
+        first = columns.to(torch.uint8).argmax(1)
+        ends.append((first, last))
+    (left, right), (top, bottom) = ends
+    return torch.stack([left, top, right, bottom], 1).float()

@@ -1,0 +1,1 @@
+"""How good a model is, by the official definitions."""

@@ -1,0 +1,239 @@
+"""Images in, detections, panoptic maps and semantic maps out: a trained model as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import supervision as sv
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dqdet.config import Config
+from dqdet.data.transforms import make_transform
+from dqdet.errors import DqdetError
+from dqdet.formats.image_files import read_image
+from dqdet.inference import infer
+from dqdet.predict.pictures import segments
+from dqdet.runs.hub import publish
+from dqdet.types import ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
+
+ImageSource = str | Path | Image.Image | np.ndarray
+Sizes = list[tuple[int, int]]
+
+
+class Predictor:
+    """Calls a model on images of any size and returns what it found, in pixels of each image.
+
+    Args:
+        model: the ``nn.Module`` made by ``create_model(config)``, with its trained weights.
+        config: of that model, with its class names.
+        metrics: what was measured of that model.
+        device: where to run; by default the GPU if there is one.
+        batch: images that go through the model together, padded to a common size; by default 8, but 1 where
+            results have masks, which take much memory in the size of photographs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        metrics: Mapping[str, float] | None = None,
+        device: torch.device | str | None = None,
+        batch: int | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.config = config
+        self.metrics = metrics or {}
+        self.batch = batch or (8 if config.data.task == "detection" else 1)
+        self.transform = make_transform(config.data, train=False)
+
+    @overload  # a str is also a sequence of str
+    def __call__(self, images: ImageSource, threshold: float = 0.5) -> sv.Detections: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, images: Sequence[ImageSource], threshold: float = 0.5) -> list[sv.Detections]: ...
+    def __call__(
+        self, images: ImageSource | Sequence[ImageSource], threshold: float = 0.5
+    ) -> sv.Detections | list[sv.Detections]:
+        """The objects that score above ``threshold``, best first; of a panoptic model the things.
+
+        Args:
+            images: the path of an image file, a PIL image, an array ``[H, W, 3]`` (uint8, RGB), or a list of
+                these. Files are turned upright as their EXIF orientation says; coordinates refer to that.
+            threshold: in 0..1.
+
+        Returns:
+            boxes in pixels (``xyxy``), ``class_id`` (index into ``config.classes``), ``confidence``,
+            ``data["class_name"]`` and, unless the model finds boxes only, ``mask [K, H, W]``, which the boxes
+            enclose; a list of these for a list of images.
+
+        Raises:
+            DqdetError: a file cannot be read as an image, or the model is one of videos.
+        """
+        if isinstance(images, ImageSource):
+            return self([images], threshold)[0]
+        return [self.named(objects(outcome), threshold) for outcome in self.outcomes(images)]
+
+    @overload
+    def panoptic(self, images: ImageSource) -> PanopticMap: ...  # type: ignore[overload-overlap]
+    @overload
+    def panoptic(self, images: Sequence[ImageSource]) -> list[PanopticMap]: ...
+    def panoptic(self, images: ImageSource | Sequence[ImageSource]) -> PanopticMap | list[PanopticMap]:
+        """The things and regions of stuff in each image, without overlap.
+
+        ``config.inference.object_threshold`` and ``overlap_threshold`` decide what becomes a segment.
+
+        Args:
+            images: one or a list of them, as for a call of the predictor.
+
+        Returns:
+            ``ids [H, W]``, 0 where there is no segment, and ``segments``, of each its ``id``, ``category_id``,
+            ``name``, ``isthing``, ``score`` and ``area`` in pixels; a list of these for a list of images.
+
+        Raises:
+            DqdetError: as a call of the predictor, or the model is none of ``data.task=panoptic``.
+        """
+        if isinstance(images, ImageSource):
+            return self.panoptic([images])[0]
+        return [self.described(found.panoptic) for found in self._segmentations(images, "panoptic maps")]
+
+    @overload
+    def semantic(self, images: ImageSource) -> np.ndarray: ...  # type: ignore[overload-overlap]
+    @overload
+    def semantic(self, images: Sequence[ImageSource]) -> list[np.ndarray]: ...
+    def semantic(self, images: ImageSource | Sequence[ImageSource]) -> np.ndarray | list[np.ndarray]:
+        """The class of each pixel, ``[H, W]``, as an index into ``config.classes``; otherwise as :meth:`panoptic`."""
+        if isinstance(images, ImageSource):
+            return self.semantic([images])[0]
+        return [found.semantic for found in self._segmentations(images, "semantic maps")]
+
+    def _segmentations(self, images: Sequence[ImageSource], wanted: str) -> Iterator[Segmentation]:
+        if self.config.data.task != "panoptic":
+            raise DqdetError(
+                f"a model of data.task={self.config.data.task} has no {wanted}; take one of data.task=panoptic"
+            )
+        for outcome in self.outcomes(images):
+            assert isinstance(outcome, Segmentation)
+            yield outcome
+
+    @torch.inference_mode()
+    def outcomes(self, images: Sequence[ImageSource]) -> Iterator[Outcome]:
+        """What was found in each image, however low its score, as evaluation needs it.
+
+        Raises:
+            DqdetError: a file cannot be read as an image, or the model is one of videos.
+        """
+        if self.config.data.task == "video":
+            raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
+        for predictions, sizes, original_sizes in self.predictions(images):
+            yield from infer(predictions, sizes, original_sizes, self.config)
+
+    def coefficients(self, images: Sequence[ImageSource]) -> Tensor:
+        """The combination coefficients W of each image (Eq. 5), ``[B, m, r]`` on the CPU.
+
+        Raises:
+            DqdetError: the model's queries are no combinations.
+        """
+        coefficients = []
+        for predictions, _, _ in self.predictions(images):
+            if predictions.coefficients is None:
+                raise DqdetError(f"a model with queries.kind={self.config.queries.kind} has no coefficients")
+            coefficients.append(predictions.coefficients.cpu())
+        return torch.cat(coefficients)
+
+    @torch.inference_mode()
+    def predictions(self, images: Sequence[ImageSource]) -> Iterator[tuple[Predictions, Sizes, Sizes]]:
+        """What the model gives for one batch after the other.
+
+        With the images' heights and widths, first those within the padded batch, then those of the files.
+        """
+        for start in range(0, len(images), self.batch):
+            pictures = [as_image(image) for image in images[start : start + self.batch]]
+            inputs = [self.transform(picture).to(self.device) for picture in pictures]
+            sizes = [(image.shape[1], image.shape[2]) for image in inputs]
+            yield self.model(*pad_images(inputs)), sizes, [(picture.height, picture.width) for picture in pictures]
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Publish the model with a card on the Hugging Face hub, from where ``dqdet.load(name)`` gets it.
+
+        Args:
+            name: ``user/name``; made if there is no such repository, otherwise its files are replaced.
+            private: whether a new repository can be seen by its owner only.
+
+        Returns:
+            the address of the repository.
+
+        Raises:
+            DqdetError: the hub cannot be reached, or refuses it.
+        """
+        return publish(name, self.model, self.config, self.metrics, private)
+
+    def named(self, found: ImageDetections, threshold: float) -> sv.Detections:
+        """The detections above ``threshold`` with their class names."""
+        kept = found.scores > threshold
+        labels = found.labels[kept].cpu().numpy()
+        return sv.Detections(
+            xyxy=found.boxes[kept].cpu().numpy(),
+            mask=None if found.masks is None else found.masks[kept].cpu().numpy(),
+            class_id=labels,
+            confidence=found.scores[kept].cpu().numpy(),
+            data={"class_name": np.array(self.config.classes)[labels]},
+        )
+
+    def described(self, panoptic: PanopticMap) -> PanopticMap:
+        """With what :meth:`panoptic` says about segments."""
+        names = dict(zip(self.category_ids, self.config.classes, strict=True))
+        described = []
+        for segment in panoptic.segments:
+            name = names[segment["category_id"]]
+            area = int((panoptic.ids == segment["id"]).sum())
+            described.append({**segment, "name": name, "isthing": int(name not in self.config.stuff), "area": area})
+        return PanopticMap(panoptic.ids, described)
+
+    def shown(self, outcome: Outcome, threshold: float) -> sv.Detections:
+        """What a picture shows of an outcome: all segments of a panoptic map, otherwise objects above ``threshold``."""
+        if isinstance(outcome, Segmentation):
+            return segments(outcome.panoptic, self.category_ids, self.config.classes)
+        return self.named(objects(outcome), threshold)
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The category id of each label in results: that of the data set, or label + 1 where there was none."""
+        return self.config.category_ids or list(range(1, len(self.config.classes) + 1))
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """What the ids in results mean, as COCO's files say it."""
+        return [
+            {"id": number, "name": name, "isthing": int(name not in self.config.stuff)}
+            for number, name in zip(self.category_ids, self.config.classes, strict=True)
+        ]
+
+
+def objects(outcome: Outcome) -> ImageDetections:
+    """The objects of an image, of a panoptic model the things."""
+    found = outcome.instances if isinstance(outcome, Segmentation) else outcome
+    assert isinstance(found, ImageDetections)
+    return found
+
+
+def as_image(source: ImageSource) -> Image.Image:
+    """An RGB image from any of the forms that a predictor takes.
+
+    Raises:
+        DqdetError: the file cannot be read, or the array is not ``[H, W, 3]`` of uint8.
+    """
+    if isinstance(source, str | Path):
+        return read_image(source)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise DqdetError(
+                f"an image array has shape {list(source.shape)} and type {source.dtype}; "
+                "give one of shape [H, W, 3] and type uint8, RGB"
+            )
+        return Image.fromarray(source)
+    return source.convert("RGB")

@@ -1,0 +1,59 @@
+"""Results of a whole data set of videos, as the evaluation server of YouTube-VIS takes them."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dqdet.config import Overrides, override, parse_overrides
+from dqdet.data import open_dataset
+from dqdet.data.dataset import DetectionDataset
+from dqdet.errors import DqdetError
+from dqdet.formats.results import StoredResults, video_results
+from dqdet.inference.windows import best_tracks, track
+from dqdet.predict.predictor import Predictor
+from dqdet.predict.progress import in_progress
+from dqdet.runs.folder import NO_CATEGORY, load_folder, match_classes
+
+
+def submit(run: str | Path, file: str | Path, overrides: Overrides = ()) -> None:
+    """Find the tracks in all videos of the validation split, which needs no annotations, and write them.
+
+    Args:
+        run: folder of a run.
+        file: the ZIP file to write, with ``results.json`` in it.
+        overrides: of the run's configuration, for example ``data.val=valid`` or ``data.root``.
+
+    Raises:
+        DqdetError: the run is none of a video model, the data is at fault, or the file cannot be written.
+    """
+    model, config = load_folder(Path(run))
+    config = override(config, parse_overrides(overrides))
+    if config.data.task != "video":
+        raise DqdetError(f"{run}: is of data.task={config.data.task}; only results of data.task=video are submitted so")
+    dataset = open_dataset(config.data, "val", config.train.seed)
+    place = f"data.root={config.data.root}" if config.data.root else f"data.kind={config.data.kind}"
+    category_ids = match_classes(config, dataset.classes, dataset.category_ids, place)
+    write_submission(Predictor(model, config.model_copy(update={"category_ids": category_ids})), dataset, Path(file))
+
+
+def write_submission(predictor: Predictor, dataset: DetectionDataset, file: Path) -> None:
+    """The same for a predictor whose ``category_ids`` are those of the data set."""
+    config = predictor.config
+    results = StoredResults()
+    for index in in_progress(range(len(dataset)), "finding tracks", len(dataset)):
+        frames, target = dataset[index]  # [T, 3, H, W]
+        tracks = best_tracks(track(predictor.model, frames, target.original_size, config), config.inference.limit)
+        tracks = [one for one in tracks if predictor.category_ids[one.label] != NO_CATEGORY]
+        results[target.image_id] = video_results(target.image_id, tracks, len(frames), predictor.category_ids)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=file.parent, prefix=".") as folder:
+            document, packed = Path(folder) / "results.json", Path(folder) / "results.zip"
+            results.write(document)
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.write(document, document.name)
+            packed.replace(file)
+    except OSError as error:
+        raise DqdetError(f"{file}: cannot be written ({error.strerror}); choose another place or make space") from error

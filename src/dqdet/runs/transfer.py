@@ -1,0 +1,115 @@
+"""Trainings that start from the weights of another model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dqdet.weights.renaming import State
+from dqdet.runs.sources import load_model
+from dqdet.runs.upgrade import repeat_queries
+from dqdet.config import Config
+from dqdet.errors import DqdetError
+from dqdet.models.detector import Detector
+from dqdet.nn.backbone import SHORT_NAMES
+
+# Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
+MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
+
+# Families with the same parameters as another one, which learned first what they learn.
+SAME_PARAMETERS = {"video_mask2former": "mask2former"}
+
+
+def start_from(source: str, model: Detector, config: Config) -> str:
+    """Fill a new model with the weights of another one, wherever they fit.
+
+    Backbone, encoder, decoder and box heads are taken over whole, class heads class by class, by their names.
+    Learned queries are taken over where both models have as many; static ones become the basic queries of a
+    modulated model, as in `dqdet.runs.upgrade`. What remains stays as it was made. A model of videos may
+    start from one of images.
+
+    Args:
+        source: as for `load_model`.
+        model: made by ``create_model(config)``; changed in place.
+        config: of that model, with its classes.
+
+    Returns:
+        what was loaded, re-made and ignored, in one line.
+
+    Raises:
+        DqdetError: as `load_model`, or the source has another family or other sizes.
+    """
+    start, start_config, _ = load_model(source)
+    _check_sizes(source, start_config, config)
+    made, found = model.state_dict(), start.state_dict()
+    kinds = start_config.queries.kind, config.queries.kind
+    repeated = kinds == ("static", "modulated") and start_config.queries.count == config.queries.count
+    if repeated:
+        found = repeat_queries(found, config.queries.ratio)
+
+    unfit: tuple[str, ...] = ()
+    if start_config.queries != config.queries:
+        unfit += MADE_FOR_QUERIES
+    if start_config.classes != config.classes:
+        unfit += ("class_head.",)
+    loaded = {
+        name: tensor
+        for name, tensor in found.items()
+        if name in made and made[name].shape == tensor.shape and not name.startswith(unfit)
+    }
+    model.load_state_dict(made | loaded)
+    heads = {name for name in made if name.startswith("class_head.")}
+    remade, ignored = _parts(made.keys() - loaded.keys() - heads), _parts(found.keys() - loaded.keys() - heads)
+    if start_config.classes != config.classes:
+        kept = _keep_classes(model, config, found, start_config)
+        remade.append(f"class_head (with {kept} of {len(config.classes)} classes known by name)")
+        ignored.append(f"{len(start_config.classes) - kept} of {len(start_config.classes)} classes")
+    times = f", the queries {config.queries.ratio} times" if repeated else ""
+    return (
+        f"init={source}: loaded {len(loaded)} of {len(made)} tensors{times}; re-made {', '.join(remade) or 'nothing'}; "
+        f"ignored {', '.join(ignored) or 'nothing'}"
+    )
+
+
+def _keep_classes(model: Detector, config: Config, found: State, start: Config) -> int:
+    """Take over the outputs of the class heads for classes that both models have, by name; says how many."""
+    old, new = start.classes, config.classes
+    labels = {label: old.index(name) for label, name in enumerate(new) if old.count(name) == new.count(name) == 1}
+    outputs = labels | {len(new): len(old)}  # "no object", in families that have it
+    proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models: output 0 means any object there
+    for name, head in model.state_dict().items():  # weights [outputs, c], biases [outputs]
+        if name.startswith("class_head."):
+            for label, before in ({0: 0} if name.startswith(proposals) else outputs).items():
+                if label < len(head):
+                    head[label] = found[name][before]
+    return len(labels)
+
+
+def _check_sizes(source: str, start: Config, config: Config) -> None:
+    theirs, ours = _sizes(start), _sizes(config)
+    if SAME_PARAMETERS.get(config.model.family) == start.model.family:
+        theirs["model.family"] = config.model.family
+    if theirs != ours:
+        differing = {option: value for option, value in ours.items() if theirs.get(option) != value}
+        raise DqdetError(
+            f"init={source}: looks like {_listed(theirs)}; the model to train differs in {_listed(differing)}; "
+            "choose another preset, set these options, or take other weights"
+        )
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """The options that decide which parameters a model has, and what they mean."""
+    backbone = config.model.backbone
+    architecture = SHORT_NAMES.get(backbone.name, backbone.name).split(".")[0]
+    options = config.model.model_dump(exclude={"backbone", "dropout", "see_padding"})
+    options |= {"backbone.name": architecture, "backbone.freeze": bool(backbone.freeze)}
+    return {f"model.{option}": value for option, value in options.items()}
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{option}={value}" for option, value in options.items())
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    """Where in a model these parameters are, without repetition: queries.coefficients."""
+    return sorted({".".join(name.split(".")[:2]) for name in names})

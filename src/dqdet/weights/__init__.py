@@ -1,0 +1,1 @@
+"""Published weights of other implementations, and how they become ours."""
