@@ -1,0 +1,1 @@
+"""Trained models: run folders, where models come from, and what is made of them."""
