@@ -12,10 +12,10 @@ from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
-from dqdet.runs.folder import save_folder
 from dqdet.config import Config, changes
 from dqdet.config.schema import Task
 from dqdet.errors import DqdetError
+from dqdet.runs.folder import save_folder
 
 FILES = ["*.json", "*.yaml", "*.safetensors"]  # of a model; none of them executes anything
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dqdet.weights.renaming import State
-from dqdet.weights.detectron2 import from_detectron2
+from dqdet.config import Config, override
+from dqdet.errors import DqdetError
+from dqdet.models import create_model
+from dqdet.models.detector import Detector
 from dqdet.runs.folder import (
     CONFIG,
     differences,
@@ -19,6 +21,7 @@ from dqdet.runs.folder import (
     without_pretraining,
 )
 from dqdet.runs.hub import download
+from dqdet.weights.detectron2 import from_detectron2
 from dqdet.weights.huggingface import (
     MODEL_TYPES,
     THEIR_CONFIG,
@@ -30,12 +33,9 @@ from dqdet.weights.huggingface import (
 )
 from dqdet.weights.official import from_official
 from dqdet.weights.reading import read_checkpoint
+from dqdet.weights.renaming import State
 from dqdet.weights.seqformer import from_seqformer
 from dqdet.weights.shapes import OFFICIAL_SIGNS, describe
-from dqdet.config import Config, override
-from dqdet.errors import DqdetError
-from dqdet.models import create_model
-from dqdet.models.detector import Detector
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # user/name
 LISTED = 20  # names of parameters that a message spells out

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dqdet.weights.renaming import State
-from dqdet.runs.sources import load_model
-from dqdet.runs.upgrade import repeat_queries
 from dqdet.config import Config
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import SHORT_NAMES
+from dqdet.runs.sources import load_model
+from dqdet.runs.upgrade import repeat_queries
+from dqdet.weights.renaming import State
 
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
 MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from dqdet.weights.renaming import State
-from dqdet.runs.folder import prepare_folder, save_folder, without_pretraining
-from dqdet.runs.sources import load_model
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.queries import ModulatedQueries
+from dqdet.runs.folder import prepare_folder, save_folder, without_pretraining
+from dqdet.runs.sources import load_model
+from dqdet.weights.renaming import State
 
 
 def repeat_queries(state: State, ratio: int) -> State:
