@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dqdet.config import DeformableDetrConfig, LossConfig, Mask2FormerConfig, MaskLossConfig, SequenceLossConfig
+from dqdet.config import (
+    Context,
+    DeformableDetrConfig,
+    LossConfig,
+    Mask2FormerConfig,
+    MaskLossConfig,
+    SequenceLossConfig,
+)
 from dqdet.losses import make_loss
 from dqdet.models.mask2former import Mask2Former
 from dqdet.nn.padding import resize_padding
@@ -39,6 +48,7 @@ class OneGroup(nn.Module):
 
     def __init__(self, source: nn.Module, group: str):
         super().__init__()
+        self.context = source.context
         self.source = source
         self.group = group
 
@@ -128,7 +138,7 @@ class CellByCell(nn.Module):
     def forward(self, features: list[Tensor], padding: Tensor) -> PixelFeatures:
         mask_features, *maps = (project(x) for project, x in zip(self.projections, features, strict=True))
         maps = maps[::-1]  # the coarsest first
-        return PixelFeatures(maps, [resize_padding(padding, x) for x in maps], mask_features)
+        return PixelFeatures(maps, [resize_padding(padding, x) for x in maps], mask_features, maps[0])
 
 
 # Left out: DAB-Deformable-DETR, whose published code embeds its anchors relative to the padded image.
@@ -164,6 +174,43 @@ def test_more_padding_changes_nothing(padding_free, bottom, right, seed):
         height, width = expected["masks"].shape[-2:]
         found["masks"] = found["masks"][..., :height, :width]
     assert_same(found, expected, atol=1e-4)
+
+
+@every_family
+def test_coefficients_do_not_change_with_the_padding_of_the_batch(name):
+    model = build(name).eval()
+    features, padding = inputs(model)
+    expected = model.forward_features(features, padding).coefficients
+    padding = F.pad(padding, (0, 64, 0, 96), value=True)
+    cells = [32 // stride for stride in model.strides]
+    padded = [F.pad(x, (0, 2 * n, 0, 3 * n), value=3.0) for x, n in zip(features, cells, strict=True)]
+    torch.testing.assert_close(model.forward_features(padded, padding).coefficients, expected, rtol=0, atol=1e-5)
+
+
+@every_family
+@pytest.mark.parametrize("context", get_args(Context))
+def test_every_context_tells_images_apart(name, context):
+    model = build(name, context=context, pool="max").eval()
+    coefficients = model.forward_features(*inputs(model)).coefficients
+    assert (coefficients[0] - coefficients[1]).abs().max() > 1e-3
+
+
+def test_a_context_is_the_map_that_it_names():
+    """Of the backbone, the projection or the encoder: what changes one of them changes those that follow."""
+    model = build("deformable_detr", context="backbone").eval()
+    seen = {}
+    for context in get_args(Context):
+        torch.manual_seed(0)
+        model = build("deformable_detr", context=context).eval()
+        expected = model.forward_features(*inputs(model)).coefficients
+        for part in (model.input_proj, model.encoder):
+            with torch.no_grad():
+                for parameter in part.parameters():
+                    parameter += torch.randn_like(parameter)
+            changed = model.forward_features(*inputs(model)).coefficients
+            seen.setdefault(context, []).append(not torch.allclose(changed, expected, atol=1e-6))
+            expected = changed
+    assert seen == {"backbone": [False, False], "projected": [True, False], "memory": [True, True]}
 
 
 @every_family

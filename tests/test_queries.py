@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dqdet.config import QueriesConfig
+from dqdet.models import create_model
 from dqdet.queries import (
     GeneratedQueries,
     GroupedQueries,
@@ -18,6 +19,7 @@ from dqdet.queries import (
     pool,
     random_coefficients,
 )
+from tiny import PRESETS, tiny_family
 
 WIDTHS = {"content": 6, "anchor": 4}
 CHANNELS = 5
@@ -34,7 +36,7 @@ def image(batch: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def source(kind: str, count: int = 7, ratio: int = 4, **options):
     torch.manual_seed(0)
     config = QueriesConfig(kind=kind, count=count, ratio=ratio, hidden=16, **options)
-    return make_queries(config, WIDTHS, CHANNELS)
+    return make_queries(config, WIDTHS, backbone=CHANNELS, hidden=CHANNELS)
 
 
 sizes = st.integers(1, 6)
@@ -161,7 +163,19 @@ def test_generated_queries_need_many_more_parameters():
     """Section 3.3: the naive idea increases the number of parameters dramatically."""
     widths = {"position": 256, "content": 256}
     generated, modulated = (
-        sum(p.numel() for p in make_queries(QueriesConfig(kind=kind), widths, 256).parameters())
+        sum(p.numel() for p in make_queries(QueriesConfig(kind=kind), widths, 256, 256).parameters())
         for kind in ("generated", "modulated")
     )
     assert generated > 50 * modulated
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "mask2former_r50_coco_instance"])
+def test_coefficients_of_tiny_models_follow_the_image(preset):
+    """At their width the projected map says nothing: each channel is a group of its norm, whose mean is constant."""
+    torch.manual_seed(0)
+    model = create_model(tiny_family(preset, classes=["cat"])).eval()
+    with torch.no_grad():
+        for parameter in model.queries.coefficients.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        coefficients = model(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)).coefficients
+    assert (coefficients[0] - coefficients[1]).abs().max() > 1e-3

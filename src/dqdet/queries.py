@@ -5,20 +5,22 @@ Segmentation", ICML 2023. A query is a row of a learned table, or several rows w
 ``content``, ``anchor``) where a decoder reads more than one. Letters: B images, m queries at inference,
 r basic queries behind each of them, n = m * r, f the width of a part.
 
-Every source of queries is called with the feature map that describes the image and its padding, and returns
-:class:`~dqdet.types.Queries`. In training mode a source may return more than one group of queries; inference
-uses the first group alone. This is the only place of the library that asks whether it is training.
+Every source of queries is called with the feature map that describes the image (its ``context``, of those that a model
+makes) and the padding of that map, and returns :class:`~dqdet.types.Queries`. In training mode a source may return
+more than one group of queries; inference uses the first group alone. This is the only place of the library that asks
+whether it is training.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dqdet.config import QueriesConfig
+from dqdet.config import Context, QueriesConfig
 from dqdet.types import Queries
 
 
@@ -90,7 +92,22 @@ def pool(
     return features.masked_fill(~valid, -torch.inf).amax(-1)
 
 
-class StaticQueries(nn.Module):
+class QuerySource(nn.Module, ABC):
+    """What all sources have: the name of the feature map that they are called with."""
+
+    context: Context
+
+    @abstractmethod
+    def forward(self, features: Tensor, padding: Tensor) -> Queries:
+        """Queries of B images.
+
+        Args:
+            features: the map that ``context`` names, ``[B, C, h, w]``   (video: ``[B, C, T, h, w]``).
+            padding: of its cells, ``[B, h, w]``   (video: ``[B, T, h, w]``), True = padded.
+        """
+
+
+class StaticQueries(QuerySource):
     """The plain baseline: the same learned queries for every image.
 
     Args:
@@ -106,7 +123,7 @@ class StaticQueries(nn.Module):
         return Queries(_repeat(self.table, len(features)), {"static": _rows(self.table)})
 
 
-class ModulatedQueries(nn.Module):
+class ModulatedQueries(QuerySource):
     """The method: queries are convex combinations of basic queries, with coefficients predicted from the image.
 
     ``W = softmax(MLP(A(F)))`` (Eq. 5) and ``q_i = sum_j W[i, j] * basic[i * r + j]`` (Eq. 4). All parts of a
@@ -146,7 +163,7 @@ class ModulatedQueries(nn.Module):
         return Queries(parts, groups, coefficients)
 
 
-class GeneratedQueries(nn.Module):
+class GeneratedQueries(QuerySource):
     """The naive idea of section 3.3: an MLP makes the queries from the context, without any table."""
 
     def __init__(self, widths: Mapping[str, int], context_channels: int, config: QueriesConfig):
@@ -166,7 +183,7 @@ class GeneratedQueries(nn.Module):
         return Queries(dict(zip(self.widths, parts, strict=True)), {"generated": self.config.count})
 
 
-class GroupedQueries(nn.Module):
+class GroupedQueries(QuerySource):
     """The ablation of Table 8: m queries, and in training n unrelated ones beside them.
 
     As many queries as the method trains, without a combination between them: what remains of a gain here
@@ -187,26 +204,28 @@ class GroupedQueries(nn.Module):
         return Queries(parts, groups)
 
 
-QuerySource = StaticQueries | ModulatedQueries | GeneratedQueries | GroupedQueries
-
-
-def make_queries(config: QueriesConfig, widths: Mapping[str, int], context_channels: int) -> QuerySource:
+def make_queries(config: QueriesConfig, widths: Mapping[str, int], backbone: int, hidden: int) -> QuerySource:
     """The source of queries that the configuration names.
 
     Args:
         config: the ``queries`` section.
         widths: what a query of this family consists of, part name -> width.
-        context_channels: channels of the feature map that the source will be called with.
+        backbone: channels of the backbone's coarsest map.
+        hidden: channels of the model's own maps.
     """
+    channels = backbone if config.context == "backbone" else hidden
+    source: QuerySource
     match config.kind:
         case "static":
-            return StaticQueries(widths, config.count)
+            source = StaticQueries(widths, config.count)
         case "modulated":
-            return ModulatedQueries(widths, context_channels, config)
+            source = ModulatedQueries(widths, channels, config)
         case "generated":
-            return GeneratedQueries(widths, context_channels, config)
+            source = GeneratedQueries(widths, channels, config)
         case "grouped":
-            return GroupedQueries(widths, config)
+            source = GroupedQueries(widths, config)
+    source.context = config.context
+    return source
 
 
 def _tables(widths: Mapping[str, int], rows: int) -> nn.ParameterDict:

@@ -159,6 +159,7 @@ class DetectorCase(Recorded):
             count=self.options["num_queries"],
             ratio=self.config["dynamic_queries"]["query_ratio"],
             hidden=hidden,
+            context=model_config(self).published_context,
             pool="max",
             pool_padding=True,
             coefficients="softmax" if self.config["dynamic_queries"]["coefficients_softmax"] else "raw",
@@ -192,7 +193,10 @@ class DetectorCase(Recorded):
         """Our model with the official weights loaded, every name used."""
         hidden = len(self.weights["query_weight.0.weight"]) if self.dynamic else 512
         model = FAMILIES[config.family](
-            config, self.queries(hidden), self.options["num_classes"], self.config["feature_channels"]
+            config,
+            self.queries(hidden),
+            self.options["num_classes"],
+            self.config["feature_channels"],
         )
         model.load_state_dict(from_official(self.weights, config.family), strict=True)
         return model

@@ -54,6 +54,7 @@ class Case(Recorded):
         if options["dq"]:
             queries = QueriesConfig(
                 kind="modulated",
+                context=config.published_context,
                 count=options["num_queries"],
                 ratio=options["query_ratio"],
                 hidden=options["hidden_dim"],

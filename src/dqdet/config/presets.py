@@ -100,7 +100,10 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str, source: str) -> Config:
-    """The inverse of `to_yaml`. ``source``, the file, is named in errors."""
+    """The inverse of `to_yaml`. ``source``, the file, is named in errors.
+
+    Files from before ``queries.context`` mean the map that was pooled then, the published one.
+    """
     try:
         options = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -108,9 +111,12 @@ def from_yaml(text: str, source: str) -> Config:
     if not isinstance(options, dict):
         raise DqdetError(f"{source}: not a configuration of dqdet")
     try:
-        return _validated(options)
+        config = _validated(options)
     except DqdetError as error:
         raise DqdetError(f"{source}: {error}") from error
+    if "context" not in config.queries.model_fields_set:
+        config.queries.context = config.model.published_context
+    return config
 
 
 class _Dumper(yaml.SafeDumper):

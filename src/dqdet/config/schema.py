@@ -24,6 +24,7 @@ class Section(BaseModel):
 
 
 Task = Literal["detection", "instance", "panoptic", "video"]
+Context = Literal["backbone", "projected", "memory"]
 
 
 class BackboneConfig(Section):
@@ -40,6 +41,7 @@ class TransformerConfig(Section):
 
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)  # that the family can learn
     loss: ClassVar[str] = "boxes"  # kind of its set loss
+    published_context: ClassVar[Context] = "backbone"  # of the code that dynamic queries were published with
 
     family: str
     backbone: BackboneConfig = BackboneConfig()
@@ -82,6 +84,8 @@ class DabDetrConfig(TransformerConfig):
 class DeformableDetrConfig(TransformerConfig):
     """Deformable-DETR (Zhu et al., 2021)."""
 
+    published_context: ClassVar[Context] = "projected"
+
     family: Literal["deformable_detr"] = "deformable_detr"
     feedforward: PositiveInt = 1024
     levels: PositiveInt = 4  # feature maps; those beyond the backbone's are strided convolutions
@@ -105,6 +109,7 @@ class Mask2FormerConfig(TransformerConfig):
 
     tasks: ClassVar[tuple[Task, ...]] = ("instance", "panoptic")
     loss: ClassVar[str] = "masks"
+    published_context: ClassVar[Context] = "memory"
 
     family: Literal["mask2former"] = "mask2former"
     decoder_layers: PositiveInt = 9
@@ -156,6 +161,9 @@ class QueriesConfig(Section):
     count: PositiveInt = 300  # m: queries used at inference
     ratio: PositiveInt = 4  # r: basic queries behind each modulated one
     hidden: PositiveInt = 512  # hidden size of the MLP that predicts the coefficients
+    # The coarsest map that tells what is in the image: the backbone's (the paper's F); that after the projection to the
+    # model's width and its norm; or what the encoder makes of it.
+    context: Context = "backbone"
     pool: Literal["mean", "max"] = "mean"
     pool_padding: bool = False  # let padded positions take part in the pooling, as the published code does
     coefficients: Literal["softmax", "raw"] = "softmax"

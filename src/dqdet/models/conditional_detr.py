@@ -138,13 +138,15 @@ class ConditionalDetr(Detector):
         self.spatial_scale = xavier_(MLP(hidden, hidden, hidden))
         self.class_head = class_head(hidden, num_classes)
         self.box_head = box_head(hidden)
-        self.queries = make_queries(queries, {"position": hidden}, channels[-1])
+        self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         padding = resize_padding(padding, feature)  # [B, h, w]
-        queries = self.queries(feature, padding)
-        memory = self.encoder(self.input_proj(feature), padding)
+        projected = self.input_proj(feature)  # [B, c, h, w]
+        memory = self.encoder(projected, padding)
+        contexts = {"backbone": feature, "projected": projected, "memory": memory.map}
+        queries = self.queries(contexts[self.queries.context], padding)
 
         position = queries["position"]  # [B, Q, c]
         reference = self.reference_head(position).sigmoid()  # [B, Q, 2]

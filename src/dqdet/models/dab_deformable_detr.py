@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dqdet.config import QueriesConfig
 from dqdet.models.deformable_detr import DecoderInput, DeformableDetr
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.position import anchor_embedding
-from dqdet.queries import make_queries
 
 
 class DabDeformableDetr(DeformableDetr):
@@ -17,8 +15,10 @@ class DabDeformableDetr(DeformableDetr):
 
     epsilon = 1e-3
 
-    def add_queries(self, hidden: int, queries: QueriesConfig) -> None:
-        self.queries = make_queries(queries, {"content": hidden, "anchor": 4}, hidden)
+    def query_parts(self, hidden: int) -> dict[str, int]:
+        return {"content": hidden, "anchor": 4}
+
+    def add_query_layers(self, hidden: int) -> None:
         self.position_head = xavier_(MLP(2 * hidden, hidden, hidden))
         self.position_scale = xavier_(MLP(hidden, hidden, hidden))
 

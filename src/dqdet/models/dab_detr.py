@@ -73,7 +73,7 @@ class DabDetr(Detector):
         self.size_head = xavier_(MLP(hidden, hidden, 2))
         self.class_head = class_head(hidden, num_classes)
         self.box_head = box_head(hidden)
-        self.queries = make_queries(queries, {"anchor": 4}, channels[-1])
+        self.queries = make_queries(queries, {"anchor": 4}, backbone=channels[-1], hidden=hidden)
         if config.patterns:
             self.patterns = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.patterns, hidden)))
         else:
@@ -82,8 +82,10 @@ class DabDetr(Detector):
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         padding = resize_padding(padding, feature)  # [B, h, w]
-        queries = self.with_content(self.queries(feature, padding))
-        memory = self.encoder(self.input_proj(feature), padding)
+        projected = self.input_proj(feature)  # [B, c, h, w]
+        memory = self.encoder(projected, padding)
+        contexts = {"backbone": feature, "projected": projected, "memory": memory.map}
+        queries = self.with_content(self.queries(contexts[self.queries.context], padding))
 
         x, anchor = queries["content"], queries["anchor"].sigmoid()  # [B, Q, c], [B, Q, 4]
         outputs, anchors = [], [anchor]

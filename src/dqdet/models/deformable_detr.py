@@ -103,11 +103,15 @@ class DeformableDetr(Detector):
             self.proposal_proj = nn.Sequential(xavier_(nn.Linear(hidden, hidden)), nn.LayerNorm(hidden))
             self.proposal_query = nn.Sequential(xavier_(nn.Linear(2 * hidden, 2 * hidden)), nn.LayerNorm(2 * hidden))
         else:
-            self.add_queries(hidden, queries)
+            self.queries = make_queries(queries, self.query_parts(hidden), backbone=channels[-1], hidden=hidden)
+            self.add_query_layers(hidden)
 
-    def add_queries(self, hidden: int, queries: QueriesConfig) -> None:
-        """What a query consists of, and the layers that read its position and reference from it."""
-        self.queries = make_queries(queries, {"position": hidden, "content": hidden}, hidden)
+    def query_parts(self, hidden: int) -> dict[str, int]:
+        """What a query consists of: names and widths."""
+        return {"position": hidden, "content": hidden}
+
+    def add_query_layers(self, hidden: int) -> None:
+        """The layers that read a query's position and reference from it."""
         self.reference_points = xavier_(nn.Linear(hidden, 2))
         nn.init.zeros_(self.reference_points.bias)
 
@@ -115,11 +119,14 @@ class DeformableDetr(Detector):
         maps = self.project(features)  # L of [B, c, h, w]
         paddings = [resize_padding(padding, x) for x in maps]
         memory = self.encoder(maps, paddings)
-        if self.proposal_count is None:
-            start = self.start_from_queries(maps[-1], paddings[-1])
-        else:
-            start = self.start_from_proposals(memory, self.proposal_count)
-        return self.decode(start, memory)
+        if self.proposal_count is not None:
+            return self.decode(self.start_from_proposals(memory, self.proposal_count), memory)
+        contexts = {
+            "backbone": (features[-1], paddings[len(features) - 1]),
+            "projected": (maps[-1], paddings[-1]),
+            "memory": (memory.coarsest, paddings[-1]),
+        }
+        return self.decode(self.start_from_queries(*contexts[self.queries.context]), memory)
 
     def project(self, features: list[Tensor]) -> list[Tensor]:
         """Backbone maps as ``[B, c, h, w]`` each, and strided convolutions for the levels beyond them."""
@@ -131,10 +138,10 @@ class DeformableDetr(Detector):
         return maps
 
     def start_from_queries(self, feature: Tensor, padding: Tensor) -> DecoderInput:
-        """Learned queries; the context of dynamic ones is the coarsest map ``[B, c, h, w]``, or ``[B, c, T, h, w]``.
+        """Learned queries; ``feature`` is their context, with its padding.
 
-        It is pooled after its group norm, as in the published code. The mean of a normed group of channels says
-        nothing about the image, so mean pooling leaves 7 of 8 directions at the published width of 256.
+        The published code pools the projected map, after its group norm. The mean of a normed group of channels says
+        nothing about the image, so that mean pooling leaves 7 of 8 directions there at the published width of 256.
         """
         queries = self.queries(feature, padding)
         reference = self.reference_points(queries["position"]).sigmoid()  # [B, Q, 2]

@@ -66,13 +66,15 @@ class Detr(Detector):
         self.norm = nn.LayerNorm(hidden)
         self.class_head = nn.Linear(hidden, num_classes + 1)
         self.box_head = MLP(hidden, hidden, hidden, 4)
-        self.queries = make_queries(queries, {"position": hidden}, channels[-1])
+        self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         padding = resize_padding(padding, feature)  # [B, h, w]
-        queries = self.queries(feature, padding)
-        memory = self.encoder(self.input_proj(feature), padding)
+        projected = self.input_proj(feature)  # [B, c, h, w]
+        memory = self.encoder(projected, padding)
+        contexts = {"backbone": feature, "projected": projected, "memory": memory.map}
+        queries = self.queries(contexts[self.queries.context], padding)
 
         keys = memory.tokens + memory.position
         x = torch.zeros_like(queries["position"])  # [B, Q, c]

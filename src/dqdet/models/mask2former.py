@@ -83,7 +83,7 @@ class Mask2Former(Detector):
 
     Args:
         config: sizes.
-        queries: source of the queries; their context is the coarsest map of the pixel decoder.
+        queries: source of the queries.
         num_classes: C; the class head has one output more, for "no object".
         channels: of the feature maps at strides 4, 8, 16 and 32.
     """
@@ -104,11 +104,14 @@ class Mask2Former(Detector):
         self.norm = nn.LayerNorm(hidden)
         self.class_head = nn.Linear(hidden, num_classes + 1)
         self.mask_head = MLP(hidden, hidden, hidden, hidden)
-        self.queries = make_queries(queries, {"content": hidden, "position": hidden}, hidden)
+        self.queries = make_queries(
+            queries, {"content": hidden, "position": hidden}, backbone=channels[-1], hidden=hidden
+        )
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         pixels = self.pixels(features, padding)
-        queries = self.queries(pixels.maps[0], pixels.paddings[0])
+        contexts = {"backbone": features[-1], "projected": pixels.projected, "memory": pixels.maps[0]}
+        queries = self.queries(contexts[self.queries.context], pixels.paddings[0])
         return self.decode(queries, self.levels(pixels), pixels.mask_features)
 
     def pixels(self, features: list[Tensor], padding: Tensor) -> PixelFeatures:

@@ -103,7 +103,13 @@ class SeqFormer(DeformableDetr):
         maps = self.project([x.flatten(0, 1) for x in features])  # L of [B*T, c, h, w]
         paddings = [resize_padding(padding, x).repeat_interleave(clips[1], 0) for x in maps]  # L of [B*T, h, w]
         memory = self.encoder(maps, paddings)
-        start = self.start_from_queries(maps[-1].unflatten(0, clips).transpose(1, 2), paddings[-1].unflatten(0, clips))
+        contexts = {
+            "backbone": (features[-1], paddings[len(features) - 1]),
+            "projected": (maps[-1].unflatten(0, clips), paddings[-1]),
+            "memory": (memory.coarsest.unflatten(0, clips), paddings[-1]),
+        }
+        feature, cells = contexts[self.queries.context]  # [B, T, C, h, w], [B*T, h, w]
+        start = self.start_from_queries(feature.transpose(1, 2), cells.unflatten(0, clips))
         outputs, boxes, references = self.decode_clips(start, memory)
         centres = references.unflatten(1, clips).transpose(2, 3)  # [L, B, Q, T, 2]
         return Predictions(

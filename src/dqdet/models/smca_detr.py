@@ -110,14 +110,16 @@ class SmcaDetr(Detector):
         self.centre_head = xavier_(MLP(hidden, hidden, hidden, 2))
         self.class_head = class_head(hidden, num_classes + 1)
         self.box_head = MLP(hidden, hidden, hidden, 4)
-        self.queries = make_queries(queries, {"position": hidden}, channels[-1])
+        self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         cells = valid_sizes(padding) / STRIDE  # [B, 2], width and height of the images
         padding = resize_padding(padding, feature)  # [B, h, w]
-        queries = self.queries(feature, padding)
-        memory = self.encoder(self.input_proj(feature), padding)
+        projected = self.input_proj(feature)  # [B, c, h, w]
+        memory = self.encoder(projected, padding)
+        contexts = {"backbone": feature, "projected": projected, "memory": memory.map}
+        queries = self.queries(contexts[self.queries.context], padding)
 
         position = queries["position"]  # [B, Q, c]
         # All layers and all boxes share the centres, which the first layer sees in its queries.

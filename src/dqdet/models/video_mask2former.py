@@ -24,7 +24,8 @@ class VideoMask2Former(Mask2Former):
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         clips = features[0].shape[:2]  # B, T
         pixels = self.pixels([x.flatten(0, 1) for x in features], padding.repeat_interleave(clips[1], 0))
-        context = pixels.maps[0].unflatten(0, clips).transpose(1, 2)  # [B, c, T, h, w]
+        contexts = {"backbone": features[-1].flatten(0, 1), "projected": pixels.projected, "memory": pixels.maps[0]}
+        context = contexts[self.queries.context].unflatten(0, clips).transpose(1, 2)  # [B, C, T, h, w]
         queries = self.queries(context, pixels.paddings[0].unflatten(0, clips))
         levels = [joined(level, clips[1]) for level in self.levels(pixels)]
         return self.decode(queries, levels, pixels.mask_features.unflatten(0, clips))

@@ -27,6 +27,11 @@ class DenseMemory:
     padding: Tensor  # [B, S] bool
     shape: tuple[int, int]  # height and width of the map
 
+    @property
+    def map(self) -> Tensor:
+        """The cells as a feature map, ``[B, c, h, w]``."""
+        return self.tokens.transpose(1, 2).unflatten(2, self.shape)
+
 
 @dataclass
 class Memory:
@@ -36,6 +41,12 @@ class Memory:
     shapes: Shapes  # height and width of the L levels
     padding: Tensor  # [B, S] bool
     ratios: Tensor  # [B, L, 2], the valid part of each level's width and height
+
+    @property
+    def coarsest(self) -> Tensor:
+        """The last level as a feature map, ``[B, c, h, w]``."""
+        height, width = self.shapes[-1]
+        return self.tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
 
 
 class FeedForward(nn.Module):

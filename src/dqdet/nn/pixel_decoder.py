@@ -21,6 +21,7 @@ class PixelFeatures(NamedTuple):
     maps: list[Tensor]  # [B, c, h, w] at strides 32, 16 and 8
     paddings: list[Tensor]  # [B, h, w] bool, of the same
     mask_features: Tensor  # [B, c, h, w] at stride 4
+    projected: Tensor  # [B, c, h, w] at stride 32, before the encoder
 
 
 class PixelDecoder(nn.Module):
@@ -74,10 +75,11 @@ class PixelDecoder(nn.Module):
     def forward(self, features: list[Tensor], padding: Tensor) -> PixelFeatures:
         """Decode ``features``, ``[B, C, h, w]`` at strides 4, 8, 16, 32, with image padding ``[B, H, W]``."""
         stride4, *coarser = features
-        maps = [projection(x) for projection, x in zip(self.input_proj, reversed(coarser), strict=True)]
-        paddings = [resize_padding(padding, x) for x in maps]
-        memory = self.encoder(maps, paddings)
+        projected = [projection(x) for projection, x in zip(self.input_proj, reversed(coarser), strict=True)]
+        paddings = [resize_padding(padding, x) for x in projected]
+        memory = self.encoder(projected, paddings)
         levels = memory.tokens.split([h * w for h, w in memory.shapes], 1)  # of [B, h*w, c]
         maps = [x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(levels, memory.shapes, strict=True)]
         upsampled = F.interpolate(maps[-1], size=stride4.shape[2:], mode="bilinear")  # [B, c, h, w] at stride 4
-        return PixelFeatures(maps, paddings, self.mask_proj(self.output(self.lateral(stride4) + upsampled)))
+        mask_features = self.mask_proj(self.output(self.lateral(stride4) + upsampled))
+        return PixelFeatures(maps, paddings, mask_features, projected[0])

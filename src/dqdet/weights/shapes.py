@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dqdet.config import Config, override, preset_names, resolve
+from dqdet.config import Config, TransformerConfig, override, preset_names, resolve
 from dqdet.errors import DqdetError
 from dqdet.weights.classes import class_options, published_classes
 from dqdet.weights.renaming import State
@@ -75,7 +75,7 @@ def describe(
         options = {
             **_model(state, family, heads),
             **_backbone_options(backbone, family),
-            **_queries(state, family, count),
+            **_queries(state, config.model, count),
             **class_options(classes, outputs, names),
         }
     except KeyError as error:
@@ -127,7 +127,8 @@ def _backbone_options(name: str, family: str) -> dict[str, Any]:
     return options
 
 
-def _queries(state: State, family: str, count: int | None) -> dict[str, Any]:
+def _queries(state: State, model: TransformerConfig, count: int | None) -> dict[str, Any]:
+    family = model.family
     tables = [table for name, table in state.items() if name.startswith(("queries.table.", "queries.basic."))]
     if "queries.coefficients.0.weight" not in state:
         count = len(tables[0]) if tables else count  # without tables the encoder proposes as many as wanted
@@ -140,6 +141,7 @@ def _queries(state: State, family: str, count: int | None) -> dict[str, Any]:
         "queries.count": count,
         "queries.ratio": basic // count,
         "queries.hidden": len(state["queries.coefficients.0.weight"]),
+        "queries.context": model.published_context,
         "queries.pool": "max",
         "queries.pool_padding": True,
         "queries.coefficients": "softmax" if family == "deformable_detr" else "raw",
