@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dqdet.config import Context, QueriesConfig
+from dqdet.nn.heads import in_float32
 from dqdet.types import Queries
 
 
@@ -41,7 +42,9 @@ def combine(basic: Tensor, coefficients: Tensor) -> Tensor:
     if m * r != len(basic):
         raise ValueError(f"{m} x {r} coefficients do not fit {len(basic)} basic queries")
     grouped = basic.view(m, r, -1)  # [m, r, f]
-    return torch.einsum("...mr,mrf->...mf", coefficients, grouped)
+    # Queries may be boxes, for which half precision has too few digits.
+    with torch.autocast(basic.device.type, enabled=False):
+        return torch.einsum("...mr,mrf->...mf", coefficients.float(), grouped.float()).to(basic.dtype)
 
 
 CombinationKind = Literal["convex", "non_convex", "averaged", "sampled"]
@@ -83,7 +86,7 @@ def pool(
     Returns:
         Context ``[B, C]``.
     """
-    features = features.flatten(2)  # [B, C, cells]
+    features = features.flatten(2).float()  # [B, C, cells]
     if pool_padding:
         return features.mean(-1) if kind == "mean" else features.amax(-1)
     valid = ~padding.flatten(1)[:, None]  # [B, 1, cells]
@@ -149,7 +152,7 @@ class ModulatedQueries(QuerySource):
     def predict_coefficients(self, features: Tensor, padding: Tensor) -> Tensor:
         """``[B, m, r]`` from features ``[B, C, h, w]`` and padding ``[B, h, w]``."""
         context = pool(features, padding, self.config.pool, self.config.pool_padding)  # [B, C]
-        raw = self.coefficients(context).unflatten(-1, (self.config.count, self.config.ratio))
+        raw = in_float32(self.coefficients, context).unflatten(-1, (self.config.count, self.config.ratio))
         return raw.softmax(-1) if self.config.coefficients == "softmax" else raw  # [B, m, r]
 
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
@@ -178,7 +181,8 @@ class GeneratedQueries(QuerySource):
 
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
         context = pool(features, padding, self.config.pool, self.config.pool_padding)  # [B, C]
-        made = self.generate(context).unflatten(-1, (self.config.count, -1))  # [B, m, sum of widths]
+        made = in_float32(self.generate, context).unflatten(-1, (self.config.count, -1))  # [B, m, sum of widths]
+        made = made.to(next(self.parameters()).dtype)
         parts = made.split(list(self.widths.values()), -1)
         return Queries(dict(zip(self.widths, parts, strict=True)), {"generated": self.config.count})
 

@@ -12,7 +12,7 @@ from dqdet.models.detector import Detector
 from dqdet.nn.attention import attend
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
 from dqdet.nn.encoder import Activation, DenseEncoder, DenseMemory, FeedForward
-from dqdet.nn.heads import box_head, class_head
+from dqdet.nn.heads import box_head, class_head, in_float32
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
@@ -149,8 +149,9 @@ class ConditionalDetr(Detector):
         queries = self.queries(contexts[self.queries.context], padding)
 
         position = queries["position"]  # [B, Q, c]
-        reference = self.reference_head(position).sigmoid()  # [B, Q, 2]
+        reference = in_float32(self.reference_head, position).sigmoid()  # [B, Q, 2]
         sine = sine_embedding(reference.flip(-1), position.shape[-1] // 2)  # [B, Q, c], y before x as in the keys
+        sine = sine.to(position)
         x = torch.zeros_like(position)
         outputs = []
         for i, layer in enumerate(self.decoder):
@@ -161,7 +162,7 @@ class ConditionalDetr(Detector):
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(
             logits=self.class_head(decoded),
-            boxes=boxes_around(inverse_sigmoid(reference), self.box_head(decoded)),
+            boxes=boxes_around(inverse_sigmoid(reference), in_float32(self.box_head, decoded)),
             groups=queries.groups,
             coefficients=queries.coefficients,
         )

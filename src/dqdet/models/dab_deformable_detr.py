@@ -24,10 +24,10 @@ class DabDeformableDetr(DeformableDetr):
 
     def start_from_queries(self, feature: Tensor, padding: Tensor) -> DecoderInput:
         queries = self.queries(feature, padding)
-        anchor = queries["anchor"].sigmoid()  # [B, Q, 4]
+        anchor = queries["anchor"].float().sigmoid()  # [B, Q, 4]
         return DecoderInput(queries["content"], None, anchor, queries.groups, queries.coefficients)
 
     def query_position(self, layer: int, x: Tensor, reference: Tensor, start: DecoderInput) -> Tensor:
         anchor = reference[:, :, 0]  # [B, Q, 4], in 0..1 of the padded finest map, as published
-        position = self.position_head(anchor_embedding(anchor, x.shape[-1] // 2))  # [B, Q, c]
+        position = self.position_head(anchor_embedding(anchor, x.shape[-1] // 2).to(x))  # [B, Q, c]
         return position if layer == 0 else position * self.position_scale(x)

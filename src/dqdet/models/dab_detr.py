@@ -12,7 +12,7 @@ from dqdet.models.conditional_detr import ConditionalDecoderLayer
 from dqdet.models.detector import Detector
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
 from dqdet.nn.encoder import Activation, DenseEncoder
-from dqdet.nn.heads import box_head, class_head
+from dqdet.nn.heads import box_head, class_head, in_float32
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
@@ -87,10 +87,10 @@ class DabDetr(Detector):
         contexts = {"backbone": feature, "projected": projected, "memory": memory.map}
         queries = self.with_content(self.queries(contexts[self.queries.context], padding))
 
-        x, anchor = queries["content"], queries["anchor"].sigmoid()  # [B, Q, c], [B, Q, 4]
+        x, anchor = queries["content"], queries["anchor"].float().sigmoid()  # [B, Q, c], [B, Q, 4]
         outputs, anchors = [], [anchor]
         for i, layer in enumerate(self.decoder):
-            embedded = anchor_embedding(anchor, x.shape[-1] // 2)  # [B, Q, 2c]
+            embedded = anchor_embedding(anchor, x.shape[-1] // 2).to(x)  # [B, Q, 2c]
             position = self.position_head(embedded)  # [B, Q, c]
             spatial = self.modulate(embedded[..., : x.shape[-1]], anchor, x)  # [B, Q, c]
             if i > 0:
@@ -99,12 +99,12 @@ class DabDetr(Detector):
             outputs.append(x)
             if i + 1 < len(self.decoder):
                 # A box loss reaches the layer that moved the anchor last, and none before it.
-                anchors.append(boxes_around(inverse_sigmoid(anchor, EPSILON), self.box_head(x)))
+                anchors.append(boxes_around(inverse_sigmoid(anchor, EPSILON), in_float32(self.box_head, x)))
                 anchor = anchors[-1].detach()
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(
             logits=self.class_head(decoded),
-            boxes=boxes_around(inverse_sigmoid(torch.stack(anchors), EPSILON), self.box_head(decoded)),
+            boxes=boxes_around(inverse_sigmoid(torch.stack(anchors), EPSILON), in_float32(self.box_head, decoded)),
             groups=queries.groups,
             coefficients=queries.coefficients,
         )
@@ -117,9 +117,9 @@ class DabDetr(Detector):
             anchor: ``[B, Q, 4]`` in 0..1.
             content: ``[B, Q, c]``, from which the reference width and height follow.
         """
-        width, height = (self.size_head(content).sigmoid() / anchor[..., 2:]).chunk(2, -1)  # [B, Q, 1]
+        width, height = (in_float32(self.size_head, content).sigmoid() / anchor[..., 2:]).chunk(2, -1)  # [B, Q, 1]
         y, x = centre.chunk(2, -1)  # [B, Q, c / 2]
-        return torch.cat([y * height, x * width], -1)
+        return torch.cat([y * height, x * width], -1).to(content)
 
     def with_content(self, queries: Queries) -> Queries:
         """A query for every pattern and anchor, pattern by pattern inside each group: Q becomes P * Q."""

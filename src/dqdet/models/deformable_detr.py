@@ -15,7 +15,7 @@ from dqdet.nn.attention import Attention
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
 from dqdet.nn.deformable import DeformableAttention
 from dqdet.nn.encoder import DeformableEncoder, FeedForward, Memory, cell_centres
-from dqdet.nn.heads import box_head, class_head
+from dqdet.nn.heads import box_head, class_head, in_float32
 from dqdet.nn.init import xavier_
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import sine_embedding
@@ -144,7 +144,7 @@ class DeformableDetr(Detector):
         nothing about the image, so that mean pooling leaves 7 of 8 directions there at the published width of 256.
         """
         queries = self.queries(feature, padding)
-        reference = self.reference_points(queries["position"]).sigmoid()  # [B, Q, 2]
+        reference = in_float32(self.reference_points, queries["position"]).sigmoid()  # [B, Q, 2]
         return DecoderInput(queries["content"], queries["position"], reference, queries.groups, queries.coefficients)
 
     def start_from_proposals(self, memory: Memory, count: int) -> DecoderInput:
@@ -152,10 +152,10 @@ class DeformableDetr(Detector):
         anchor, usable = anchors(memory)  # [B, S, 4] logits, [B, S]
         tokens = self.proposal_proj(memory.tokens.masked_fill(~usable[..., None], 0))  # [B, S, c]
         logits = self.class_head[-1](tokens)  # [B, S, C]
-        boxes = self.box_head[-1](tokens) + anchor  # [B, S, 4]
+        boxes = in_float32(self.box_head[-1], tokens) + anchor  # [B, S, 4]
         best = logits[..., 0].topk(count, 1).indices  # [B, Q]; class 0 stands for any object here
         chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()  # [B, Q, 4]
-        embedded = sine_embedding(chosen, tokens.shape[-1] // 2)  # [B, Q, 2c]
+        embedded = sine_embedding(chosen, tokens.shape[-1] // 2).to(tokens)  # [B, Q, 2c]
         position, content = self.proposal_query(embedded).chunk(2, -1)
         proposals = Predictions(logits[None], boxes.sigmoid()[None], {"encoder": logits.shape[1]})
         return DecoderInput(content, position, chosen, {"proposals": count}, proposals=proposals)
@@ -188,7 +188,7 @@ class DeformableDetr(Detector):
 
     def predict_boxes(self, layer: int, x: Tensor, reference: Tensor) -> Tensor:
         """Boxes ``[B, Q, 4]`` of a layer's output ``[B, Q, c]`` around its references ``[B, Q, 2 or 4]``."""
-        offsets = self.box_head[layer if len(self.box_head) > 1 else 0](x)
+        offsets = in_float32(self.box_head[layer if len(self.box_head) > 1 else 0], x)
         return boxes_around(inverse_sigmoid(reference, self.epsilon), offsets)
 
     def predict_logits(self, outputs: list[Tensor]) -> Tensor:

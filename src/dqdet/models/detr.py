@@ -11,6 +11,7 @@ from dqdet.config import DetrConfig, QueriesConfig
 from dqdet.models.detector import Detector
 from dqdet.nn.attention import Attention
 from dqdet.nn.encoder import DenseEncoder, DenseMemory, FeedForward
+from dqdet.nn.heads import in_float32
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
 from dqdet.queries import make_queries
@@ -85,7 +86,7 @@ class Detr(Detector):
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(
             logits=self.class_head(decoded),
-            boxes=self.box_head(decoded).sigmoid(),
+            boxes=in_float32(self.box_head, decoded).sigmoid(),
             groups=queries.groups,
             coefficients=queries.coefficients,
         )

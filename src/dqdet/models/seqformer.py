@@ -13,6 +13,7 @@ from dqdet.nn.attention import Attention
 from dqdet.nn.deformable import DeformableAttention
 from dqdet.nn.dynamic_masks import DynamicMasks, MaskFeatures, parameter_count
 from dqdet.nn.encoder import FeedForward, Memory
+from dqdet.nn.heads import in_float32
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding, valid_sizes
@@ -117,7 +118,7 @@ class SeqFormer(DeformableDetr):
             boxes=boxes.unflatten(1, clips).transpose(2, 3),  # [L, B, Q, T, 4]
             groups=start.groups,
             masks=DynamicMasks(
-                self.mask_parameters(torch.stack(outputs)),
+                in_float32(self.mask_parameters, torch.stack(outputs)),  # they are multiplied by distances in pixels
                 self.read_masks(memory, paddings).unflatten(0, clips),
                 centres * valid_sizes(padding)[:, None, None],
             ),

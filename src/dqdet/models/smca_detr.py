@@ -16,7 +16,7 @@ from dqdet.models.detector import Detector
 from dqdet.nn.attention import Attention
 from dqdet.nn.boxes import boxes_around
 from dqdet.nn.encoder import DenseEncoder, DenseMemory, FeedForward
-from dqdet.nn.heads import class_head
+from dqdet.nn.heads import class_head, in_float32
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding, valid_sizes
@@ -78,8 +78,10 @@ class SmcaDecoderLayer(nn.Module):
         """
         query = x + position
         spatial = self.spatial_norm(query)
-        offset = self.offset_head(spatial).unflatten(-1, (self.heads, 2)).transpose(1, 2)  # [B, heads, Q, 2]
-        scale = self.scale_head(spatial).unflatten(-1, (self.heads, 2)).transpose(1, 2)  # [B, heads, Q, 2]
+        offset, scale = (  # [B, heads, Q, 2] each
+            in_float32(head, spatial).unflatten(-1, (self.heads, 2)).transpose(1, 2)
+            for head in (self.offset_head, self.scale_head)
+        )
         modulation = log_gaussian(centre[:, None] + offset, scale, memory.shape)  # [B, heads, Q, S]
 
         x = self.norm1(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
@@ -125,7 +127,7 @@ class SmcaDetr(Detector):
         # All layers and all boxes share the centres, which the first layer sees in its queries.
         first = self.decoder[0]
         assert isinstance(first, SmcaDecoderLayer)
-        centre_logit = self.centre_head(first.spatial_norm(position))  # [B, Q, 2]
+        centre_logit = in_float32(self.centre_head, first.spatial_norm(position))  # [B, Q, 2]
         centre = centre_logit.sigmoid() * cells[:, None]  # [B, Q, 2]
         keys = memory.tokens + memory.position
         x = torch.zeros_like(position)
@@ -136,7 +138,7 @@ class SmcaDetr(Detector):
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(
             logits=self.class_head(decoded),
-            boxes=boxes_around(centre_logit, self.box_head(decoded)),
+            boxes=boxes_around(centre_logit, in_float32(self.box_head, decoded)),
             groups=queries.groups,
             coefficients=queries.coefficients,
         )

@@ -37,10 +37,10 @@ def attend(
         ``[B, Q, heads * v]``.
     """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    mask = bias
+    mask = None if bias is None else bias.to(query.dtype)
     if padding is not None:
         ignored = padding[:, None, None]  # [B, 1, 1, K]
-        mask = ~ignored if bias is None else bias.masked_fill(ignored, -torch.inf)
+        mask = ~ignored if mask is None else mask.masked_fill(ignored, -torch.inf)
     sizes = None if groups is None else list(groups)
     if sizes is None or len(sizes) == 1:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

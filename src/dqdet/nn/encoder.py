@@ -108,7 +108,8 @@ class DenseEncoder(nn.Module):
 
     def forward(self, feature: Tensor, padding: Tensor) -> DenseMemory:
         """Encode ``feature [B, c, h, w]`` with its ``padding [B, h, w]``."""
-        position = sine_position(padding, feature.shape[1], self.temperature).flatten(1, 2).to(feature)  # [B, S, c]
+        dtype = next(self.parameters()).dtype  # float32 under autocast, too
+        position = sine_position(padding, feature.shape[1], self.temperature).flatten(1, 2).to(dtype)  # [B, S, c]
         tokens, cells = flatten_maps([feature]), padding.flatten(1)  # [B, S, c], [B, S]
         for layer in self.layers:
             tokens = layer(tokens, self.scale(position, tokens), cells)
@@ -166,7 +167,7 @@ class DeformableEncoder(nn.Module):
         """Encode ``maps``, L of ``[B, c, h, w]``, with their ``paddings``, L of ``[B, h, w]``."""
         memory = flatten_maps(maps)  # [B, S, c]
         positions = [
-            sine_position(padding, memory.shape[-1], shift=self.shift).flatten(1, 2) + embed
+            sine_position(padding, memory.shape[-1], shift=self.shift).flatten(1, 2).to(embed) + embed
             for padding, embed in zip(paddings, self.level_embed, strict=True)
         ]
         position = torch.cat(positions, 1)  # [B, S, c]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dqdet.nn.mlp import MLP
 
@@ -24,3 +24,13 @@ def box_head(hidden: int, size: float = 0.0) -> MLP:
     with torch.no_grad():
         head.last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
     return head
+
+
+def in_float32(head: nn.Module, x: Tensor) -> Tensor:
+    """The output of a small head that tells places, sizes or coefficients, in float32.
+
+    Half precision has 8 or 11 bits for a place in an image of 1,333 pixels, so autocast is left out here. A head whose
+    parameters are in half precision runs in that.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return head(x.to(next(head.parameters()).dtype)).float()

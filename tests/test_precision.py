@@ -1,0 +1,114 @@
+"""Half precision: places stay exact, and every family runs in it, learns in it, and can be cast to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dqdet.losses import make_loss
+from dqdet.models import create_model
+from dqdet.models.detector import Detector
+from dqdet.nn.position import sine_position
+from dqdet.queries import combine
+from dqdet.types import Predictions
+from small_families import CLIPS, CONFIGS, FRAMES, IMAGES, build, inputs, make_targets, reads_clips
+from test_families import loss_config
+from tiny import tiny_family
+
+every_family = pytest.mark.parametrize("name", CONFIGS)
+predicts_boxes = pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.loss != "masks"])
+
+
+def predict(model: Detector, dtype: torch.dtype | None = None) -> Predictions:
+    features, padding = inputs(model)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        return model.forward_features(features, padding)
+
+
+@predicts_boxes
+def test_boxes_under_autocast_are_those_of_float32(name):
+    """But for what the decoder's activations lose: rounded to 8 bits, boxes alone would be off by up to 2e-3."""
+    model = build(name).eval()
+    exact, mixed = predict(model), predict(model, torch.bfloat16)
+    assert mixed.boxes.dtype == torch.float32
+    assert mixed.logits.dtype == torch.bfloat16  # the rest follows autocast
+    difference = (mixed.boxes - exact.boxes).abs()
+    assert difference.mean() < 1e-3
+    assert difference.max() < 6e-3
+    assert (mixed.boxes != mixed.boxes.bfloat16()).float().mean() > 0.9
+
+
+@every_family
+def test_coefficients_under_autocast_are_those_of_float32(name):
+    model = build(name).eval()
+    assert torch.equal(predict(model, torch.bfloat16).coefficients, predict(model).coefficients)
+
+
+def test_queries_are_combined_in_float32():
+    basic, coefficients = torch.randn(12, 4), torch.rand(2, 3, 4).softmax(-1)
+    expected = combine(basic, coefficients)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = combine(basic, coefficients)
+    assert torch.equal(found, expected)
+
+
+def test_centres_of_masks_are_pixels_of_large_frames():
+    """With 8 bits, a place at 1,000 pixels would be known to 4 pixels only."""
+    model = build("seqformer").eval()
+    exact, mixed = predict(model), predict(model, torch.bfloat16)
+    assert mixed.masks.centres.dtype == mixed.masks.embeddings.dtype == torch.float32
+    torch.testing.assert_close(mixed.masks.centres[0], exact.masks.centres[0], rtol=1e-6, atol=1e-5)
+
+
+def test_position_encodings_are_float32():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert sine_position(torch.zeros(1, 4, 5, dtype=torch.bool), 8).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "detr_r50",
+        "conditional_detr_r50",
+        "smca_detr_r50",
+        "dab_detr_r50",
+        "deformable_detr_r50",
+        "deformable_detr_r50_refine",
+        "dab_deformable_detr_r50",
+        "mask2former_r50_coco_instance",
+        "video_mask2former_r50",
+        "seqformer_r50",
+    ],
+)
+@pytest.mark.parametrize("kind", ["static", "modulated"])
+def test_a_model_cast_to_bfloat16_runs(preset, kind):
+    torch.manual_seed(0)
+    config = tiny_family(preset, classes=["cat", "dog"], queries__kind=kind)
+    model = create_model(config).eval()
+    frames = (2,) if config.data.task == "video" else ()
+    images, padding = torch.randn(2, *frames, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
+    padding[1, :, 64:] = True
+    with torch.inference_mode():
+        exact = model(images, padding)
+        found = model.bfloat16()(images.bfloat16(), padding)
+    assert found.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(found.logits.float(), exact.logits, rtol=0.1, atol=0.1)
+    if exact.boxes is not None:
+        assert found.boxes.dtype == torch.float32
+        torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0.02)
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16-mixed", "16-mixed"])
+def test_a_step_in_mixed_precision_has_finite_gradients(name, dtype):
+    model = build(name).train()
+    sizes, frames = (CLIPS, FRAMES) if reads_clips(model) else (IMAGES, None)
+    targets = make_targets(sizes, (2, 3, 1)[: len(sizes)], frames)
+    features, padding = inputs(model)
+    torch.manual_seed(0)  # of the points in masks
+    with torch.autocast("cpu", dtype=dtype):
+        losses = make_loss(loss_config(name))(model.forward_features(features, padding), targets)
+    assert losses.total.dtype == torch.float32
+    losses.total.backward()
+    gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+    assert not [key for key, gradient in gradients.items() if not gradient.isfinite().all()]
