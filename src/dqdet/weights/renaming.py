@@ -17,6 +17,8 @@ Rule = tuple[str, str]  # pattern and replacement of re.sub, applied to a parame
 def rename(state: State, rules: Sequence[Rule]) -> State:
     """Apply all rules in order to every name. Names that become one must hold equal tensors (shared parameters).
 
+    Parameters whose names become empty are left out.
+
     Raises:
         DqdetError: if two different tensors end under one name.
     """
@@ -25,6 +27,8 @@ def rename(state: State, rules: Sequence[Rule]) -> State:
         new = name
         for pattern, replacement in rules:
             new = re.sub(pattern, replacement, new)
+        if not new:
+            continue
         if new in renamed and not torch.equal(renamed[new], tensor):
             raise DqdetError(f"{name}: differs from another parameter that also becomes {new}")
         renamed[new] = tensor
@@ -66,3 +70,8 @@ def fold_norms(state: State, prefix: str = "backbone.body.", eps: float = 1e-5) 
             folded[f"{conv}.scale"] = scale
             folded[f"{conv}.shift"] = state[f"{base}.bias"] - state[f"{base}.running_mean"] * scale
     return folded
+
+
+def count_modules(state: State, prefix: str) -> int:
+    """How many numbered modules there are whose names begin with ``prefix``."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if re.match(rf"{re.escape(prefix)}\d", name)})
