@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ from dqdet.runs.folder import (
 from dqdet.runs.hub import download
 from dqdet.weights import read_huggingface, read_official
 from dqdet.weights.huggingface import THEIR_CONFIG
-from dqdet.weights.renaming import State
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # user/name
 LISTED = 20  # names of parameters that a message spells out
@@ -54,15 +52,10 @@ def load_model(source: str | Path) -> Trained:
         if not HUB_NAME.fullmatch(str(source)):
             raise DqdetError(f"{source}: no such folder or file; give a run, a checkpoint, or a name on the hub")
         path = download(str(source))
-    read: Callable[[Path], tuple[State, Config]]
-    if path.is_file():
-        read = read_official
-    elif (path / THEIR_CONFIG).is_file() and not (path / CONFIG).exists():
-        read = read_huggingface
-    else:
+    if not path.is_file() and ((path / CONFIG).exists() or not (path / THEIR_CONFIG).is_file()):
         return Trained(*load_folder(path), load_metrics(path))
     try:
-        state, config = read(path)
+        state, config = read_official(path) if path.is_file() else read_huggingface(path)
         model = create_model(without_pretraining(config))
         if found := differences(model.state_dict(), state, LISTED):
             raise DqdetError(f"looks like {config.model.family}, but has other parameters: {found}")

@@ -17,10 +17,9 @@ DETECTRON2_RESNET: list[Rule] = [
     (r"^(backbone\..*)\bshortcut\.", r"\1downsample.0."),
 ]
 
-# Swin transformers become timm's, where each stage begins with the step down that ended the one before. Indices
-# follow from the window.
+# Swin transformers become timm's, where each stage begins with the step down that ended the one before.
 DETECTRON2_SWIN: list[Rule] = [
-    (r".*\.relative_position_index$", ""),
+    (r".*\.relative_position_index$", ""),  # follows from the window
     (r"^backbone\.norm(\d)\.", r"backbone.norms.\1."),
     *((rf"^backbone\.layers\.{i}\.downsample\.", f"backbone.body.layers_{i + 1}.downsample.") for i in range(3)),
     (r"^backbone\.layers\.(\d)\.", r"backbone.body.layers_\1."),
@@ -30,8 +29,7 @@ DETECTRON2_SWIN: list[Rule] = [
 # In ``transformers`` it is timm's or the library's own ResNet, nested once more in older versions and in DAB-DETR.
 HUGGINGFACE_RESNET: list[Rule] = [
     (r"^backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?", "backbone.0.body."),
-    (r"^(backbone\.0\.body)\.embedder\.embedder\.convolution\.", r"\1.conv1."),
-    (r"^(backbone\.0\.body)\.embedder\.embedder\.normalization\.", r"\1.bn1."),
+    (r"^(backbone\.0\.body)\.embedder\.embedder\.", r"\1.layer.0."),
     *((rf"^(backbone\.0\.body)\.encoder\.stages\.{i}\.layers\.", rf"\1.layer{i + 1}.") for i in range(4)),
     (r"\.shortcut\.convolution\.", ".downsample.0."),
     (r"\.shortcut\.normalization\.", ".downsample.1."),

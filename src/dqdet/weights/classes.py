@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from dqdet.formats.categories import COCO_CATEGORIES
@@ -14,12 +15,12 @@ class Classes(NamedTuple):
 
     categories: dict[int, str]  # id -> name, in the order of the outputs
     presets: str | None = None  # of models that learned them, with {} for the backbone; None: the family's
-    stuff: tuple[str, ...] = ()
+    things: Collection[int] | None = None  # ids of those that are objects; None: all
 
     @property
     def options(self) -> dict[str, Any]:
-        names, ids = list(self.categories.values()), list(self.categories)
-        return {"classes": names, "category_ids": ids, "stuff": list(self.stuff)}
+        stuff = [name for number, name in self.categories.items() if number not in (self.things or self.categories)]
+        return {"classes": list(self.categories.values()), "category_ids": list(self.categories), "stuff": stuff}
 
 
 def every_id(categories: dict[int, str], outputs: int) -> dict[int, str]:

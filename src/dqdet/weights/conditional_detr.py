@@ -1,7 +1,5 @@
 """Conditional-DETR: the code of its authors, and ``transformers``."""
 
-from __future__ import annotations
-
 from dqdet.config import ConditionalDetrConfig
 from dqdet.weights import detr
 from dqdet.weights.huggingface import HuggingFace
@@ -32,10 +30,8 @@ CONDITIONAL_DETR = Published(
     huggingface=HuggingFace(
         "conditional_detr",
         rules=[  # of newer versions; older ones have the official names of a layer's projections
-            (r"(\.decoder\..*)\.self_attn\.([qk])_(content|pos)_proj\.", r"\1.sa_\2\3_proj."),
-            (r"(\.decoder\..*)\.self_attn\.v_proj\.", r"\1.sa_v_proj."),
-            (r"(\.decoder\..*)\.encoder_attn\.([qk])_(content|pos|pos_sine)_proj\.", r"\1.ca_\2\3_proj."),
-            (r"(\.decoder\..*)\.encoder_attn\.v_proj\.", r"\1.ca_v_proj."),
+            (r"(\.decoder\..*)\.self_attn\.(?:([qk])_(content|pos)|(v))_proj\.", r"\1.sa_\2\3\4_proj."),
+            (r"(\.decoder\..*)\.encoder_attn\.(?:([qk])_(content|pos|pos_sine)|(v))_proj\.", r"\1.ca_\2\3\4_proj."),
             *detr.HUGGINGFACE,
         ],
     ),

@@ -1,7 +1,5 @@
 """DAB-Deformable-DETR: the code of its authors."""
 
-from __future__ import annotations
-
 from dqdet.config import DabDeformableDetrConfig
 from dqdet.weights import deformable_detr
 from dqdet.weights.published import Published
@@ -11,6 +9,8 @@ DAB_DEFORMABLE_DETR = Published(
     sign="tgt_embed.weight",
     rules=[
         *deformable_detr.RULES,
+        (r"^tgt_embed\.weight$", "queries.table.content"),
+        (r"^refpoint_embed\.weight$", "queries.table.anchor"),
         (r"^decoder\.query_scale\.", "position_scale."),
         (r"^decoder\.ref_point_head\.", "position_head."),
     ],

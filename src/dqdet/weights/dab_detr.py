@@ -1,7 +1,5 @@
 """DAB-DETR: the code of its authors, and ``transformers``."""
 
-from __future__ import annotations
-
 from dqdet.config import DabDetrConfig
 from dqdet.weights import conditional_detr, detr
 from dqdet.weights.huggingface import HuggingFace
@@ -13,6 +11,7 @@ DAB_DETR = Published(
     rules=[
         *detr.RULES,
         *conditional_detr.LAYER,
+        (r"^refpoint_embed\.weight$", "queries.table.anchor"),
         (r"^patterns\.weight$", "patterns"),
         (r"^encoder\.query_scale\.", "encoder.position_scale."),
         (r"^decoder\.query_scale\.", "spatial_scale."),
@@ -27,11 +26,10 @@ DAB_DETR = Published(
     huggingface=HuggingFace(
         "dab-detr",
         rules=[
-            (r"\.self_attn\.self_attn_([qk])(?:uery|ey)_(content|pos)_proj\.", r".sa_\1\2_proj."),
-            (r"\.cross_attn\.cross_attn_([qk])(?:uery|ey)_(content|pos|pos_sine)_proj\.", r".ca_\1\2_proj."),
+            (r"^model\.query_refpoint_embeddings\.", "refpoint_embed."),
+            (r"\.([sc])\w+_attn\.\w+_attn_([qk])\w+?_(content|pos|pos_sine)_proj\.", r".\1a_\2\3_proj."),
+            (r"\.([sc])\w+_attn\.\w+_attn_value_proj\.", r".\1a_v_proj."),
             (r"\.(self|cross)_attn\.\1_attn\.output_proj\.", r".\1_attn.out_proj."),
-            (r"\.self_attn\.self_attn_value_proj\.", ".sa_v_proj."),
-            (r"\.cross_attn\.cross_attn_value_proj\.", ".ca_v_proj."),
             (r"\.self_attn\.self_attn_layer_norm\.", ".norm1."),
             (r"\.cross_attn\.cross_attn_layer_norm\.", ".norm2."),
             *detr.HUGGINGFACE,

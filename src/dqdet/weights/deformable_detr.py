@@ -9,7 +9,7 @@ from dqdet.config import DeformableDetrConfig
 from dqdet.weights import detr
 from dqdet.weights.huggingface import HuggingFace, Theirs
 from dqdet.weights.published import Published
-from dqdet.weights.renaming import Rule, State, rename, split_columns
+from dqdet.weights.renaming import Rule, State, rename, split_queries
 
 RULES: list[Rule] = [
     *detr.RULES,
@@ -20,28 +20,19 @@ RULES: list[Rule] = [
     (r"^pos_trans_norm\.", "proposal_query.1."),
 ]
 
-# Without refinement all layers share one pair of heads, which the official state dict repeats.
-SHARED_HEADS: list[Rule] = [(r"^(class|bbox)_embed\.\d+\.", r"\1_embed.0.")]
-
-# With refinement every layer has its own heads, which the decoder refers to.
-REFINED: list[Rule] = [(r"^(?:transformer\.decoder\.)?(class|bbox)_embed\.", r"transformer.decoder.\1_embed.")]
-
-
-def split_queries(state: State, name: str = "query_embed.weight") -> State:
-    """Positions and contents of queries apart, which are the halves of one table."""
-    return split_columns(state, name, ["queries.table.position", "queries.table.content"])
-
 
 def split_and_share(state: State) -> State:
-    refined = any(name.startswith("transformer.decoder.bbox_embed.") for name in state)
-    return split_queries(state if refined else rename(state, SHARED_HEADS))
+    """Without refinement all layers share one pair of heads, which the official state dict repeats."""
+    if not any(name.startswith("transformer.decoder.bbox_embed.") for name in state):
+        state = rename(state, [(r"^(class|bbox)_embed\.\d+\.", r"\1_embed.0.")])
+    return split_queries(state, "query_embed.weight")
 
 
 def untie(state: State, theirs: Theirs) -> State:
-    """Heads for every layer: the library ties them unless it has read different ones, and writes tied ones once."""
+    """With refinement every layer has its own heads, which the library may tie, and then writes once."""
     if not theirs.get("with_box_refine"):
         return state
-    state = rename(state, REFINED)
+    state = rename(state, [(r"^(?:transformer\.decoder\.)?(class|bbox)_embed\.", r"transformer.decoder.\1_embed.")])
     for name, tensor in list(state.items()):
         if first := re.fullmatch(r"(transformer\.decoder\.(?:class|bbox)_embed\.)0(\..+)", name):
             for layer in range(1, theirs.get("decoder_layers", 6) + theirs.get("two_stage", False)):

@@ -1,7 +1,5 @@
 """DETR: the code of its authors, whose names the families after it keep, and ``transformers``."""
 
-from __future__ import annotations
-
 from dqdet.config import DetrConfig
 from dqdet.weights.backbones import HUGGINGFACE_RESNET
 from dqdet.weights.huggingface import HuggingFace
@@ -13,32 +11,27 @@ RULES: list[Rule] = [
     (r"^transformer\.", ""),
     (r"^decoder\.layers\.", "decoder."),
     (r"\.(linear[12]|activation)\.", r".feedforward.\1."),
-    (r"^(encoder\.layers\.\d+)\.norm2\.", r"\1.feedforward.norm."),
-    (r"^(decoder\.\d+)\.norm3\.", r"\1.feedforward.norm."),
+    (r"^(?:(encoder\.layers\.\d+)\.norm2|(decoder\.\d+)\.norm3)\.", r"\1\2.feedforward.norm."),
     (r"\.multihead_attn\.", ".cross_attn."),
     (r"^decoder\.norm\.", "norm."),
     (r"^(decoder\.)?class_embed\.", "class_head."),
     (r"^(decoder\.)?bbox_embed\.", "box_head."),
     (r"^query_weight\.", "queries.coefficients."),
     (r"^query_embed\.weight$", "queries.table.position"),
-    (r"^tgt_embed\.weight$", "queries.table.content"),
-    (r"^refpoint_embed\.weight$", "queries.table.anchor"),
 ]
 
 # The library's names become the official ones, which stack queries, keys and values of an attention.
 HUGGINGFACE: list[Rule] = [
-    (r"^model\.(?=encoder|decoder|level_embed|reference_points|enc_output|pos_trans)", "transformer."),
+    (r"^model\.(?=encoder|decoder)", "transformer."),
     (r"^model\.", ""),
     (r"^input_projection\.", "input_proj."),
     (r"^query_position_embeddings\.", "query_embed."),
-    (r"^query_refpoint_embeddings\.", "refpoint_embed."),
     (r"^class_labels_classifier\.", "class_embed."),
     (r"^bbox_predictor\.", "bbox_embed."),
     (r"\.encoder_attn\.", ".cross_attn."),
     (r"\.(self|cross)_attn\.o_proj\.", r".\1_attn.out_proj."),
     (r"\.(?:mlp\.)?fc([12])\.", r".linear\1."),
     (r"\.(?:mlp\.)?activation_fn\.", ".activation."),
-    (r"(\.encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
     (r"(\.encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
     (r"(\.decoder\.layers\.\d+)\.(?:mlp\.)?final_layer_norm\.", r"\1.norm3."),
     (r"\.decoder\.layernorm\.", ".decoder.norm."),

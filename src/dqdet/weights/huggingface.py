@@ -15,7 +15,7 @@ from dqdet.weights.renaming import Rule, State
 THEIR_CONFIG = "config.json"
 Theirs = Mapping[str, Any]  # its content
 
-# Options of a backbone that change what it computes, and the only value that dqdet has.
+# As `HuggingFace.fixed`, of a backbone.
 FIXED_BACKBONE: dict[str, Any] = {
     "downsample_in_first_stage": False,
     "downsample_in_bottleneck": False,
@@ -27,23 +27,17 @@ FIXED_BACKBONE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """A family in ``transformers``.
+    """A family in ``transformers``."""
 
-    Attributes:
-        model_type: its name there.
-        rules: from the library's names to the official ones, or to ours where the official rules keep these.
-        complete: adds to renamed parameters what files leave out.
-        fixed: options that change what a model computes, and the only value that dqdet has.
-        options: overrides for what parameters do not tell.
-        heads: the option that is the number of attention heads.
-    """
-
-    model_type: str
-    rules: Sequence[Rule]
-    complete: Callable[[State, Theirs], State] = lambda state, theirs: state
+    model_type: str  # its name there
+    rules: Sequence[
+        Rule
+    ]  # from the library's names to the official ones, or to ours where the official rules keep these
+    complete: Callable[[State, Theirs], State] = lambda state, theirs: state  # adds what files leave out
+    # Options that change what a model computes, and the only value that dqdet has.
     fixed: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}
-    options: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}
-    heads: str = "encoder_attention_heads"
+    options: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}  # overrides that parameters do not tell
+    heads: str = "encoder_attention_heads"  # the option that is their number
 
     def check(self, theirs: Theirs) -> None:
         """Refuse a model with a value that dqdet does not have."""

@@ -13,20 +13,19 @@ from dqdet.weights.huggingface import HuggingFace
 from dqdet.weights.published import Published
 from dqdet.weights.renaming import Rule, State, count_modules
 
-# Older files have the pixel decoder directly in the head.
-PIXEL_DECODER: list[Rule] = [
+RULES: list[Rule] = [
+    (r"^criterion\.empty_weight$", ""),  # class weights of the loss are a part of its configuration here
+    *DETECTRON2_RESNET,
+    *DETECTRON2_SWIN,
+    # Older files have the pixel decoder directly in the head.
     (r"^sem_seg_head\.(?!predictor\.)(?:pixel_decoder\.)?", "pixel_decoder."),
     (r"^pixel_decoder\.transformer\.(?:encoder\.)?", "pixel_decoder.encoder."),
     (r"^(pixel_decoder\.encoder\..*)\.(linear[12])\.", r"\1.feedforward.\2."),
     (r"^(pixel_decoder\.encoder\..*)\.norm2\.", r"\1.feedforward.norm."),
-    (r"^pixel_decoder\.adapter_1\.norm\.", "pixel_decoder.lateral.1."),
     (r"^pixel_decoder\.adapter_1\.", "pixel_decoder.lateral.0."),
-    (r"^pixel_decoder\.layer_1\.norm\.", "pixel_decoder.output.1."),
     (r"^pixel_decoder\.layer_1\.", "pixel_decoder.output.0."),
+    (r"^(pixel_decoder\.(?:lateral|output))\.0\.norm\.", r"\1.1."),
     (r"^pixel_decoder\.mask_features\.", "pixel_decoder.mask_proj."),
-]
-
-DECODER: list[Rule] = [
     (r"^sem_seg_head\.predictor\.", ""),
     (r"^transformer_cross_attention_layers\.(\d+)\.norm\.", r"decoder.\1.norm1."),
     (r"^transformer_self_attention_layers\.(\d+)\.norm\.", r"decoder.\1.norm2."),
@@ -78,13 +77,9 @@ CITYSCAPES = {label.id: label.name for label in cityscapes.CLASSES}
 # with the 40 classes of YouTube-VIS are taken to be for video.
 CLASSES: dict[int, Classes] = {
     80: Classes(COCO_CATEGORIES, "mask2former_{}_coco_instance"),
-    133: Classes(COCO_CATEGORIES | COCO_STUFF, "mask2former_{}_coco_panoptic", tuple(COCO_STUFF.values())),
+    133: Classes(COCO_CATEGORIES | COCO_STUFF, "mask2former_{}_coco_panoptic", things=COCO_CATEGORIES),
     8: Classes(cityscapes.THINGS, "mask2former_{}_cityscapes_instance"),
-    19: Classes(
-        CITYSCAPES,
-        "mask2former_{}_cityscapes_panoptic",
-        tuple(name for number, name in CITYSCAPES.items() if number not in cityscapes.THINGS),
-    ),
+    19: Classes(CITYSCAPES, "mask2former_{}_cityscapes_panoptic", things=cityscapes.THINGS),
     40: Classes(YOUTUBE_VIS_CATEGORIES, "video_mask2former_{}"),
 }
 
@@ -104,13 +99,7 @@ def options(state: State, heads: int) -> dict[str, Any]:
 MASK2FORMER = Published(
     config=Mask2FormerConfig,
     sign="sem_seg_head.predictor.decoder_norm.weight",
-    rules=[
-        (r"^criterion\.empty_weight$", ""),  # class weights of the loss are a part of its configuration here
-        *DETECTRON2_RESNET,
-        *DETECTRON2_SWIN,
-        *PIXEL_DECODER,
-        *DECODER,
-    ],
+    rules=RULES,
     options=options,
     classes=CLASSES,
     presets="mask2former_{}_coco_instance",

@@ -13,39 +13,28 @@ from dqdet.weights.classes import COCO, Classes
 from dqdet.weights.huggingface import HuggingFace, Theirs
 from dqdet.weights.renaming import Rule, State, count_modules, fold_norms, merge_projections, rename
 
-# Where queries are combined, the same official tables hold the basic queries.
 COEFFICIENTS = "queries.coefficients.0.weight"
-BASIC: list[Rule] = [(r"^queries\.table\.", "queries.basic.")]
 RATIO = 4  # basic queries behind each modulated one
 
 
 @dataclass(frozen=True)
 class Published:
-    """One family's published weights.
-
-    Attributes:
-        config: of the family.
-        sign: official name of a parameter that no family before it in `dqdet.weights.PUBLISHED` has.
-        rules: from the official names to ours.
-        prepare: changes official parameters before they are renamed.
-        options: what our parameters, with so many heads, tell about the family's own options.
-        classes: that models were published with, by the number of outputs without "no object".
-        presets: of models with other classes, with {} for the backbone; None: those named after the family.
-        dynamic: options of the published code with dynamic queries that other families have differently.
-        ratios: task -> basic queries behind each modulated one in that code, where it is not `RATIO`.
-        huggingface: the family in ``transformers``, if it is there.
-    """
+    """One family's published weights."""
 
     config: type[TransformerConfig]
-    sign: str
-    rules: Sequence[Rule]
-    prepare: Callable[[State], State] = lambda state: state
+    sign: str  # official name of a parameter that no family before it in `dqdet.weights.PUBLISHED` has
+    rules: Sequence[Rule]  # from the official names to ours
+    prepare: Callable[[State], State] = lambda state: state  # changes official parameters before they are renamed
+    # What our parameters, with so many heads, tell about the family's own options.
     options: Callable[[State, int], dict[str, Any]] = lambda state, heads: {}
+    # Those that models were published with, by the number of outputs without "no object"; presets of all others, with
+    # {} for the backbone (None: those named after the family).
     classes: Mapping[int, Classes] = field(default_factory=lambda: COCO)
     presets: str | None = None
+    # Of the code with dynamic queries: options that other families have differently, and ratios that are not `RATIO`.
     dynamic: Mapping[str, Any] = field(default_factory=dict)
     ratios: Mapping[str, int] = field(default_factory=dict)
-    huggingface: HuggingFace | None = None
+    huggingface: HuggingFace | None = None  # the family in ``transformers``, if it is there
 
     @property
     def family(self) -> str:
@@ -58,15 +47,12 @@ class Published:
             DqdetError: if two different parameters become one of ours.
         """
         state = rename(self.prepare(state), self.rules)
-        state = rename(state, BASIC) if COEFFICIENTS in state else state
+        if COEFFICIENTS in state:  # queries are combined, and the same tables hold the basic ones
+            state = rename(state, [(r"^queries\.table\.", "queries.basic.")])
         return fold_norms(merge_projections(state))
 
     def from_huggingface(self, state: State, theirs: Theirs) -> State:
-        """Our parameters from the state dict of a model of ``transformers``, and its configuration.
-
-        Raises:
-            DqdetError: as `from_official`.
-        """
+        """Our parameters from the state dict of a model of ``transformers`` and its configuration; raises likewise."""
         assert self.huggingface is not None, f"transformers has no {self.family}"
         return self.from_official(self.huggingface.complete(rename(state, self.huggingface.rules), theirs))
 
@@ -127,6 +113,5 @@ class Published:
             "queries.pool": "max",
             "queries.pool_padding": True,
             "queries.coefficients": "raw",
-            "loss.beta": 1.0,
             **self.dynamic,
         }

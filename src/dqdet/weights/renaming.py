@@ -15,9 +15,9 @@ Rule = tuple[str, str]  # pattern and replacement of re.sub, applied to a parame
 
 
 def rename(state: State, rules: Sequence[Rule]) -> State:
-    """Apply all rules in order to every name. Names that become one must hold equal tensors (shared parameters).
+    """Apply all rules in order to every name; what becomes empty is left out.
 
-    Parameters whose names become empty are left out.
+    Names that become one must hold equal tensors (shared parameters).
 
     Raises:
         DqdetError: if two different tensors end under one name.
@@ -35,12 +35,12 @@ def rename(state: State, rules: Sequence[Rule]) -> State:
     return renamed
 
 
-def split_columns(state: State, name: str, parts: Sequence[str]) -> State:
-    """Split a table ``[n, f]`` into equal parts under the given names."""
+def split_queries(state: State, name: str) -> State:
+    """Split a table ``[n, 2 * f]`` into positions and contents of queries, ``[n, f]`` each."""
     state = dict(state)
     if name in state:
-        columns = state.pop(name).chunk(len(parts), 1)
-        state.update({part: column.clone() for part, column in zip(parts, columns, strict=True)})
+        position, content = state.pop(name).chunk(2, 1)
+        state |= {"queries.table.position": position.clone(), "queries.table.content": content.clone()}
     return state
 
 

@@ -1,7 +1,5 @@
 """SeqFormer: the code of its authors."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from dqdet.config import SeqFormerConfig
@@ -10,15 +8,16 @@ from dqdet.weights import deformable_detr
 from dqdet.weights.backbones import DETECTRON2_SWIN
 from dqdet.weights.classes import COCO, Classes, every_id
 from dqdet.weights.published import Published
+from dqdet.weights.renaming import split_queries
+
+CONVS = ("lay3", "lay4", "dcn", "lay1", "lay2")  # of the mask features, in order
 
 SEQFORMER = Published(
     config=SeqFormerConfig,
     sign="detr.transformer.level_embed",
     rules=[
-        # The encoder's attention has a projection for boxes, as the decoder's has, but no boxes.
-        (r".*\.encoder\.layers\.\d+\.self_attn\.output_proj_box\..*", ""),
-        # Swin transformers have a norm for each stage, but no map of the first is read.
-        (r".*\.body\.norm0\..*", ""),
+        (r".*\.encoder\.layers\.\d+\.self_attn\.output_proj_box\..*", ""),  # of boxes, which the encoder has not
+        (r".*\.body\.norm0\..*", ""),  # of Swin transformers, whose first map is not read
         *((rf"^detr\.backbone\.0\.body\.norm{stage + 1}\.", f"backbone.norms.{stage}.") for stage in range(3)),
         (r"^detr\.backbone\.0\.body\.(?=layers\.|patch_embed\.)", "backbone."),
         *DETECTRON2_SWIN,
@@ -31,16 +30,10 @@ SEQFORMER = Published(
         (r"\.(linear[12])_box\.", r".box_feedforward.\1."),
         (r"\.time_attention_weights\.", ".frame_weights."),
         (r"^controller\.", "mask_parameters."),
-        (r"^mask_head\.lay3\.", "mask_features.convs.0."),
-        (r"^mask_head\.lay4\.", "mask_features.convs.1."),
-        (r"^mask_head\.dcn\.", "mask_features.convs.2."),
-        (r"^mask_head\.lay1\.", "mask_features.convs.3."),
-        (r"^mask_head\.lay2\.", "mask_features.convs.4."),
+        *((rf"^mask_head\.{conv}\.", f"mask_features.convs.{i}.") for i, conv in enumerate(CONVS)),
     ],
-    prepare=partial(deformable_detr.split_queries, name="detr.query_embed.weight"),
-    options=lambda state, heads: {
-        **deformable_detr.levels_and_points(state, heads),
-        "model.see_padding": True,  # as published
-    },
+    prepare=partial(split_queries, name="detr.query_embed.weight"),
+    # The published masks' convolutions read padded cells.
+    options=lambda state, heads: deformable_detr.levels_and_points(state, heads) | {"model.see_padding": True},
     classes={42: Classes(every_id(YOUTUBE_VIS_CATEGORIES, 42)), **COCO},
 )

@@ -1,7 +1,5 @@
 """SMCA-DETR: the code of its authors."""
 
-from __future__ import annotations
-
 from dqdet.config import SmcaDetrConfig
 from dqdet.weights import detr
 from dqdet.weights.published import Published
