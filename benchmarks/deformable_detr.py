@@ -20,7 +20,7 @@ from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.types import Predictions
-from dqdet.weights.huggingface import from_huggingface
+from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from timing import CLASSES, compare, make_input, their_labels, train_same_stages
 
 
@@ -54,7 +54,7 @@ def our_config(kind: str) -> Config:
 
 def our_model(kind: str, theirs: DeformableDetrForObjectDetection) -> Detector:
     model = create_model(our_config(kind))
-    state = from_huggingface(theirs.state_dict(), theirs.config.to_dict())
+    state = DEFORMABLE_DETR.from_huggingface(theirs.state_dict(), theirs.config.to_dict())
     if kind == "modulated":
         ratio = QueriesConfig().ratio
         for part in ("position", "content"):

@@ -26,7 +26,7 @@ from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.nn.flops import decoder_flops
 from dqdet.runs.upgrade import upgrade
-from dqdet.weights.huggingface import from_huggingface
+from dqdet.weights import PUBLISHED
 from timing import CLASSES, Seconds, machine, make_input, ratio, take_turns, their_labels, train_same_stages
 
 # Preset -> name in transformers, None where it does not have the model.
@@ -76,7 +76,8 @@ def make_models(preset: str, config: Config) -> dict[str, nn.Module]:
     models: dict[str, nn.Module] = {}
     if name := FAMILIES[preset]:
         theirs = models[THEIRS] = their_model(name, config)
-        static.load_state_dict(from_huggingface(theirs.state_dict(), theirs.config.to_dict()))
+        published = PUBLISHED[config.model.family]
+        static.load_state_dict(published.from_huggingface(theirs.state_dict(), theirs.config.to_dict()))
     return models | {"static": static, "modulated": upgrade(static, config)[0]}
 
 

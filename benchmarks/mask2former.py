@@ -21,7 +21,7 @@ from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.runs.upgrade import upgrade
 from dqdet.types import Target
-from dqdet.weights.huggingface import from_huggingface
+from dqdet.weights.mask2former import MASK2FORMER
 from timing import compare, make_input
 
 CLASSES = 80
@@ -54,7 +54,7 @@ def our_config() -> Config:
 def our_model(kind: str, theirs: Mask2FormerForUniversalSegmentation) -> nn.Module:
     config = our_config()
     model = create_model(config).eval()
-    model.load_state_dict(from_huggingface(theirs.state_dict(), theirs.config.to_dict()))
+    model.load_state_dict(MASK2FORMER.from_huggingface(theirs.state_dict(), theirs.config.to_dict()))
     return model if kind == "static" else upgrade(model, config)[0]
 
 

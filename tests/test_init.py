@@ -210,10 +210,10 @@ def test_classes_are_matched_by_name():
 
 def test_coco_with_91_outputs_is_measured_by_the_official_ids(shared):
     """Perfect detections by category id have an average precision of 1, whatever is found of unused ids."""
-    from dqdet.weights.classes import class_options, published_classes
+    from dqdet.weights import PUBLISHED
 
     data = CocoDataset(DataConfig(root=str(shared / "data" / "coco_real")), "val")
-    config = tiny(**class_options(published_classes("detr", 91), 91))
+    config = tiny(**PUBLISHED["detr"].classes[91].options)
     ids = match_classes(config, data.classes, data.category_ids, "data")
     assert [i for i in ids if i != -1] == data.category_ids
     truth = data.ground_truth()

@@ -29,7 +29,7 @@ from dqdet.losses.matching import Matches
 from dqdet.models import FAMILIES
 from dqdet.models.detector import Detector
 from dqdet.types import Target
-from dqdet.weights.official import from_official
+from dqdet.weights import PUBLISHED
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -198,7 +198,7 @@ class DetectorCase(Recorded):
             self.options["num_classes"],
             self.config["feature_channels"],
         )
-        model.load_state_dict(from_official(self.weights, config.family), strict=True)
+        model.load_state_dict(PUBLISHED[config.family].from_official(self.weights), strict=True)
         return model
 
 

@@ -32,10 +32,9 @@ from dqdet.config import Config, resolve
 from dqdet.formats.categories import COCO_CATEGORIES
 from dqdet.models import FAMILIES, create_model
 from dqdet.runs.folder import differences, load_folder, without_pretraining
-from dqdet.runs.sources import load_model, translate
+from dqdet.runs.sources import load_model
 from dqdet.types import pad_images
-from dqdet.weights.official import from_official
-from dqdet.weights.shapes import describe
+from dqdet.weights import PUBLISHED, translate
 
 # Full size: every parameter of the published models.
 
@@ -53,8 +52,8 @@ def assert_all_used_once(rows: list[tuple[str, list[int]]], aliases: dict[str, s
     owners = {parameter: aliases.get(parameter, parameter) for parameter, _ in rows}
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners.values()), 1)}
     state = {parameter: torch.tensor(numbers[owners[parameter]]).expand(shape) for parameter, shape in rows}
-    converted, family = translate(state)
-    config = describe(converted, family)
+    converted, published = translate(state)
+    config = published.describe(converted)
     with torch.device("meta"):
         model = create_model(without_pretraining(config))
     assert differences(model.state_dict(), converted) == ""
@@ -117,7 +116,8 @@ def test_published_parameters_tell_their_configuration(shared, name):
     case = DetectorCase(recorded, expected={}, io={}, weights={})
     state = {parameter: torch.zeros(()).expand(shape) for parameter, shape in rows}
     expected = model_config(case)
-    config = describe(from_official(state, expected.family), expected.family)
+    published = PUBLISHED[expected.family]
+    config = published.describe(published.from_official(state))
     assert config.model.backbone.name == "resnet50"
     assert config.model.model_copy(update={"backbone": expected.backbone, "dropout": 0.0}) == expected
     assert config.loss == case.loss()
@@ -160,7 +160,7 @@ def test_an_official_checkpoint_becomes_the_same_model(shared, tmp_path, name):
     hidden = config.queries.hidden
     channels = [RESNET18[stride] for stride in family.strides]
     given = family(expected, case.queries(hidden), 7, channels).eval()
-    given.load_state_dict(from_official(weights, expected.family))
+    given.load_state_dict(PUBLISHED[expected.family].from_official(weights))
     images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
     with torch.no_grad():
         ours, theirs = model(images, padding), given.forward_features(backbone(images), padding)

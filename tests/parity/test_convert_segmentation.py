@@ -19,10 +19,9 @@ import dqdet
 from dqdet.formats.categories import COCO_CATEGORIES, COCO_STUFF, YOUTUBE_VIS_CATEGORIES
 from dqdet.models import FAMILIES
 from dqdet.runs.folder import load_folder
-from dqdet.runs.sources import translate
 from dqdet.types import pad_images
+from dqdet.weights import translate
 from dqdet.weights.reading import read_checkpoint
-from dqdet.weights.shapes import describe
 
 CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2former_dq", "seqformer"]
 
@@ -116,7 +115,8 @@ def with_outputs(state: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     ],
 )
 def test_outputs_tell_the_data(state, outputs, preset, stuff):
-    config = describe(*translate(with_outputs(state, outputs)))
+    converted, published = translate(with_outputs(state, outputs))
+    config = published.describe(converted)
     assert (config.preset, len(config.classes), len(config.stuff)) == (preset, outputs, stuff)
     assert set(config.stuff) <= set(config.classes)
     if outputs == 65:
@@ -131,7 +131,8 @@ def test_basic_queries_tell_the_ratio(shared, basic, count, ratio):
     state = published(*recorded(shared, "mask2former_dq"))
     for table in ("query_feat", "query_embed"):
         state[f"sem_seg_head.predictor.{table}.weight"] = torch.zeros(basic, 64)
-    queries = describe(*translate(state)).queries
+    converted, family = translate(state)
+    queries = family.describe(converted).queries
     assert (queries.count, queries.ratio) == (count, ratio)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from recorded import LOSSES, DetectorCase, close, model_config, official_loss, pairs, recorded_pairs
@@ -11,7 +9,7 @@ from recorded import LOSSES, DetectorCase, close, model_config, official_loss, p
 from dqdet.losses import SetLoss
 from dqdet.losses.matching import match
 from dqdet.types import Predictions
-from dqdet.weights.official import from_official
+from dqdet.weights import PUBLISHED
 
 SMALL = [
     "detr",
@@ -126,7 +124,7 @@ def test_total_and_gradients(run):
     names = [name for name, _ in model.named_parameters()]
     by_name = dict(zip(names, gradients[len(features) :], strict=True))
     aliases = {alias: name for name, others in case.config["shared_parameters"].items() for alias in others}
-    norms = case.gradient_norms(by_name, partial(from_official, family=family), aliases)
+    norms = case.gradient_norms(by_name, PUBLISHED[family].from_official, aliases)
     # Some gradients are zero but for rounding, which grows with the others.
     noise = max(1e-4, 1e-7 * max(norm or 0.0 for norm in case.expected["grad_norms"].values()))
     for name, expected in case.expected["grad_norms"].items():

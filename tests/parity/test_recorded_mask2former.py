@@ -17,7 +17,7 @@ from dqdet.models.mask2former import Mask2Former
 from dqdet.models.video_mask2former import VideoMask2Former, joined
 from dqdet.nn.pixel_decoder import PixelFeatures
 from dqdet.types import Target
-from dqdet.weights.detectron2 import from_detectron2
+from dqdet.weights.mask2former import MASK2FORMER
 
 CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2former_dq"]
 
@@ -64,7 +64,7 @@ class Case(Recorded):
             )
         family = VideoMask2Former if options["video"] else Mask2Former
         model = family(config, queries, options["num_classes"], list(options["backbone_channels"].values()))
-        model.load_state_dict(from_detectron2(self.weights), strict=True)
+        model.load_state_dict(MASK2FORMER.from_official(self.weights), strict=True)
         return model
 
     def features(self) -> list[Tensor]:
@@ -220,4 +220,4 @@ def test_losses(run):
 def test_total_and_gradients(run):
     case, model, features, predictions = run
     total = case.criterion()(predictions, case.targets()).total
-    assert_total_and_gradients(case, model, features, total, from_detectron2, aliases={})
+    assert_total_and_gradients(case, model, features, total, MASK2FORMER.from_official, aliases={})

@@ -11,7 +11,7 @@ from dqdet.config import QueriesConfig, SeqFormerConfig, SequenceLossConfig
 from dqdet.losses.sequences import SequenceSetLoss
 from dqdet.models.seqformer import SeqFormer
 from dqdet.types import Target
-from dqdet.weights.seqformer import from_seqformer
+from dqdet.weights.seqformer import SEQFORMER
 
 
 class Case(Recorded):
@@ -30,7 +30,7 @@ class Case(Recorded):
         )
         queries = QueriesConfig(kind="static", count=options["num_queries"])
         model = SeqFormer(config, queries, options["num_classes"], list(options["backbone_channels"].values()))
-        model.load_state_dict(from_seqformer(self.weights), strict=True)
+        model.load_state_dict(SEQFORMER.from_official(self.weights), strict=True)
         return model
 
     def features(self, part: str, videos: int) -> list[Tensor]:
@@ -126,4 +126,4 @@ def test_total_and_gradients(run):
     total = case.criterion()(predictions, case.targets()).total
     # The box heads are listed twice.
     heads = {name: name.replace("transformer.decoder.bbox_embed", "bbox_embed") for name in case.weights}
-    assert_total_and_gradients(case, model, features, total, from_seqformer, aliases=heads)
+    assert_total_and_gradients(case, model, features, total, SEQFORMER.from_official, aliases=heads)

@@ -31,7 +31,7 @@ from dqdet.config import (
 from dqdet.losses import SetLoss
 from dqdet.models import FAMILIES
 from dqdet.types import Target, pad_images
-from dqdet.weights.huggingface import from_huggingface
+from dqdet.weights import PUBLISHED
 
 CLASSES, QUERIES = 7, 12
 SIZES = [(96, 150), (128, 100)]
@@ -120,7 +120,7 @@ def both(request):
     theirs, family, config, loss = VARIANTS[request.param]()
     randomise(theirs)
     theirs.eval()  # dropout is zero; their batch norms are not frozen
-    state = from_huggingface(theirs.state_dict(), theirs.config.to_dict())
+    state = PUBLISHED[family].from_huggingface(theirs.state_dict(), theirs.config.to_dict())
     channels = CHANNELS[-len(FAMILIES[family].strides) :]
     ours = FAMILIES[family](config, QueriesConfig(kind="static", count=QUERIES), CLASSES, channels)
     ours.load_state_dict({k: v for k, v in state.items() if not k.startswith("backbone.")}, strict=True)
@@ -183,7 +183,8 @@ def test_gradients(both):
         for name, parameter in theirs.named_parameters(remove_duplicate=False)
     }
     gradients = {name: gradient for name, gradient in gradients.items() if not name.startswith("model.backbone")}
-    expected = from_huggingface(gradients, theirs.config.to_dict())
+    published = PUBLISHED[theirs.config.model_type.replace("-", "_")]
+    expected = published.from_huggingface(gradients, theirs.config.to_dict())
     for name, parameter in ours.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         scale = expected[name].abs().max().clamp(min=1e-3)

@@ -18,7 +18,7 @@ from dqdet.models.mask2former import Mask2Former
 from dqdet.runs.folder import load_folder
 from dqdet.runs.sources import load_model
 from dqdet.types import pad_images
-from dqdet.weights.huggingface import from_huggingface
+from dqdet.weights.mask2former import MASK2FORMER
 
 QUERIES, CLASSES, LAYERS = 7, 5, 4
 CHANNELS = [8, 12, 16, 20]
@@ -27,7 +27,7 @@ CHANNELS = [8, 12, 16, 20]
 def translated(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of their parameters by our names, without the backbone."""
     state = {name: tensor for name, tensor in state.items() if "pixel_level_module.encoder." not in name}
-    return from_huggingface(state, {"model_type": "mask2former"})
+    return MASK2FORMER.from_huggingface(state, {"model_type": "mask2former"})
 
 
 @pytest.fixture(scope="module")

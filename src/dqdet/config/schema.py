@@ -42,6 +42,8 @@ class TransformerConfig(Section):
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)  # that the family can learn
     loss: ClassVar[str] = "boxes"  # kind of its set loss
     published_context: ClassVar[Context] = "backbone"  # of the code that dynamic queries were published with
+    no_object: ClassVar[bool] = False  # whether its class head has one output more, the last, for "no object"
+    starts_from: ClassVar[str | None] = None  # a family with the same parameters, which learned first what it learns
 
     family: str
     backbone: BackboneConfig = BackboneConfig()
@@ -56,6 +58,8 @@ class TransformerConfig(Section):
 class DetrConfig(TransformerConfig):
     """DETR (Carion et al., 2020)."""
 
+    no_object: ClassVar[bool] = True
+
     family: Literal["detr"] = "detr"
 
 
@@ -67,6 +71,8 @@ class ConditionalDetrConfig(TransformerConfig):
 
 class SmcaDetrConfig(TransformerConfig):
     """SMCA-DETR (Gao et al., 2021), with one feature map."""
+
+    no_object: ClassVar[bool] = True
 
     family: Literal["smca_detr"] = "smca_detr"
 
@@ -110,6 +116,7 @@ class Mask2FormerConfig(TransformerConfig):
     tasks: ClassVar[tuple[Task, ...]] = ("instance", "panoptic")
     loss: ClassVar[str] = "masks"
     published_context: ClassVar[Context] = "memory"
+    no_object: ClassVar[bool] = True
 
     family: Literal["mask2former"] = "mask2former"
     decoder_layers: PositiveInt = 9
@@ -123,6 +130,7 @@ class VideoMask2FormerConfig(Mask2FormerConfig):
     """Mask2Former for video (Cheng et al., 2021): queries read all frames of a clip."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("video",)
+    starts_from: ClassVar[str | None] = "mask2former"
 
     family: Literal["video_mask2former"] = "video_mask2former"  # type: ignore[assignment]
 

@@ -65,7 +65,7 @@ class Detr(Detector):
         self.encoder = DenseEncoder(*layer, depth=config.encoder_layers)
         self.decoder = nn.ModuleList(DetrDecoderLayer(*layer) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(hidden)
-        self.class_head = nn.Linear(hidden, num_classes + 1)
+        self.class_head = nn.Linear(hidden, num_classes + config.no_object)
         self.box_head = MLP(hidden, hidden, hidden, 4)
         self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 

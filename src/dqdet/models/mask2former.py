@@ -102,7 +102,7 @@ class Mask2Former(Detector):
             Mask2FormerDecoderLayer(hidden, heads, config.feedforward, dropout) for _ in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(hidden)
-        self.class_head = nn.Linear(hidden, num_classes + 1)
+        self.class_head = nn.Linear(hidden, num_classes + config.no_object)
         self.mask_head = MLP(hidden, hidden, hidden, hidden)
         self.queries = make_queries(
             queries, {"content": hidden, "position": hidden}, backbone=channels[-1], hidden=hidden

@@ -110,7 +110,7 @@ class SmcaDetr(Detector):
         self.decoder = nn.ModuleList(SmcaDecoderLayer(*layer) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(hidden)
         self.centre_head = xavier_(MLP(hidden, hidden, hidden, 2))
-        self.class_head = class_head(hidden, num_classes + 1)
+        self.class_head = class_head(hidden, num_classes + config.no_object)
         self.box_head = MLP(hidden, hidden, hidden, 4)
         self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 

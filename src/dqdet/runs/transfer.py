@@ -16,9 +16,6 @@ from dqdet.weights.renaming import State
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
 MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
 
-# Families with the same parameters as another one, which learned first what they learn.
-SAME_PARAMETERS = {"video_mask2former": "mask2former"}
-
 
 def start_from(source: str, model: Detector, config: Config) -> str:
     """Fill a new model with the weights of another one, wherever they fit.
@@ -75,19 +72,18 @@ def _keep_classes(model: Detector, config: Config, found: State, start: Config) 
     """Take over the outputs of the class heads for classes that both models have, by name; says how many."""
     old, new = start.classes, config.classes
     labels = {label: old.index(name) for label, name in enumerate(new) if old.count(name) == new.count(name) == 1}
-    outputs = labels | {len(new): len(old)}  # "no object", in families that have it
+    outputs = labels | ({len(new): len(old)} if config.model.no_object else {})
     proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models: output 0 means any object there
     for name, head in model.state_dict().items():  # weights [outputs, c], biases [outputs]
         if name.startswith("class_head."):
             for label, before in ({0: 0} if name.startswith(proposals) else outputs).items():
-                if label < len(head):
-                    head[label] = found[name][before]
+                head[label] = found[name][before]
     return len(labels)
 
 
 def _check_sizes(source: str, start: Config, config: Config) -> None:
     theirs, ours = _sizes(start), _sizes(config)
-    if SAME_PARAMETERS.get(config.model.family) == start.model.family:
+    if config.model.starts_from == start.model.family:
         theirs["model.family"] = config.model.family
     if theirs != ours:
         differing = {option: value for option, value in ours.items() if theirs.get(option) != value}

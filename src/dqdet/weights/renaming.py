@@ -15,7 +15,9 @@ Rule = tuple[str, str]  # pattern and replacement of re.sub, applied to a parame
 
 
 def rename(state: State, rules: Sequence[Rule]) -> State:
-    """Apply all rules in order to every name. Names that become one must hold equal tensors (shared parameters).
+    """Apply all rules in order to every name; what becomes empty is left out.
+
+    Names that become one must hold equal tensors (shared parameters).
 
     Raises:
         DqdetError: if two different tensors end under one name.
@@ -25,18 +27,20 @@ def rename(state: State, rules: Sequence[Rule]) -> State:
         new = name
         for pattern, replacement in rules:
             new = re.sub(pattern, replacement, new)
+        if not new:
+            continue
         if new in renamed and not torch.equal(renamed[new], tensor):
             raise DqdetError(f"{name}: differs from another parameter that also becomes {new}")
         renamed[new] = tensor
     return renamed
 
 
-def split_columns(state: State, name: str, parts: Sequence[str]) -> State:
-    """Split a table ``[n, f]`` into equal parts under the given names."""
+def split_queries(state: State, name: str) -> State:
+    """Split a table ``[n, 2 * f]`` into positions and contents of queries, ``[n, f]`` each."""
     state = dict(state)
     if name in state:
-        columns = state.pop(name).chunk(len(parts), 1)
-        state.update({part: column.clone() for part, column in zip(parts, columns, strict=True)})
+        position, content = state.pop(name).chunk(2, 1)
+        state |= {"queries.table.position": position.clone(), "queries.table.content": content.clone()}
     return state
 
 
@@ -66,3 +70,8 @@ def fold_norms(state: State, prefix: str = "backbone.body.", eps: float = 1e-5) 
             folded[f"{conv}.scale"] = scale
             folded[f"{conv}.shift"] = state[f"{base}.bias"] - state[f"{base}.running_mean"] * scale
     return folded
+
+
+def count_modules(state: State, prefix: str) -> int:
+    """How many numbered modules there are whose names begin with ``prefix``."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if re.match(rf"{re.escape(prefix)}\d", name)})

@@ -1,52 +1,39 @@
-"""Parameter names of SeqFormer's implementation."""
+"""SeqFormer: the code of its authors."""
 
-from __future__ import annotations
+from functools import partial
 
-import re
+from dqdet.config import SeqFormerConfig
+from dqdet.formats.categories import YOUTUBE_VIS_CATEGORIES
+from dqdet.weights import deformable_detr
+from dqdet.weights.backbones import DETECTRON2_SWIN
+from dqdet.weights.classes import COCO, Classes, every_id
+from dqdet.weights.published import Published
+from dqdet.weights.renaming import split_queries
 
-from dqdet.weights.detectron2 import SWIN
-from dqdet.weights.official import DEFORMABLE_DETR, DYNAMIC
-from dqdet.weights.renaming import Rule, State, fold_norms, rename, split_columns
+CONVS = ("lay3", "lay4", "dcn", "lay1", "lay2")  # of the mask features, in order
 
-# Swin transformers have a norm for each stage, but no map of the first is read.
-BACKBONE: list[Rule] = [
-    (r"^detr\.backbone\.0\.body\.norm1\.", "backbone.norms.0."),
-    (r"^detr\.backbone\.0\.body\.norm2\.", "backbone.norms.1."),
-    (r"^detr\.backbone\.0\.body\.norm3\.", "backbone.norms.2."),
-    (r"^detr\.backbone\.0\.body\.(?=layers\.|patch_embed\.)", "backbone."),
-    *SWIN,
-]
-
-RULES: list[Rule] = [
-    *BACKBONE,
-    (r"^detr\.", ""),
-    *DEFORMABLE_DETR,
-    (r"\.self_attn_box\.", ".box_self_attn."),
-    (r"\.cross_attn\.output_proj_box\.", ".box_output_proj."),
-    (r"\.norm([12])_box\.", r".box_norm\1."),
-    (r"\.norm3_box\.", ".box_feedforward.norm."),
-    (r"\.(linear[12])_box\.", r".box_feedforward.\1."),
-    (r"\.time_attention_weights\.", ".frame_weights."),
-    (r"^controller\.", "mask_parameters."),
-    (r"^mask_head\.lay3\.", "mask_features.convs.0."),
-    (r"^mask_head\.lay4\.", "mask_features.convs.1."),
-    (r"^mask_head\.dcn\.", "mask_features.convs.2."),
-    (r"^mask_head\.lay1\.", "mask_features.convs.3."),
-    (r"^mask_head\.lay2\.", "mask_features.convs.4."),
-]
-
-# The encoder's attention has a projection for boxes, as the decoder's has, but no boxes. Indices follow from windows.
-UNUSED = re.compile(r"\.encoder\.layers\.\d+\.self_attn\.output_proj_box\.|\.body\.norm0\.|\.relative_position_index$")
-
-
-def from_seqformer(state: State) -> State:
-    """Our parameters from the state dict (the ``model`` entry of a checkpoint) of SeqFormer.
-
-    Raises:
-        DqdetError: if two different parameters become one of ours.
-    """
-    state = {name: tensor for name, tensor in state.items() if not UNUSED.search(name)}
-    tables = ["queries.table.position", "queries.table.content"]
-    state = split_columns(state, "detr.query_embed.weight", tables)
-    rules = [*RULES, *DYNAMIC] if "detr.query_weight.0.weight" in state else RULES
-    return fold_norms(rename(state, rules))
+SEQFORMER = Published(
+    config=SeqFormerConfig,
+    sign="detr.transformer.level_embed",
+    rules=[
+        (r".*\.encoder\.layers\.\d+\.self_attn\.output_proj_box\..*", ""),  # of boxes, which the encoder has not
+        (r".*\.body\.norm0\..*", ""),  # of Swin transformers, whose first map is not read
+        *((rf"^detr\.backbone\.0\.body\.norm{stage + 1}\.", f"backbone.norms.{stage}.") for stage in range(3)),
+        (r"^detr\.backbone\.0\.body\.(?=layers\.|patch_embed\.)", "backbone."),
+        *DETECTRON2_SWIN,
+        (r"^detr\.", ""),
+        *deformable_detr.RULES,
+        (r"\.self_attn_box\.", ".box_self_attn."),
+        (r"\.cross_attn\.output_proj_box\.", ".box_output_proj."),
+        (r"\.norm([12])_box\.", r".box_norm\1."),
+        (r"\.norm3_box\.", ".box_feedforward.norm."),
+        (r"\.(linear[12])_box\.", r".box_feedforward.\1."),
+        (r"\.time_attention_weights\.", ".frame_weights."),
+        (r"^controller\.", "mask_parameters."),
+        *((rf"^mask_head\.{conv}\.", f"mask_features.convs.{i}.") for i, conv in enumerate(CONVS)),
+    ],
+    prepare=partial(split_queries, name="detr.query_embed.weight"),
+    # The published masks' convolutions read padded cells.
+    options=lambda state, heads: deformable_detr.levels_and_points(state, heads) | {"model.see_padding": True},
+    classes={42: Classes(every_id(YOUTUBE_VIS_CATEGORIES, 42)), **COCO},
+)
