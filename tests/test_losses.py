@@ -54,7 +54,7 @@ def test_generalized_iou_equals_torchvision(seed):
 
 def test_epsilon_is_added_to_both_denominators():
     ends = torch.tensor([[0.1, 0.5, 0.2, 1.0], [0.9, 0.5, 0.2, 1.0]])  # on the left and the right side of the image
-    # Of a box and itself overlap and union are its area; those at the ends have no overlap, and the image as their hull.
+    # Overlap and union of a box and itself are its area; the two have no overlap, and the image as their hull.
     expected = torch.tensor([[0.2 / 0.3, -0.6 / 1.1], [-0.6 / 1.1, 0.2 / 0.3]])
     torch.testing.assert_close(generalized_iou(ends[:, None], ends[None], epsilon=0.1), expected)
 
@@ -65,7 +65,7 @@ def plain_giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def plain_class_cost(logits: torch.Tensor, labels: torch.Tensor, config: LossConfig) -> torch.Tensor:
-    """``[Q, C], [N] -> [Q, N]``: what the focal loss would gain by taking an object for a positive, or a probability."""
+    """``[Q, C], [N] -> [Q, N]``: the focal loss as a positive beyond that as a negative, or minus the probability."""
     if config.classification == "cross_entropy":
         return -logits.softmax(-1)[:, labels]
     as_positive, as_negative = (
@@ -201,6 +201,11 @@ def test_groups_are_learned_separately(config):
     for losses in alone:
         for key, value in losses.terms.items():
             torch.testing.assert_close(together.terms[key], value)
+    inputs = [both.logits, both.boxes]
+    gradients = torch.autograd.grad(together.total, inputs)
+    for losses, queries, share in zip(alone, (slice(0, 4), slice(4, 12)), (1, 0.5), strict=True):
+        for gradient, expected in zip(gradients, torch.autograd.grad(losses.total, inputs), strict=True):
+            torch.testing.assert_close(gradient[:, :, queries], share * expected[:, :, queries])
 
 
 @pytest.mark.parametrize("config", [FOCAL, CROSS_ENTROPY])

@@ -246,7 +246,8 @@ def test_costs_and_losses_of_sequences_are_those_of_torchvision():
     gained = focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
 
     def frames(image: int, object_: int, sequence: Tensor) -> Tensor:
-        return torch.stack([giou(box, of_object) for box, of_object in zip(sequence, targets[image].boxes[object_])])
+        of_object = targets[image].boxes[object_]  # [T, 4]
+        return torch.stack([giou(sequence[frame], of_object[frame]) for frame in range(FRAMES)])
 
     def cost(layer: int, image: int, query: int, object_: int) -> float:
         sequence = boxes[layer, image, query]
