@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import DropPath, freeze_batch_norm_2d
 from torch import nn
 
 from dqdet.config import BackboneConfig
@@ -62,6 +62,25 @@ def test_frozen_norms_equal_batch_norms_in_value_and_gradient(name):
     ):
         scale = theirs.grad.abs().max()
         assert torch.allclose(ours.grad / scale, theirs.grad / scale, atol=1e-3), name
+
+
+def test_stochastic_depth_acts_in_training_only_and_more_in_later_blocks():
+    def build(rate: float | None) -> Backbone:
+        torch.manual_seed(0)
+        return Backbone(BackboneConfig(name="test_convnext", pretrained=False, drop_path=rate), STRIDES)
+
+    def differs(model: Backbone) -> bool:
+        return not torch.equal(model(images)[-1], model(images)[-1])
+
+    images = torch.randn(4, 3, 64, 64)
+    plain, dropping = build(None), build(0.4)
+    dropping.load_state_dict(plain.state_dict())
+    assert not differs(plain.train())
+    assert differs(dropping.train())
+    for found, expected in zip(dropping.eval()(images), plain.eval()(images), strict=True):
+        assert torch.equal(found, expected)
+    rates = [module.drop_prob for module in dropping.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx(torch.linspace(0, 0.4, 9)[1:].tolist())  # of nine blocks, linear from 0 to the last
 
 
 def test_stem_and_first_stage_are_frozen():

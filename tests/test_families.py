@@ -254,6 +254,21 @@ def test_a_step_is_finite_and_leaves_no_parameter_out(name, objects):
         assert not [key for key, gradient in gradients.items() if not gradient.any() and not key.endswith(IDLE)]
 
 
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if isinstance(config, DeformableDetrConfig)])
+@pytest.mark.parametrize("kind", ["modulated", "generated"])
+def test_the_context_of_queries_is_the_coarsest_map_alone(name, kind):
+    model = build(name, kind=kind).eval()
+    contexts = []
+    model.queries.register_forward_hook(lambda source, given, queries: contexts.append(queries))
+    features, padding = inputs(model)
+    changed = [x + torch.randn_like(x) for x in features]
+    for maps in (features, [*changed[:-1], features[-1]], [*features[:-1], changed[-1]]):
+        model.forward_features(maps, padding)
+    first, finer, coarsest = (queries["content"] for queries in contexts)
+    torch.testing.assert_close(finer, first)
+    assert not torch.isclose(coarsest, first).all((1, 2)).any()  # of any image
+
+
 @every_family
 def test_coefficients_are_convex_and_follow_the_image(name):
     model = build(name).eval()

@@ -17,12 +17,12 @@ SIZES = ([(30, 44), (32, 40)], [(45, 60), (40, 33)])  # in the batch, of the fil
 
 
 def config_of(task: str, **inference) -> Config:
-    family = "video_mask2former" if task == "video" else "mask2former"
+    family = {"video": "video_mask2former", "detection": "smca_detr"}.get(task, "mask2former")
     return Config.model_validate(
         {
             "preset": "",
             "model": {"family": family},
-            "loss": {"kind": "masks"},
+            "loss": {"kind": "boxes" if task == "detection" else "masks"},
             "data": {"kind": "scenes", "task": task},
             "inference": inference,
             "classes": CLASSES,
@@ -113,6 +113,18 @@ def test_a_score_is_that_of_the_class_times_the_certainty_of_the_mask():
     assert found.labels.tolist() == [0, 1]
     inside = torch.nn.functional.interpolate(masks[None], scale_factor=4, mode="bilinear")[0, 1].sigmoid()
     torch.testing.assert_close(found.scores, torch.tensor([1, inside[inside > 0.5].mean()]), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("task", ["detection", "instance", "video"])
+def test_no_more_than_the_limit_is_found(task):
+    predictions = random_predictions(4, frames=(2,) if task == "video" else ())
+    config = config_of(task)
+    if task == "detection":
+        predictions.boxes = torch.rand(2, 2, 10, 4)
+    for limit in (3, 30):
+        config.inference.limit = limit
+        for found in infer(predictions, *SIZES, config):
+            assert len(found.scores) == min(limit, len(CLASSES) * 10)
 
 
 def test_stuff_is_no_instance_but_takes_its_places():

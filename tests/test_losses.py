@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from dqdet.config import LossConfig
@@ -48,6 +50,46 @@ def test_generalized_iou_equals_torchvision(seed):
     a, b = torch.rand(2, 6, 4, generator=generator) * 0.5 + 0.05
     expected = generalized_box_iou(box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy"))
     torch.testing.assert_close(generalized_iou(a[:, None], b[None]), expected)
+
+
+def test_epsilon_is_added_to_both_denominators():
+    ends = torch.tensor([[0.1, 0.5, 0.2, 1.0], [0.9, 0.5, 0.2, 1.0]])  # on the left and the right side of the image
+    # Overlap and union of a box and itself are its area; the two have no overlap, and the image as their hull.
+    expected = torch.tensor([[0.2 / 0.3, -0.6 / 1.1], [-0.6 / 1.1, 0.2 / 0.3]])
+    torch.testing.assert_close(generalized_iou(ends[:, None], ends[None], epsilon=0.1), expected)
+
+
+def plain_giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``[Q, 4], [N, 4] -> [Q, N]``."""
+    return generalized_box_iou(box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy"))
+
+
+def plain_class_cost(logits: torch.Tensor, labels: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """``[Q, C], [N] -> [Q, N]``: the focal loss as a positive beyond that as a negative, or minus the probability."""
+    if config.classification == "cross_entropy":
+        return -logits.softmax(-1)[:, labels]
+    as_positive, as_negative = (
+        sigmoid_focal_loss(logits, torch.full_like(logits, wanted), alpha=0.25, gamma=2) for wanted in (1, 0)
+    )
+    return (as_positive - as_negative)[:, labels]
+
+
+@pytest.mark.parametrize("cost", ["class_cost", "box_cost", "giou_cost"])
+@pytest.mark.parametrize("config", [FOCAL, CROSS_ENTROPY])
+def test_costs_are_those_of_torch_and_torchvision(config, cost):
+    config = config.model_copy(update={"class_cost": 2.0, "box_cost": 5.0, "giou_cost": 3.0} | {cost: 7.0})
+    predictions = make_predictions(2, {"static": 6}, extra=config.classification == "cross_entropy")
+    targets = make_targets([3, 2])
+    costs = matching_costs(predictions, targets, config)
+    for layer, (image, target) in itertools.product(range(2), enumerate(targets)):
+        boxes = predictions.boxes[layer, image]
+        expected = (
+            config.class_cost * plain_class_cost(predictions.logits[layer, image], target.labels, config)
+            + config.box_cost * (boxes[:, None] - target.boxes).abs().sum(-1)
+            - config.giou_cost * plain_giou(boxes, target.boxes)
+        )
+        found = costs[layer, image, :, : len(target.labels)]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
@@ -96,6 +138,57 @@ def test_focal_loss_equals_torchvision_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("config", [FOCAL, CROSS_ENTROPY])
+def test_losses_are_those_of_torch_and_torchvision(config):
+    config = config.model_copy(
+        update={"class_weight": 2.0, "box_weight": 5.0, "giou_weight": 3.0, "no_object_weight": 0.2, "beta": 0.5}
+    )
+    cross_entropy = config.classification == "cross_entropy"
+    groups, targets = {"modulated": 4, "basic": 8}, make_targets([3, 1, 0])
+    predictions = make_predictions(3, groups, extra=cross_entropy)
+    losses, found = SetLoss(config)(predictions, targets), match(predictions, targets, config)
+    total = torch.zeros(())
+    for layer, (name, start, size) in itertools.product(range(2), [("modulated", 0, 4), ("basic", 4, 8)]):
+        pairs = found[(found.layer == layer) & (found.query >= start) & (found.query < start + size)]
+        logits = predictions.logits[layer]
+        wanted = torch.full(logits.shape[:2], CLASSES)  # no object
+        l1, giou = torch.zeros(2)
+        for image, query, index in zip(pairs.image, pairs.query, pairs.object, strict=True):
+            wanted[image, query] = targets[image].labels[index]
+            box, of_object = predictions.boxes[layer, image, query], targets[image].boxes[index]
+            l1 = l1 + (box - of_object).abs().sum()
+            giou = giou + 1 - plain_giou(box[None], of_object[None])[0, 0]
+        logits, wanted = (x[:, start : start + size].flatten(0, 1) for x in (logits, wanted))
+        if cross_entropy:
+            weight = torch.tensor([1.0] * CLASSES + [0.2])
+            class_loss = F.cross_entropy(logits, wanted, weight)
+        else:
+            one_hot = F.one_hot(wanted, CLASSES + 1)[:, :CLASSES].float()
+            class_loss = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2, reduction="sum") / 4
+        terms = {"class": class_loss, "box": l1 / 4, "giou": giou / 4}
+        for term, value in terms.items():
+            torch.testing.assert_close(losses.terms[f"{name}/{layer}/{term}"], value.detach())
+        share = 0.5 if name == "basic" else 1
+        total = total + share * (2 * terms["class"] + 5 * terms["box"] + 3 * terms["giou"])
+    assert len(losses.terms) == 2 * 2 * 3
+    torch.testing.assert_close(losses.total, total)
+    inputs = [predictions.logits, predictions.boxes]
+    gradients = (torch.autograd.grad(loss, inputs) for loss in (losses.total, total))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_proposals_learn_objects_of_any_class_as_the_first():
+    predictions, targets = make_predictions(2, {"static": 4}), make_targets([3, 2])
+    proposals = make_predictions(2, {"encoder": 9}, layers=1, seed=2)
+    assert any(target.labels.any() for target in targets)
+    both = SetLoss(FOCAL)(replace(predictions, proposals=proposals), targets)
+    first = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+    alone = [SetLoss(FOCAL)(predictions, targets), SetLoss(FOCAL)(proposals, first)]
+    torch.testing.assert_close(both.total, alone[0].total + alone[1].total)
+    assert both.terms == alone[0].terms | alone[1].terms
+
+
+@pytest.mark.parametrize("config", [FOCAL, CROSS_ENTROPY])
 def test_groups_are_learned_separately(config):
     """The loss of two groups is the sum of each group's own, the second times beta; gradients do not mix."""
     config = config.model_copy(update={"beta": 0.5})
@@ -108,6 +201,11 @@ def test_groups_are_learned_separately(config):
     for losses in alone:
         for key, value in losses.terms.items():
             torch.testing.assert_close(together.terms[key], value)
+    inputs = [both.logits, both.boxes]
+    gradients = torch.autograd.grad(together.total, inputs)
+    for losses, queries, share in zip(alone, (slice(0, 4), slice(4, 12)), (1, 0.5), strict=True):
+        for gradient, expected in zip(gradients, torch.autograd.grad(losses.total, inputs), strict=True):
+            torch.testing.assert_close(gradient[:, :, queries], share * expected[:, :, queries])
 
 
 @pytest.mark.parametrize("config", [FOCAL, CROSS_ENTROPY])

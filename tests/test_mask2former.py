@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from dqdet.models import video_mask2former
@@ -27,6 +28,19 @@ def test_attention_sees_the_foreground_or_else_the_whole_image_but_never_padding
     assert (bias == 0).tolist() == [[True, False, False, False], [False, True, True, False]]
     level.mask_features[..., 0] = -1
     assert (level.attention_bias(torch.tensor([[[1.0]]]))[0, 0] == 0).tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize(("name", "frames"), [("mask2former", 1), ("video_mask2former", FRAMES)])
+def test_layers_read_the_levels_in_turn_from_the_coarsest(name, frames):
+    model = build(name).eval()
+    read = []
+    for layer in model.decoder:
+        layer.register_forward_pre_hook(lambda layer, given: read.append(given[2].values.shape[1]))
+    features, padding = inputs(model)
+    model.forward_features(features, padding)
+    height, width = padding.shape[1:]
+    cells = [frames * (height // stride) * (width // stride) for stride in (32, 16, 8)]
+    assert read == [*cells, cells[0]]
 
 
 # Videos.

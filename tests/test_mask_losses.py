@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -11,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from dqdet.config import MaskLossConfig, SequenceLossConfig
 from dqdet.losses import MaskSetLoss, SequenceSetLoss, make_loss
@@ -225,6 +227,67 @@ def test_the_loss_is_that_of_each_group_and_beta_times_the_others():
     assert together.terms.keys() == alone[0].terms.keys() | alone[1].terms.keys()
     for key, value in (alone[0].terms | alone[1].terms).items():
         torch.testing.assert_close(together.terms[key], value)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    return generalized_box_iou(box_convert(a[None], "cxcywh", "xyxy"), box_convert(b[None], "cxcywh", "xyxy"))[0, 0]
+
+
+def test_costs_and_losses_of_sequences_are_those_of_torchvision():
+    """Costs and losses of the published code: it matches by Euclidean distances, and learns by L1 ones."""
+    sizes = {"class": 3.0, "box": 5.0, "giou": 4.0, "mask": 2.0, "dice": 6.0}
+    config = SequenceLossConfig(
+        class_cost=3, box_cost=15, giou_cost=4, beta=0.5, **{f"{term}_weight": size for term, size in sizes.items()}
+    )
+    predictions, targets = of_clips({"modulated": 10, "basic": 20}), make_targets(CLIPS, (3, 2), FRAMES)
+    assert predictions.masks is not None
+    logits, boxes, masks = predictions.logits, predictions.boxes, predictions.masks.all()
+    focal = partial(sigmoid_focal_loss, alpha=0.25, gamma=2)
+    gained = focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
+
+    def frames(image: int, object_: int, sequence: Tensor) -> Tensor:
+        of_object = targets[image].boxes[object_]  # [T, 4]
+        return torch.stack([giou(sequence[frame], of_object[frame]) for frame in range(FRAMES)])
+
+    def cost(layer: int, image: int, query: int, object_: int) -> float:
+        sequence = boxes[layer, image, query]
+        distance = (sequence - targets[image].boxes[object_]).square().sum().sqrt()
+        of_class = gained[layer, image, query, targets[image].labels[object_]]
+        return (3 * of_class + 15 * distance - 4 * frames(image, object_, sequence).mean()).item()
+
+    matches = SequenceSetLoss(config).match(predictions, targets)
+    fields = (matches.layer, matches.image, matches.query, matches.object)
+    found = set(zip(*(field.tolist() for field in fields), strict=True))
+    losses = SequenceSetLoss(config)(predictions, targets)
+    total = torch.zeros(())
+    for layer, (name, queries) in product(range(LAYERS), {"modulated": range(10), "basic": range(10, 30)}.items()):
+        one_hot = torch.zeros(len(CLIPS), 30, CLASSES)
+        terms = dict.fromkeys(sizes, torch.zeros(()))
+        for image, target in enumerate(targets):
+            costs = [[cost(layer, image, query, n) for n in range(len(target.labels))] for query in queries]
+            for row, object_ in zip(*linear_sum_assignment(costs), strict=True):
+                found.remove((layer, image, queries[row], object_))
+                one_hot[image, queries[row], target.labels[object_]] = 1
+                sequence = boxes[layer, image, queries[row]]
+                of_object = targets[image].masks[object_, :, 2::4, 2::4].float()
+                mask = masks[layer, image, queries[row]]
+                of_object = F.pad(
+                    of_object, (0, mask.shape[2] - of_object.shape[2], 0, mask.shape[1] - of_object.shape[1])
+                )
+                overlap = 2 * (mask.sigmoid() * of_object).sum() + 1
+                pair = {
+                    "box": (sequence - target.boxes[object_]).abs().sum(-1).mean(),
+                    "giou": 1 - frames(image, object_, sequence).mean(),
+                    "mask": focal(mask, of_object).mean(),
+                    "dice": 1 - overlap / (mask.sigmoid().sum() + of_object.sum() + 1),
+                }
+                terms |= {term: terms[term] + value / 5 for term, value in pair.items()}
+        terms["class"] = focal(logits[layer], one_hot)[:, queries.start : queries.stop].sum() / 5
+        for term, value in terms.items():
+            torch.testing.assert_close(losses.terms[f"{name}/{layer}/{term}"], value.detach(), rtol=1e-4, atol=1e-5)
+        total = total + (0.5 if name == "basic" else 1) * sum(sizes[term] * value for term, value in terms.items())
+    assert not found
+    torch.testing.assert_close(losses.total, total)
 
 
 def test_the_loss_of_a_perfect_mask_is_nearly_nothing():

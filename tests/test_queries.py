@@ -84,6 +84,20 @@ def test_pooling_ignores_padding_unless_asked(kind):
     torch.testing.assert_close(pool(features, padding, kind, pool_padding=True)[-1], everything)
 
 
+@pytest.mark.parametrize("kind", ["mean", "max"])
+@pytest.mark.parametrize("pool_padding", [False, True])
+def test_the_context_is_pooled_as_configured(kind, pool_padding):
+    features, padding = image()
+    context = pool(features, padding, kind, pool_padding)
+    modulated = source("modulated", pool=kind, pool_padding=pool_padding)
+    raw = modulated.coefficients(context).view(3, 7, 4)
+    torch.testing.assert_close(modulated(features, padding).coefficients, raw.softmax(-1))
+    generated = source("generated", pool=kind, pool_padding=pool_padding)
+    made = generated(features, padding)
+    made = torch.cat([made[name] for name in WIDTHS], -1)  # [B, m, sum of widths]
+    torch.testing.assert_close(made.flatten(1), generated.generate(context))
+
+
 @given(m=sizes, r=sizes, seed=st.integers(0, 50))
 def test_coefficients_are_convex(m, r, seed):
     queries = source("modulated", m, r)(*image(seed=seed))
@@ -157,6 +171,13 @@ def test_the_first_group_is_the_same_in_training_and_inference():
         trained = queries.train()(*image())
         for name, part in queries.eval()(*image()).parts.items():
             torch.testing.assert_close(trained[name][:, :7], part)
+
+
+def test_generated_queries_follow_the_image_and_static_ones_do_not():
+    for kind, differs in (("generated", True), ("static", False), ("grouped", False)):
+        queries = source(kind)(*image())
+        for name in WIDTHS:
+            assert torch.allclose(queries[name][0], queries[name][1]) != differs
 
 
 def test_generated_queries_need_many_more_parameters():

@@ -130,7 +130,10 @@ def test_boxes_follow_the_picture_through_the_whole_augmentation(sample, seed):
     if len(boxes) == 0:
         assert green.max() < 0.01
     elif (green > 0.5).any():
-        assert (boxes_of((green > 0.5)[None]) - boxes).abs().max() <= 1.5
+        outwards = (boxes_of((green > 0.5)[None]) - boxes) * torch.tensor([-1, -1, 1, 1])
+        assert outwards.max() <= 2.5  # boxes after a crop are whole pixels, and are then enlarged
+        if (boxes[:, 2:] - boxes[:, :2]).min() >= 4:  # the ends of a sliver are darker
+            assert outwards.min() >= -2.5
         assert (boxes >= 0).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert (boxes[:, 2:] <= torch.tensor([image.shape[2], image.shape[1]]) + 1e-3).all()
@@ -187,6 +190,23 @@ def test_published_augmentation(monkeypatch):
     for (height, width), params in crops:
         assert 0 <= params["top"] <= height - params["height"]
         assert 0 <= params["left"] <= width - params["width"]
+
+
+def test_crops_reach_every_size_and_place():
+    sample, seen = {"image": tv_tensors.Image(torch.arange(30).view(1, 5, 6))}, set()
+    for result in drawn(RandomSizeCrop((2, 3), (4, 9)), sample, 2500):
+        image = result["image"][0]
+        seen.add((divmod(int(image[0, 0]), 6), tuple(image.shape)))
+    sizes = [(height, width) for height in (2, 3, 4) for width in (3, 4, 5, 6)]
+    assert seen == {((y, x), (h, w)) for h, w in sizes for y in range(5 - h + 1) for x in range(6 - w + 1)}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_colours_are_normalised_as_those_of_imagenet(train):
+    transform = make_transform(DataConfig(resize=[32], val_resize=32, crop=False), train)
+    image = transform(sample_of(32, 32, []) | {"image": PIL.Image.new("RGB", (32, 32), (0, 51, 255))})["image"]
+    expected = [(0.0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1.0 - 0.406) / 0.225]
+    torch.testing.assert_close(image, torch.tensor(expected)[:, None, None].expand(3, 32, 32))
 
 
 def test_the_crop_scales_with_the_size_of_the_images():

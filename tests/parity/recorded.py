@@ -1,4 +1,5 @@
-"""Cases recorded from the official implementations (``shared/parity``), read through their parameter names."""
+"""Cases recorded from the official implementations (``shared/parity``; two of them ``cases``), read through their
+parameter names."""
 
 from __future__ import annotations
 
@@ -44,8 +45,7 @@ class Recorded:
     weights: dict[str, Tensor]
 
     @classmethod
-    def read(cls, shared: Path, name: str) -> Self:
-        folder = shared / "parity" / name
+    def read(cls, folder: Path) -> Self:
         config, expected = (json.loads((folder / f"{part}.json").read_text()) for part in ("config", "expected"))
         io = load_file(folder / "io.safetensors")
         if (folder / "weights.safetensors").exists():
@@ -91,6 +91,11 @@ def assert_total_and_gradients(
     norms = case.gradient_norms(dict(zip(parameters, gradients[len(features) :], strict=True)), convert, aliases)
     for name, expected in case.expected["grad_norms"].items():
         assert norms[name] == pytest.approx(expected or 0, rel=1e-3, abs=1e-5), name
+
+
+def frozen(name: str) -> Path:
+    """The folder of a case that every clone has."""
+    return Path(__file__).parent / "cases" / name
 
 
 def close(actual: Tensor, expected: Tensor) -> None:

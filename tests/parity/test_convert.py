@@ -136,7 +136,7 @@ def official_checkpoint(
 ) -> tuple[DetectorCase, TorchvisionBackbone, dict[str, Tensor]]:
     """A file as the official training writes it; the case, the backbone and the weights in it."""
     torch.manual_seed(0)
-    case = DetectorCase.read(shared, name)
+    case = DetectorCase.read(shared / "parity" / name)
     backbone = TorchvisionBackbone(FAMILIES[model_config(case).family].strides)
     weights = reading_resnet18(case.weights)
     state = weights | {f"backbone.0.body.{k}": v for k, v in backbone.body.state_dict().items()}

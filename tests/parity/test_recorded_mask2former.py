@@ -24,8 +24,8 @@ CASES = ["mask2former", "mask2former_dq", "video_mask2former", "video_mask2forme
 
 class Case(Recorded):
     @classmethod
-    def read(cls, shared: Path, name: str) -> Self:
-        case = super().read(shared, name)
+    def read(cls, folder: Path) -> Self:
+        case = super().read(folder)
         # Only the cases of videos tell training from inference.
         case.io = {name.removeprefix("train."): tensor for name, tensor in case.io.items()}
         return case
@@ -137,7 +137,7 @@ class RecordedPoints(RandomPoints):
 @pytest.fixture(scope="module", params=CASES)
 def run(request, shared):
     """The case, our model, and its predictions in training mode from features that keep their gradients."""
-    case = Case.read(shared, request.param)
+    case = Case.read(shared / "parity" / request.param)
     model, features = case.model().train(), case.features()
     return case, model, features, model.forward_features(features, case.padding())
 

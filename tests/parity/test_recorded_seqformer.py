@@ -75,7 +75,7 @@ class Case(Recorded):
 @pytest.fixture(scope="module")
 def run(shared):
     """The case, our model, and its predictions in training mode from features that keep their gradients."""
-    case = Case.read(shared, "seqformer")
+    case = Case.read(shared / "parity" / "seqformer")
     model, features = case.model().train(), case.features("train", case.config["batch_size"])
     return case, model, features, model.forward_features(features, case.padding())
 

@@ -50,7 +50,7 @@ class Case(Recorded):
 
 @pytest.fixture
 def recorded(request, shared) -> Case:
-    return Case.read(shared, request.param)
+    return Case.read(shared / "parity" / request.param)
 
 
 def same(labels: Tensor, scores: Tensor, masks: Tensor, io: dict[str, Tensor], name: str) -> None:

@@ -191,7 +191,7 @@ def test_a_checkpoint_executes_nothing(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_losses_are_of_a_real_training(uninterrupted):
+def test_losses_are_finite_and_differ_between_steps(uninterrupted):
     losses = [loss for *_, loss, _ in uninterrupted("plain")[0].steps]
     assert len(set(losses)) == 9
     assert all(math.isfinite(loss) for loss in losses)

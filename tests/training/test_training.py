@@ -23,11 +23,14 @@ from tiny import contents, tiny
 
 
 class Weights(Recorder):
-    """Keeps the weights after every step."""
+    """Keeps the weights before the first and after every step."""
 
     def __init__(self):
         super().__init__()
         self.weights = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.first = {name: tensor.clone() for name, tensor in pl_module.model.state_dict().items()}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -95,6 +98,13 @@ def test_a_step_is_forward_loss_backward_clip_and_adamw(tmp_path):
     assert [loss for *_, loss, _ in recorder.steps] == pytest.approx(losses, rel=1e-5)
     queries = "queries.basic.content"  # of others some gradients are nothing but rounding errors, which Adam enlarges
     torch.testing.assert_close(recorder.weights[-1][queries], model.state_dict()[queries], rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_weights_are_drawn_from_the_seed(tmp_path):
+    recorder = Weights()
+    train(tiny(train__seed=7, train__steps=1), tmp_path, [recorder])
+    torch.manual_seed(7)
+    assert equal(recorder.first, create_model(load_config(tmp_path)).state_dict())
 
 
 def test_the_best_model_is_kept_also_over_interruptions(tmp_path, monkeypatch):
