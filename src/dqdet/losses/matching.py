@@ -23,13 +23,13 @@ ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
 class Matches:
     """M matched pairs, ordered by image, layer and query. Each tensor is ``[M]`` int64."""
 
+    counts: list[int]  # pairs of each image, known without asking the device
     image: Tensor
     layer: Tensor
     query: Tensor
     object: Tensor  # index into the image's objects
     group: Tensor  # number of the query's group
     row: Tensor  # of the object among those of all images
-    counts: list[int]  # pairs of each image, known without asking the device
 
     def parts(self, most: int) -> Iterator[tuple[int, slice, Matches]]:
         """Pairs of one image after the other, at most so many at a time: the image, and where in M they are.
@@ -43,7 +43,7 @@ class Matches:
                 some = slice(first, min(first + most, end))
                 tensors = (self.image, self.layer, self.query, self.object, self.group, self.row)
                 counts = [some.stop - some.start if i == image else 0 for i in range(len(self.counts))]
-                yield image, some, Matches(*(tensor[some] for tensor in tensors), counts=counts)
+                yield image, some, Matches(counts, *(tensor[some] for tensor in tensors))
 
 
 @torch.no_grad()
@@ -63,20 +63,19 @@ def match(predictions: Predictions, targets: list[Target], config: LossConfig) -
 def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matches:
     """The assignments of least total cost, one for every layer, image and group.
 
+    The device is waited for once, for the costs. All that the losses index by goes back to it in one piece.
+
     Args:
         costs: ``[L, B, Q, N]``, N at least the most objects of an image.
         targets: B of them.
         groups: name -> size, in query order.
-
-    The device is waited for once, for the costs. All that the losses index by goes back to it in one piece.
     """
     # A diverged model must reach the loss, which reports it, instead of failing in the assignment.
     table = costs.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()  # [L, B, Q, N]
     pairs = [np.empty((6, 0), np.int64)]  # [6, pairs of one image, layer and group]
-    counts = []
     first_row = 0
     for image, target in enumerate(targets):
-        objects, before = len(target.labels), len(pairs)
+        objects = len(target.labels)
         for layer in range(len(table)):
             start = 0
             for group, size in enumerate(groups.values()):
@@ -84,10 +83,10 @@ def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matc
                 columns = np.broadcast_arrays(image, layer, query + start, object_, group, object_ + first_row)
                 pairs.append(np.stack(columns))
                 start += size
-        counts.append(sum(part.shape[1] for part in pairs[before:]))
         first_row += objects
-    uploaded = torch.from_numpy(np.concatenate(pairs, 1)).to(costs.device, non_blocking=True)  # [6, M]
-    return Matches(*uploaded, counts=counts)
+    together = np.concatenate(pairs, 1)  # [6, M]
+    counts = np.bincount(together[0], minlength=len(targets)).tolist()
+    return Matches(counts, *torch.from_numpy(together).to(costs.device, non_blocking=True))
 
 
 def matching_costs(predictions: Predictions, targets: list[Target], config: LossConfig) -> Tensor:

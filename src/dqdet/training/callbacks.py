@@ -144,6 +144,8 @@ class LastCheckpoint(Callback):
         return trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        pl_module.check_loss()
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise DqdetError(
                 f"the weights are not finite after step {trainer.global_step}; the last checkpoint is kept; "
