@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from dqdet.config import Config, DataConfig, InferenceConfig
 from dqdet.nn.sampling import sample_reference
 from dqdet.training import module as training
+from dqdet.training import progress
 from dqdet.training.module import DetectionModule
+from dqdet.training.progress import TrainingProgress
 from dqdet.types import Batch, pad_images
 from pretended_device import OnDevice, move, pretended_device
 from small_families import CHANNELS, CLASSES, CLIPS, CONFIGS, FRAMES, IMAGES, build, make_targets, reads_clips
@@ -98,7 +100,6 @@ class Arrived:
 def places_of_a_step(name: str, monkeypatch, step: int = 0, **options) -> Counter:
     module, batch = module_and_batch(name, tasks(name)[0], **options)
     monkeypatch.setattr(training, "Arriving", Arrived)
-    monkeypatch.setattr(module, "check_loss", lambda: None)
     monkeypatch.setattr(module, "log_dict", lambda values, batch_size: None)
     strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor)
     module._trainer = SimpleNamespace(global_step=step, current_epoch=0, strategy=strategy)
@@ -130,6 +131,17 @@ def test_logging_waits_once_for_all_losses(monkeypatch):
     ninth, tenth = (places_of_a_step("detr", monkeypatch, step=step) for step in (8, 9))
     assert tenth - ninth == {"training/module.py": 1}
     assert ninth == STEP["boxes"]
+
+
+def test_showing_the_loss_waits_for_nothing(monkeypatch):
+    monkeypatch.setattr(progress, "Arriving", Arrived)
+    bar = TrainingProgress(batch=4, metric="AP")
+    bar.training = bar.bars.add_task("", batch=4, metrics={})
+    trainer = SimpleNamespace(accumulate_grad_batches=2, global_step=1, current_epoch=0, max_epochs=3)
+    with pretended_device() as transfers:
+        bar.on_train_batch_end(trainer, None, {"loss": OnDevice(torch.tensor(3.0))}, None, 0)
+    assert transfers.places == []
+    assert bar.last is not None
 
 
 @pytest.mark.parametrize(("name", "task"), [(name, task) for name in CONFIGS for task in tasks(name)])
