@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from dqdet.config import Config, DataConfig, InferenceConfig
 from dqdet.nn.sampling import sample_reference
+from dqdet.training import callbacks, progress
 from dqdet.training import module as training
-from dqdet.training import progress
+from dqdet.training.callbacks import LastCheckpoint
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
 from dqdet.types import Batch, pad_images
@@ -142,6 +144,26 @@ def test_showing_the_loss_waits_for_nothing(monkeypatch):
         bar.on_train_batch_end(trainer, None, {"loss": OnDevice(torch.tensor(3.0))}, None, 0)
     assert transfers.places == []
     assert bar.last is not None
+
+
+def test_asking_other_processes_for_signals_waits_for_nothing(monkeypatch):
+    asked = []
+
+    class Answer(Arrived):
+        def __init__(self, scalar: Tensor):
+            super().__init__(scalar)
+            asked.append(scalar.on_host.item())
+            self.item = lambda: scalar.on_host.item()
+
+    monkeypatch.setattr(callbacks, "Arriving", Answer)
+    last = LastCheckpoint(Path("last.ckpt"), None, print)
+    others = iter([0.0, 1.0, 0.0])
+    strategy = SimpleNamespace(root_device="cuda", reduce=lambda tensor, reduce_op: tensor + next(others))
+    trainer = SimpleNamespace(world_size=2, strategy=strategy)
+    with pretended_device() as transfers:
+        assert [last._anyone_signalled(trainer) for _ in range(3)] == [False, False, True]
+    assert asked == [0, 1, 0]
+    assert transfers.places == []
 
 
 @pytest.mark.parametrize(("name", "task"), [(name, task) for name in CONFIGS for task in tasks(name)])
