@@ -16,13 +16,14 @@ import torch
 from lightning.pytorch import Callback
 from rich.console import Console
 from rich.table import Table
+from torchvision.transforms.v2.functional import to_pil_image
 
 import dqdet
 from dqdet.cli import HEADLINE
 from dqdet.config import parse_overrides
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
-from dqdet.predict.pictures import coefficient_figure, ground_truth, side_by_side, unnormalised
+from dqdet.predict.pictures import coefficient_figure, ground_truth, side_by_side
 from dqdet.predict.predictor import Predictor
 
 PICTURES = 6
@@ -64,7 +65,7 @@ def query_share(predictor: Predictor, image) -> float:
 def draw(predictors: dict[str, Predictor], dataset: DetectionDataset, out: Path) -> None:
     """``predictions.png``: ground truth and what each model finds; ``coefficients.png``: W of a few images."""
     samples = [dataset[i] for i in range(PICTURES)]
-    images = [unnormalised(image) for image, _ in samples]
+    images = [to_pil_image(image) for image, _ in samples]
     columns = {
         "ground truth": [
             ground_truth(target, (image.height, image.width), dataset.classes)
@@ -105,7 +106,7 @@ def main() -> None:
             **{name: f"{metrics[name]:.3f}" for name in HEADLINE if name in metrics},
             "parameters": f"{sum(p.numel() for p in predictor.model.parameters()) / 1e6:.2f} M",
             "step time": f"{1000 * statistics.median(times.seconds):.0f} ms",
-            "making queries": f"{100 * query_share(predictor, unnormalised(dataset[0][0])):.2f} % of inference",
+            "making queries": f"{100 * query_share(predictor, to_pil_image(dataset[0][0])):.2f} % of inference",
         }
         if not table.columns:
             for name in row:

@@ -197,7 +197,7 @@ def test_points_are_mostly_those_of_least_certainty():
     criterion = MaskSetLoss(MaskLossConfig(points=40))
     ramp = torch.linspace(-10, 10, 32).expand(1, 2, 32, 32)  # uncertain around the middle column
     torch.manual_seed(0)
-    points = criterion.loss_points(ramp, Matches(*torch.zeros(4, 1, dtype=torch.long)))[0]  # of two frames
+    points = criterion.loss_points(ramp, Matches([1], *torch.zeros(6, 1, dtype=torch.long)))[0]  # of two frames
     assert points.shape == (2, 40, 2)
     distance = (points[..., 0] - 0.5).abs()
     # Of 120 candidates the nearest 30, about a quarter of the width; the other 10 anywhere.

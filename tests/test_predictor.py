@@ -36,14 +36,15 @@ class ColourFinder(nn.Module):
         logits = torch.full((1, len(images), 2, 2), -9.0)
         boxes = torch.full((1, len(images), 2, 4), 0.5)
         for b, (image, padded) in enumerate(zip(images, padding, strict=True)):
+            assert not image[:, padded].any()
             valid = torch.tensor([(~padded).any(0).sum(), (~padded).any(1).sum()])  # width, height
             for query, channel in enumerate((0, 2)):
-                found = ((image[channel] > 1) & (image[1] < 0)).nonzero().flip(1)  # [pixels, 2] x, y
+                found = ((image[channel] > 180) & (image[1] < 115)).nonzero().flip(1)  # [pixels, 2] x, y
                 if len(found):
                     low, high = found.min(0).values / valid, (found.max(0).values + 1) / valid
                     boxes[0, b, query] = torch.cat([(low + high) / 2, high - low])
                     logits[0, b, query, query] = 3.0 - query
-        coefficients = images.mean((2, 3))[:, None].softmax(-1)  # [B, 1, 3]
+        coefficients = (images / 255).mean((2, 3))[:, None].softmax(-1)  # [B, 1, 3]
         return Predictions(logits, boxes, groups={"modulated": 2}, coefficients=coefficients)
 
 

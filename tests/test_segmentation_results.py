@@ -22,6 +22,7 @@ from dqdet.formats.results import panoptic_result
 from dqdet.inference import infer, masks
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.metrics.panoptic import PanopticMetric
+from dqdet.models.detector import Detector
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.predict.images import predict_folder
 from dqdet.predict.predictor import Predictor, objects
@@ -40,19 +41,28 @@ NAMES = [category["name"] for category in CATEGORIES]
 CATEGORY_IDS = [category["id"] for category in CATEGORIES]
 
 
-class ColourSegmenter(nn.Module):
+class Colours(nn.Module):
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [F.avg_pool2d(images, 4, ceil_mode=True)]  # [B, 3, h, w]
+
+
+class ColourSegmenter(Detector):
     """A query for red, one for blue and one for dark pixels: each is a linear function of the colour."""
 
-    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
-        colours = F.avg_pool2d(images, 4, ceil_mode=True)  # [B, 3, h, w]
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Colours()
+
+    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+        (colours,) = features
         features = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)  # [B, 4, h, w]
         embeddings = torch.tensor([[5, 0, -5, -10], [-5, 0, 5, -10], [-5, 0, -5, -10]]).float()
         logits = torch.eye(3, 4) * torch.tensor([[6.0], [4.0], [5.0]])
         return Predictions(
-            logits.expand(1, len(images), -1, -1),
+            logits.expand(1, len(colours), -1, -1),
             None,
             groups={"modulated": 3},
-            masks=ProductMasks(embeddings.expand(1, len(images), -1, -1), features),
+            masks=ProductMasks(embeddings.expand(1, len(colours), -1, -1), features),
         )
 
 

@@ -42,7 +42,7 @@ class ClipSegmenter(ColourSegmenter):
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
         assert not padding.any()
         self.lengths.append(images.shape[1])
-        of_frames = super().forward(images.flatten(0, 1), padding)
+        of_frames = super().forward(images.flatten(0, 1), padding.repeat_interleave(images.shape[1], 0))
         return Predictions(
             of_frames.logits[:, :1, :2, [0, 1, 3]],
             None,

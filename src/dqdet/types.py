@@ -18,24 +18,34 @@ import torch
 from torch import Tensor
 
 
-def _moved(value, device: torch.device | str, non_blocking: bool):
-    if isinstance(value, Tensor | Target):
-        return value.to(device, non_blocking=non_blocking)
+def _mapped(value, change: Callable[[Tensor], Tensor]):
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, _OfTensors):
+        return value.map(change)
     if isinstance(value, list):
-        return [_moved(item, device, non_blocking) for item in value]
+        return [_mapped(item, change) for item in value]
     return value
 
 
-class _Movable:
-    """``to(device)`` for a dataclass of tensors."""
+class _OfTensors:
+    """What a dataclass of tensors can do like a tensor."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same of what ``change`` makes of each tensor."""
+        changed = {f.name: _mapped(getattr(self, f.name), change) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        moved = {f.name: _moved(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **moved)  # type: ignore[type-var]
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """In memory that copies to the device do not wait for; ``DataLoader(pin_memory=True)`` calls it."""
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass
-class Target(_Movable):
+class Target(_OfTensors):
     """The objects of one image (or of one video clip, with the shapes in brackets); crowds are none."""
 
     labels: Tensor  # [N] int64, index into the class list
@@ -47,19 +57,15 @@ class Target(_Movable):
 
 
 @dataclass
-class Batch(_Movable):
+class Batch(_OfTensors):
     """The only form in which images travel."""
 
-    images: Tensor  # [B, 3, H, W] normalised   (video: [B, T, 3, H, W])
+    images: Tensor  # [B, 3, H, W] uint8, RGB, zero where padded   (video: [B, T, 3, H, W])
     padding: Tensor  # [B, H, W] bool, True = padded
     targets: list[Target] = field(default_factory=list)  # B entries; empty when there is nothing to learn
 
     def __len__(self) -> int:
         return self.images.shape[0]
-
-    def pin_memory(self) -> Batch:
-        """Called by ``DataLoader(pin_memory=True)``; the images are what is worth pinning."""
-        return replace(self, images=self.images.pin_memory(), padding=self.padding.pin_memory())
 
 
 @dataclass

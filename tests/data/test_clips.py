@@ -87,9 +87,8 @@ def test_frames_of_a_clip_are_drawn_evenly():
 
 
 def squares_of(image: Tensor, track: int) -> Tensor:
-    """Where an augmented, normalised frame shows the square of a track."""
-    channel = image[1 + track]
-    return channel > channel.new_tensor([(0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225][track])
+    """Where an augmented frame shows the square of a track."""
+    return image[1 + track] > 127
 
 
 @pytest.mark.parametrize("seed", range(6))

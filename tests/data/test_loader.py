@@ -137,6 +137,7 @@ def test_batch_is_its_padded_items():
     different_sizes = False
     for batch, indices in zip(loader, loader.batch_sampler, strict=True):
         assert len(batch) == 4
+        assert batch.images.dtype == torch.uint8
         for slot, padding, target, index in zip(batch.images, batch.padding, batch.targets, indices, strict=True):
             image, expected = dataset[index]
             height, width = image.shape[1:]

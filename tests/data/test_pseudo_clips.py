@@ -114,7 +114,8 @@ def test_masks_and_boxes_move_with_the_picture(folder):
         frames, target = dataset[6]
         assert len(target.labels) == 5
         for frame in range(3):
-            bright = frames[frame].mean(0) > frames[frame].mean(0).quantile(0.8)
+            grey = frames[frame].float().mean(0)
+            bright = grey > grey.quantile(0.8)
             united = target.masks[:, frame].any(0)
             assert (bright & united).sum() > 0.75 * united.sum()
             for box, mask in zip(target.boxes[:, frame], target.masks[:, frame], strict=True):

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from dqdet.losses import SetLoss
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.models import create_model
 from dqdet.runs.folder import load_config, load_folder, load_metrics
+from dqdet.training.arriving import Arriving
 from dqdet.training.engine import evaluate, resume, train
+from dqdet.training.module import DetectionModule
 from tiny import contents, tiny
 
 
@@ -209,6 +212,48 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     recorder = Recorder()
     resume(tmp_path, callbacks=[recorder])
     assert [step[:2] for step in recorder.steps[:4]] == [(1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+@pytest.mark.parametrize("options", [{}, {"train__steps": 6}, {"train__validate_every": 3}])
+def test_a_loss_that_is_not_finite_at_the_end_of_an_epoch_is_seen_before_anything_is_saved(options, tmp_path):
+    poison = Poison(before=6)
+    with pytest.raises(DqdetError) as caught:
+        train(tiny(**options), tmp_path, [poison])
+    images = ", ".join(map(str, poison.images))
+    assert str(caught.value).startswith(f"the loss is nan in step 6 (epoch 2, images {images}); ")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_loss_arrives_as_it_was_when_it_was_sent():
+    loss = torch.tensor(2.5, requires_grad=True)
+    arriving = Arriving(loss)
+    loss.detach().fill_(torch.nan)
+    assert arriving.item() == 2.5
+
+
+def test_logged_losses_are_means_over_processes_in_one_reduction(monkeypatch):
+    config = tiny()
+    dataset = open_dataset(config.data, "train", seed=0)
+    config.classes = dataset.classes
+    module = DetectionModule(create_model(config).train(), config)
+    reduced, logged = [], {}
+
+    def reduce(tensor, reduce_op):
+        assert reduce_op == "mean"
+        reduced.append(tensor)
+        return 2 * tensor  # as if the other process had three times as much
+
+    strategy = SimpleNamespace(reduce=reduce)
+    module._trainer = SimpleNamespace(global_step=9, current_epoch=3, strategy=strategy)
+    monkeypatch.setattr(module, "log_dict", lambda values, batch_size: logged.update(values))
+    batch = next(iter(make_loader(dataset, batch=4, train=True)))
+    loss = module.training_step(batch, 0)
+    assert len(reduced) == 1
+    assert len(logged) == len(reduced[0]) == 1 + 2 * 2 * 3
+    assert logged["train/loss"] == 2 * loss
+    weights = {"class": config.loss.class_weight, "box": config.loss.box_weight, "giou": config.loss.giou_weight}
+    total = sum(weights[name.rsplit("/")[-1]] * value for name, value in logged.items() if name != "train/loss")
+    torch.testing.assert_close(total, logged["train/loss"])
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -45,7 +45,7 @@ def draw_frames(length: int, reference: int, count: int, reach: int) -> list[int
 class VideoDataset(DetectionDataset):
     """Videos with their objects, augmented.
 
-    Items are ``(frames, target)``: normalised frames ``[T, 3, h, w]``, and a ``Target`` with boxes ``[N, T, 4]``,
+    Items are ``(frames, target)``: frames ``[T, 3, h, w]`` of uint8, and a ``Target`` with boxes ``[N, T, 4]``,
     zero where an object is not visible, and masks ``[N, T, h, w]``. The objects are those that the augmented clip
     shows at all. Training items are clips, a new one in each epoch; validation items are whole videos, without
     masks, which their targets do not need.

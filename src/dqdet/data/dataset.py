@@ -23,7 +23,7 @@ Split = Literal["train", "val"]
 class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     """Images with their objects, augmented.
 
-    Items are ``(image, target)``: the image ``[3, h, w]`` normalised, and a ``Target``. The augmentation of item
+    Items are ``(image, target)``: the image ``[3, h, w]`` of uint8, RGB, and a ``Target``. The augmentation of item
     i is a pure function of (seed, epoch, i), so it depends neither on the worker nor on what was read before.
 
     Args:

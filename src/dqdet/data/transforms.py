@@ -23,10 +23,6 @@ from torchvision.transforms.v2 import functional as F
 
 from dqdet.config import DataConfig
 
-# Of ImageNet, which the backbones were trained with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
 # The crop branch as published, for images whose shorter side is at most 800. It scales with data.resize.
 PUBLISHED_SIZE = 800
 BEFORE_CROP = (400, 500, 600)  # shorter side before the crop
@@ -39,7 +35,7 @@ class Sample(TypedDict):
     Of a clip the image is a ``tv_tensors.Video [T, 3, H, W]``, and an object counts once in each frame it is in.
     """
 
-    image: PIL.Image.Image | Tensor  # Tensor [3, H, W] after the last transform
+    image: PIL.Image.Image | Tensor  # Tensor [3, H, W] uint8 after the last transform
     boxes: tv_tensors.BoundingBoxes  # [N, 4] x0, y0, x1, y1 in pixels
     labels: Tensor  # [N]
     masks: NotRequired[tv_tensors.Mask]  # [N, H, W] uint8
@@ -183,15 +179,7 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
             steps.append(PhotometricDistortion())
     else:
         steps.append(RandomShorterSide([config.val_resize], config.max_size))
-    return v2.Compose(
-        [
-            *steps,
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-            v2.ToPureTensor(),
-        ]
-    )
+    return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
 
 
 def _multi_scale(config: DataConfig) -> v2.Transform:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torchvision.ops import box_convert
 
 from dqdet.types import ImageDetections, Predictions
@@ -47,6 +48,11 @@ def detections(
     labels = labels.flatten(1).gather(1, kept)
     queries = (kept // candidates).unsqueeze(-1).expand(-1, -1, 4)  # [B, K, 4]
     boxes = box_convert(final.boxes[0].float(), "cxcywh", "xyxy").gather(1, queries)
-    scale = boxes.new_tensor([(width, height, width, height) for height, width in sizes])  # [B, 4]
-    boxes = boxes * scale.unsqueeze(1)
-    return [ImageDetections(*image) for image in zip(scores, labels, boxes, strict=True)]
+    pixels = [in_pixels(of_image, size) for of_image, size in zip(boxes, sizes, strict=True)]  # B of [K, 4]
+    return [ImageDetections(*image) for image in zip(scores, labels, pixels, strict=True)]
+
+
+def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Relative boxes ``[K, 4]`` (x1, y1, x2, y2) in pixels of an image of a height and width."""
+    height, width = size
+    return torch.stack([boxes[:, 0::2] * width, boxes[:, 1::2] * height], -1).flatten(1)  # [K, 2, 2] -> [K, 4]

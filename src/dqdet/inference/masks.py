@@ -36,8 +36,10 @@ def instances(
         config: of the model.
     """
     scores, labels, queries = best_pairs(final, image, config)
-    things = torch.tensor([name not in config.stuff for name in config.classes], device=labels.device)[labels]
-    scores, labels, queries = scores[things], labels[things], queries[things]
+    if config.stuff:
+        things = torch.tensor([name not in config.stuff for name in config.classes])
+        kept = things.to(labels.device, non_blocking=True)[labels].nonzero()[:, 0]
+        scores, labels, queries = scores[kept], labels[kept], queries[kept]
     chosen, pairs = queries.unique(return_inverse=True)  # a query may be reported under several classes
     masks, certainties = [scores.new_zeros(0, *original_size, dtype=torch.bool)], [scores.new_zeros(0)]
     for logits in enlarged(final, image, chosen, size, original_size):
@@ -151,7 +153,7 @@ def tracks(
     resize = stretched if isinstance(config.loss, SequenceLossConfig) else enlarged
     masks = torch.cat([logits > 0 for logits in resize(final, video, chosen, size, original_size)])  # [M * T, H, W]
     masks = masks.unflatten(0, (len(chosen), -1))  # [M, T, H, W]
-    seen = masks.flatten(1).any(1)[pairs]  # [K]
+    seen = masks.flatten(1).any(1)[pairs].nonzero()[:, 0]  # [K]
     return ClipTracks(scores[seen], labels[seen], masks[pairs[seen]])
 
 

@@ -40,7 +40,7 @@ def track(
 
     Args:
         model: of any family that learns ``data.task`` video, in evaluation mode.
-        frames: normalised, ``[3, H, W]``, all of one size; read as they are needed.
+        frames: ``[3, H, W]`` uint8, RGB, all of one size; read as they are needed.
         original_size: height and width of the results.
         config: of the model; ``config.inference.window`` frames go through it together.
     """

@@ -56,11 +56,12 @@ class ObjectMasks:
         self.pixels = torch.cat([mask.flatten() for mask in masks])
         self.frames = frames
         device = self.pixels.device
-        sizes = torch.tensor([mask.shape[1:] for mask in masks for _ in mask], dtype=torch.long, device=device)
+        sizes = torch.tensor([mask.shape[1:] for mask in masks for _ in mask], dtype=torch.long)
+        sizes = sizes.to(device, non_blocking=True)  # the only constants that come from the CPU
         self.height, self.width = sizes.view(-1, frames, 2).unbind(2)  # [objects, T] each
         areas = (self.height * self.width).flatten()
         self.first = (areas.cumsum(0) - areas).view(-1, frames)  # [objects, T], into pixels
-        self.padded = torch.tensor([width, height], device=device)
+        self.padded = width, height
 
     def at(self, rows: Tensor, points: Tensor) -> Tensor:
         """Bilinear samples; what lies outside an image is 0.
@@ -73,19 +74,24 @@ class ObjectMasks:
             ``[..., T, P]`` in 0..1.
         """
         first, height, width = (x[rows][..., None] for x in (self.first, self.height, self.width))  # [..., T, 1]
-        location = points * self.padded - 0.5  # [..., T, P, 2], in pixels from the centre of the first
-        corner = location.floor()
-        fraction = location - corner
-        left, top = corner.long().unbind(-1)  # [..., T, P]
+        # In pixels from the centre of the first, [..., T, P]
+        left, share_right = _cell(points[..., 0] * self.padded[0] - 0.5)
+        top, share_below = _cell(points[..., 1] * self.padded[1] - 0.5)
         sampled = torch.zeros((), device=points.device)
         for dx, dy in product((0, 1), (0, 1)):
             x, y = left + dx, top + dy
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
             pixel = self.pixels[(first + y * width + x).where(inside, 0)] & inside
-            share_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
-            share_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
+            share_x = share_right if dx else 1 - share_right
+            share_y = share_below if dy else 1 - share_below
             sampled = sampled + share_x * share_y * pixel
         return sampled
+
+
+def _cell(coordinate: Tensor) -> tuple[Tensor, Tensor]:
+    """The whole number below, and how far beyond it: the share of the next pixel."""
+    below = coordinate.floor()
+    return below.long(), coordinate - below
 
 
 class MaskSetLoss(nn.Module):
@@ -112,17 +118,14 @@ class MaskSetLoss(nn.Module):
         stride = ProductMasks.stride
         masks = ObjectMasks(targets, frames, stride * height, stride * width)
         matches = self.match(predictions, targets, masks)
-        rows = matches.row(targets)  # [M]
-        labels = torch.cat([target.labels for target in targets])[rows]
+        labels = torch.cat([target.labels for target in targets])[matches.row]  # [M]
         class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight)  # [L, G]
-        cell = matches.layer * class_loss.shape[1] + matches.group(predictions.groups)  # [M]: layer and group
+        cell = matches.layer * class_loss.shape[1] + matches.group  # [M]: layer and group
         sums = class_loss.new_zeros(2, class_loss.numel())  # [2, L*G]
         matched = embeddings[matches.layer, matches.image, matches.query]  # [M, c]
-        for image, of_image in enumerate(features.unbind()):
-            for pairs in (matches.image == image).nonzero()[:, 0].split(max(1, MASKS_AT_ONCE // frames)):
-                predicted = torch.einsum("mc,tchw->mthw", matched[pairs], of_image)  # [pairs, T, h, w]
-                losses = self.pair_losses(predicted, matches[pairs], masks, rows[pairs])  # [2, pairs]
-                sums = sums.index_add(1, cell[pairs], losses)
+        for image, some, pairs in matches.parts(max(1, MASKS_AT_ONCE // frames)):
+            predicted = torch.einsum("mc,tchw->mthw", matched[some], features[image])  # [pairs, T, h, w]
+            sums = sums.index_add(1, cell[some], self.pair_losses(predicted, pairs, masks))
         mask_loss, dice_loss = (sums / count_objects(targets, sums.device)).view(2, *class_loss.shape)
         weighted = {
             "class": (config.class_weight, class_loss),
@@ -172,11 +175,11 @@ class MaskSetLoss(nn.Module):
             )
         return torch.stack(costs)
 
-    def pair_losses(self, predicted: Tensor, pairs: Matches, masks: ObjectMasks, rows: Tensor) -> Tensor:
-        """Mask and dice loss of M predicted masks ``[M, T, h, w]`` and the objects ``rows [M]``: ``[2, M]``."""
+    def pair_losses(self, predicted: Tensor, pairs: Matches, masks: ObjectMasks) -> Tensor:
+        """Mask and dice loss of the predicted masks ``[M, T, h, w]`` of M pairs and of their objects: ``[2, M]``."""
         points = self.loss_points(predicted, pairs)  # [M, T, P, 2]
         logits = sample_each(predicted, points)  # [M, T, P]
-        wanted = masks.at(rows, points)  # [M, T, P]
+        wanted = masks.at(pairs.row, points)  # [M, T, P]
         mask = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(2)
         probability = logits.sigmoid()
         dice = 1 - dice_overlap((probability * wanted).sum(2), probability.sum(2), wanted.sum(2))

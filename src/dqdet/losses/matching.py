@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,26 +21,29 @@ ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
 
 @dataclass
 class Matches:
-    """M matched pairs, of all layers, groups and images. Each field is ``[M]`` int64."""
+    """M matched pairs, ordered by image, layer and query. Each tensor is ``[M]`` int64."""
 
-    layer: Tensor
+    counts: list[int]  # pairs of each image, known without asking the device
     image: Tensor
+    layer: Tensor
     query: Tensor
     object: Tensor  # index into the image's objects
+    group: Tensor  # number of the query's group
+    row: Tensor  # of the object among those of all images
 
-    def __getitem__(self, pairs: Tensor) -> Matches:
-        """Some of the pairs."""
-        return Matches(self.layer[pairs], self.image[pairs], self.query[pairs], self.object[pairs])
+    def parts(self, most: int) -> Iterator[tuple[int, slice, Matches]]:
+        """Pairs of one image after the other, at most so many at a time: the image, and where in M they are.
 
-    def group(self, groups: dict[str, int]) -> Tensor:
-        """Each pair's group by its number, ``[M]``."""
-        ends = torch.tensor(list(groups.values())).cumsum(0).to(self.query.device)
-        return torch.bucketize(self.query, ends, right=True)
-
-    def row(self, targets: list[Target]) -> Tensor:
-        """Each pair's object by its number among the objects of all images, ``[M]``."""
-        first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0).to(self.image.device)
-        return first[self.image] + self.object
+        An image without pairs has an empty part, through which the gradients of all parameters exist nevertheless.
+        """
+        end = 0
+        for image, count in enumerate(self.counts):
+            start, end = end, end + count
+            for first in range(start, max(end, start + 1), most):
+                some = slice(first, min(first + most, end))
+                tensors = (self.image, self.layer, self.query, self.object, self.group, self.row)
+                counts = [some.stop - some.start if i == image else 0 for i in range(len(self.counts))]
+                yield image, some, Matches(counts, *(tensor[some] for tensor in tensors))
 
 
 @torch.no_grad()
@@ -59,26 +63,30 @@ def match(predictions: Predictions, targets: list[Target], config: LossConfig) -
 def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matches:
     """The assignments of least total cost, one for every layer, image and group.
 
+    The device is waited for once, for the costs. All that the losses index by goes back to it in one piece.
+
     Args:
         costs: ``[L, B, Q, N]``, N at least the most objects of an image.
         targets: B of them.
         groups: name -> size, in query order.
-
-    Returns:
-        The pairs, ordered by layer, image and query.
     """
-    device = costs.device
     # A diverged model must reach the loss, which reports it, instead of failing in the assignment.
     table = costs.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()  # [L, B, Q, N]
-    pairs = [np.empty((4, 0), np.int64)]  # [4, pairs of one layer, image and group]
-    for layer in range(len(table)):
-        for image, target in enumerate(targets):
+    pairs = [np.empty((6, 0), np.int64)]  # [6, pairs of one image, layer and group]
+    first_row = 0
+    for image, target in enumerate(targets):
+        objects = len(target.labels)
+        for layer in range(len(table)):
             start = 0
-            for size in groups.values():
-                query, object_ = linear_sum_assignment(table[layer, image, start : start + size, : len(target.labels)])
-                pairs.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query + start, object_]))
+            for group, size in enumerate(groups.values()):
+                query, object_ = linear_sum_assignment(table[layer, image, start : start + size, :objects])
+                columns = np.broadcast_arrays(image, layer, query + start, object_, group, object_ + first_row)
+                pairs.append(np.stack(columns))
                 start += size
-    return Matches(*torch.from_numpy(np.concatenate(pairs, 1)).to(device, non_blocking=True))
+        first_row += objects
+    together = np.concatenate(pairs, 1)  # [6, M]
+    counts = np.bincount(together[0], minlength=len(targets)).tolist()
+    return Matches(counts, *torch.from_numpy(together).to(costs.device, non_blocking=True))
 
 
 def matching_costs(predictions: Predictions, targets: list[Target], config: LossConfig) -> Tensor:

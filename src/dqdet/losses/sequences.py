@@ -40,10 +40,9 @@ class SequenceSetLoss(nn.Module):
         """The losses of ``predictions`` (logits ``[L, B, Q, C]``, boxes ``[L, B, Q, T, 4]``, masks) for B targets."""
         config, groups = self.config, predictions.groups
         matches = self.match(predictions, targets)
-        group, row = matches.group(groups), matches.row(targets)  # [M], [M]
-        labels = torch.cat([t.labels for t in targets])[row]
-        boxes = torch.cat([t.boxes for t in targets])[row]  # [M, T, 4]
-        class_loss = focal_loss(predictions, matches, labels, group)  # [L, G]
+        labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
+        boxes = torch.cat([t.boxes for t in targets])[matches.row]  # [M, T, 4]
+        class_loss = focal_loss(predictions, matches, labels)  # [L, G]
         assert predictions.boxes is not None
         matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, T, 4]
         of_pairs = [
@@ -51,7 +50,7 @@ class SequenceSetLoss(nn.Module):
             1 - generalized_iou(matched, boxes, config.box_epsilon).mean(-1),
             *self.mask_losses(predictions, matches, targets),
         ]  # 4 of [M]
-        cell = matches.layer * len(groups) + group  # [M]: layer and group of each pair
+        cell = matches.layer * len(groups) + matches.group  # [M]: layer and group of each pair
         sums = class_loss.new_zeros(4, class_loss.numel()).index_add(1, cell, torch.stack(of_pairs))
         losses = torch.stack([class_loss, *sums.view(4, *class_loss.shape)]) / count_objects(targets, sums.device)
         weights = {
@@ -82,16 +81,14 @@ class SequenceSetLoss(nn.Module):
 
     def mask_losses(self, predictions: Predictions, matches: Matches, targets: list[Target]) -> Tensor:
         """Focal loss, averaged over the cells of all frames, and dice loss of every pair: ``[2, M]``."""
-        losses = predictions.logits.new_zeros(2, len(matches.query), dtype=torch.float32)
-        for image, target in enumerate(targets):
-            assert target.masks is not None, "targets without masks"
+        losses = [predictions.logits.new_zeros(2, 0, dtype=torch.float32)]
+        for image, _, pairs in matches.parts(PAIRS_AT_ONCE):
+            masks = targets[image].masks
+            assert masks is not None, "targets without masks"
             cells = slice(Masks.stride // 2, None, Masks.stride)
-            wanted = target.masks[..., cells, cells]  # [N, T, h, w], unpadded
-            for pairs in (matches.image == image).nonzero()[:, 0].split(PAIRS_AT_ONCE):
-                arguments = predictions, matches[pairs], image, wanted
-                of_pairs = checkpoint(_mask_losses, *arguments, use_reentrant=False, preserve_rng_state=False)
-                losses = losses.index_copy(1, pairs, of_pairs)
-        return losses
+            arguments = predictions, pairs, image, masks[..., cells, cells]  # [N, T, h, w], unpadded
+            losses.append(checkpoint(_mask_losses, *arguments, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(losses, 1)
 
 
 def _mask_losses(predictions: Predictions, pairs: Matches, image: int, masks: Tensor) -> Tensor:

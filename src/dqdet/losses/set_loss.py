@@ -50,19 +50,18 @@ class SetLoss(nn.Module):
         """Total loss and terms of one set of predictions, all layers and groups; ``objects`` normalises the sums."""
         matches = match(predictions, targets, self.config)
         groups, config = predictions.groups, self.config
-        group, row = matches.group(groups), matches.row(targets)  # [M], [M]
-        labels = torch.cat([t.labels for t in targets])[row]
-        boxes = torch.cat([t.boxes for t in targets])[row]
+        labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
+        boxes = torch.cat([t.boxes for t in targets])[matches.row]  # [M, 4]
 
         if config.classification == "focal":
-            class_loss = focal_loss(predictions, matches, labels, group) / objects  # [L, G]
+            class_loss = focal_loss(predictions, matches, labels) / objects  # [L, G]
         else:
             class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight)
         assert predictions.boxes is not None
         matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, 4]
         l1 = (matched - boxes).abs().sum(-1)  # [M]
         giou = 1 - generalized_iou(matched, boxes, config.box_epsilon)  # [M]
-        cell = matches.layer * len(groups) + group  # [M]: layer and group of each pair
+        cell = matches.layer * len(groups) + matches.group  # [M]: layer and group of each pair
         box_losses = l1.new_zeros(2, class_loss.numel()).index_add(1, cell, torch.stack([l1, giou])) / objects
         l1_loss, giou_loss = box_losses.view(2, *class_loss.shape)
         weighted = {
@@ -83,36 +82,34 @@ def weighted_sum(
         groups: names of the G groups; all but the first also weigh ``beta``.
         beta: of Eq. 7.
     """
-    values = torch.stack([value for _, value in losses.values()])  # [T, L, G]
-    weights = values.new_tensor([weight for weight, _ in losses.values()])[:, None, None]
-    of_group = values.new_tensor([1.0] + [beta] * (len(groups) - 1))
-    total = (weights * of_group * values).sum()  # no matrix product, which mixed precision would round
-    detached = values.detach()
+    # Weights are numbers, not tensors, which would have to be sent to the device.
+    of_terms = [weight * (value[:, 0].sum() + beta * value[:, 1:].sum()) for weight, value in losses.values()]
+    values = torch.stack([value for _, value in losses.values()]).detach()  # [T, L, G]
     terms = {
-        f"{name}/{layer}/{term}": detached[t, layer, g]
+        f"{name}/{layer}/{term}": values[t, layer, g]
         for g, name in enumerate(groups)
         for layer in range(values.shape[1])
         for t, term in enumerate(losses)
     }
-    return total, terms
+    return torch.stack(of_terms).sum(), terms
 
 
 def count_objects(targets: list[Target], device: torch.device) -> Tensor:
     """Objects of the batch, averaged over all processes, at least 1: scalar."""
-    count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=device)
+    count = torch.full((), float(sum(len(target.labels) for target in targets)), device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count)
         count = count / dist.get_world_size()
     return count.clamp(min=1)
 
 
-def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor, group: Tensor) -> Tensor:
+def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor) -> Tensor:
     """Sum of the focal loss (Lin et al., 2017) over images, queries and classes: ``[L, G]``.
 
     Nearly all of the ``[L, B, Q, C]`` logits are negatives: the loss is theirs, corrected at the M matched places.
 
     Args:
-        labels: ``[M]`` of the matched objects; group: ``[M]`` of the matched queries.
+        labels: ``[M]`` of the matched objects.
     """
     logits = predictions.logits.float()
     negatives = _negative_focal(logits).sum((1, 3))  # [L, Q]
@@ -120,7 +117,7 @@ def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor, group
     losses = torch.stack(per_group, 1)  # [L, G]
     positive = logits[matches.layer, matches.image, matches.query, labels]  # [M]
     correction = ALPHA * (-positive).sigmoid() ** GAMMA * F.softplus(-positive) - _negative_focal(positive)
-    cell = matches.layer * losses.shape[1] + group
+    cell = matches.layer * losses.shape[1] + matches.group
     return losses.flatten().index_add(0, cell, correction).view_as(losses)
 
 

@@ -206,8 +206,8 @@ def anchors(memory: Memory) -> tuple[Tensor, Tensor]:
         neither padded nor within 1 % of the border.
     """
     centre = cell_centres(memory.shapes, memory.ratios)  # [B, S, 2]
-    sizes = [0.05 * 2.0**level for level, (h, w) in enumerate(memory.shapes) for _ in range(h * w)]
-    size = centre.new_tensor(sizes)[:, None].expand_as(centre)  # [B, S, 2]
+    of_levels = [centre.new_full((h * w, 1), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)]
+    size = torch.cat(of_levels).expand_as(centre)  # [B, S, 2]
     box = torch.cat([centre, size], -1)
     usable = ((box > 0.01) & (box < 0.99)).all(-1) & ~memory.padding
     return (box / (1 - box)).log().masked_fill(~usable[..., None], torch.inf), usable

@@ -5,26 +5,57 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dqdet.types import Predictions
+
+# Of ImageNet, which the backbones were trained with; red, green and blue in 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 class Detector(nn.Module, ABC):
     """A detector of one family. Without a backbone it works on given feature maps."""
 
     strides: ClassVar[tuple[int, ...]]  # of the feature maps that the family reads
+    divisor: ClassVar[int] = 1  # images are padded to sides that are multiples of it, in training and inference
     backbone: nn.Module  # set by create_model
+    mean: Tensor  # [3, 1, 1], of pixels in 0..255
+    std: Tensor  # [3, 1, 1]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not in checkpoints: they are the same in all of them.
+        self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
         """Predictions of images or clips.
 
         Args:
-            images: ``[B, 3, H, W]`` normalised   (video: ``[B, T, 3, H, W]``).
+            images: ``[B, 3, H, W]`` uint8, RGB (video: ``[B, T, 3, H, W]``). Of a floating-point type they are taken as
+                normalised already, zero where padded.
             padding: ``[B, H, W]``, True = padded; of all frames.
         """
+        images, padding = self.prepare(images, padding)
         frames = self.backbone(images.flatten(0, -4))
         return self.forward_features([x.unflatten(0, images.shape[:-3]) for x in frames], padding)
+
+    def prepare(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Images as the backbone reads them, and their padding: normalised, at sides that :attr:`divisor` divides.
+
+        Arguments as of :meth:`forward`. What is padded is zero, which is the mean colour.
+        """
+        if not images.is_floating_point():
+            empty = padding[:, None] if images.dim() == 4 else padding[:, None, None]  # [B, 1, H, W] or [B, 1, 1, H, W]
+            images = images.float().sub_(self.mean).div_(self.std).masked_fill_(empty, 0).to(self.mean.dtype)
+        if self.divisor > 1:
+            height, width = padding.shape[1:]
+            beyond = (0, -width % self.divisor, 0, -height % self.divisor)
+            images, padding = F.pad(images, beyond), F.pad(padding, beyond, value=True)
+        return images, padding
 
     @abstractmethod
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:

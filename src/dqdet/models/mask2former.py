@@ -89,6 +89,7 @@ class Mask2Former(Detector):
     """
 
     strides = (4, 8, 16, 32)
+    divisor = 32  # SIZE_DIVISIBILITY of the published models
 
     def __init__(self, config: Mask2FormerConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
         super().__init__()

@@ -16,7 +16,6 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
-from dqdet.data.transforms import MEAN, STD
 from dqdet.types import PanopticMap, Target
 
 PALETTE = sv.ColorPalette.DEFAULT  # a class has the same colour in all pictures
@@ -28,12 +27,6 @@ def _readable_on(color: sv.Color) -> sv.Color:
     """Black or white, whichever stands out against the colour (relative luminance, ITU-R BT.709)."""
     luminance = 0.2126 * color.r + 0.7152 * color.g + 0.0722 * color.b
     return sv.Color.BLACK if luminance > 130 else sv.Color.WHITE
-
-
-def unnormalised(image: Tensor) -> Image.Image:
-    """The picture that a network's input ``[3, H, W]`` shows."""
-    mean, std = image.new_tensor(MEAN), image.new_tensor(STD)
-    return F.to_pil_image((image * std[:, None, None] + mean[:, None, None]).clamp(0, 1))
 
 
 def ground_truth(target: Target, size: tuple[int, int], classes: Sequence[str]) -> sv.Detections:

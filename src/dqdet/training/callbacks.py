@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.runs.folder import load_metrics, save_folder, write_file
+from dqdet.training.arriving import Arriving
 from dqdet.training.evaluation import Evaluation
 from dqdet.training.module import DetectionModule
 from dqdet.types import Batch
@@ -72,9 +73,9 @@ class Validation(Callback):
 class LastCheckpoint(Callback):
     """Saves the state of the training after every epoch and at SIGINT and SIGTERM, and ends the training in time.
 
-    The first signal lets the current step end, a validation that has begun, too; the second one stops at once.
-    An epoch is saved before its validation, because a validation can take long, and nothing of it is needed to
-    go on.
+    The first signal lets the current step end (of several processes: the next one), a validation that has begun,
+    too; the second one stops at once. An epoch is saved before its validation, because a validation can take long,
+    and nothing of it is needed to go on.
 
     Args:
         file: to save to.
@@ -87,6 +88,7 @@ class LastCheckpoint(Callback):
         self.steps = steps
         self.say = say
         self.signalled = False
+        self.asked: Arriving | None = None  # how many processes were signalled
         self.epoch_unsaved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +99,8 @@ class LastCheckpoint(Callback):
                 if self.signalled and trainer.world_size == 1:
                     raise KeyboardInterrupt
                 self.signalled = True
-                what = "validation" if trainer.validating else "step"
+                step = "step" if trainer.world_size == 1 else "or the next step"
+                what = "validation" if trainer.validating else step
                 self.say(f"stopping after this {what}; once more to stop at once, without saving")
 
             # Lightning's own handlers are replaced. It puts back those from before the training when it ends.
@@ -140,10 +143,19 @@ class LastCheckpoint(Callback):
             self.epoch_unsaved = False
 
     def _anyone_signalled(self, trainer: Trainer) -> bool:
-        """Processes receive a signal at different moments; they stop after the same step."""
-        return trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+        """Processes receive a signal at different moments; they stop after the same step.
+
+        Of several ones the answer is that to the question of a step before: none of them waits for its device.
+        """
+        if trainer.world_size == 1:
+            return self.signalled
+        own = torch.full((), float(self.signalled), device=trainer.strategy.root_device)
+        asked, self.asked = self.asked, Arriving(trainer.strategy.reduce(own, reduce_op="sum"))
+        return asked is not None and asked.item() > 0
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        pl_module.check_loss()
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise DqdetError(
                 f"the weights are not finite after step {trainer.global_step}; the last checkpoint is kept; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from dqdet.config import Config
 from dqdet.errors import DqdetError
 from dqdet.inference import infer
 from dqdet.inference.windows import best_tracks, track
-from dqdet.losses import make_loss
+from dqdet.losses import Losses, make_loss
 from dqdet.runs.folder import differences
+from dqdet.training.arriving import Arriving
 from dqdet.training.data_module import DataModule
 from dqdet.training.optimiser import make_optimiser, make_schedule
 from dqdet.types import Batch, Outcome, Track
@@ -36,6 +38,7 @@ class DetectionModule(LightningModule):
         self.model = model
         self.criterion = make_loss(config.loss)
         self.config = config
+        self.unchecked: tuple[Arriving, str] | None = None  # the last loss, and what it is the loss of
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout depends on the position in the training only, so a resumed run needs no state of generators.
@@ -44,21 +47,35 @@ class DetectionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.criterion(self.model(batch.images, batch.padding), batch.targets)
-        if not losses.total.isfinite():
-            images = ", ".join(str(target.image_id) for target in batch.targets)
-            raise DqdetError(
-                f"the loss is {losses.total.item()} in step {self.global_step + 1} (epoch {self.current_epoch + 1}, "
-                f"images {images}); the last checkpoint is kept; lower train.lr, warm up longer (train.warmup) or set "
-                "train.precision=32"
-            )
+        self.check_loss()  # of the step before, for which nothing has to wait any more
+        images = ", ".join(str(target.image_id) for target in batch.targets)
+        place = f"step {self.global_step + 1} (epoch {self.current_epoch + 1}, images {images})"
+        self.unchecked = Arriving(losses.total), place
         if (self.global_step + 1) % LOG_EVERY == 0:
-            scalars = {"loss": losses.total.detach(), **losses.terms}
-            self.log_dict(
-                {f"train/{name}": value for name, value in scalars.items()},
-                batch_size=len(batch),
-                sync_dist=True,
-            )
+            self.log_losses(losses, len(batch))
         return losses.total
+
+    def check_loss(self) -> None:
+        """Look at the last loss, unless it was looked at. Nothing may be saved before.
+
+        Raises:
+            DqdetError: it is not finite.
+        """
+        if self.unchecked is None:
+            return
+        (arriving, place), self.unchecked = self.unchecked, None
+        if not math.isfinite(loss := arriving.item()):
+            raise DqdetError(
+                f"the loss is {loss} in {place}; the last checkpoint is kept; lower train.lr, warm up longer "
+                "(train.warmup) or set train.precision=32"
+            )
+
+    def log_losses(self, losses: Losses, batch_size: int) -> None:
+        """The means over all processes, in one reduction and one transfer."""
+        scalars = {"loss": losses.total.detach(), **losses.terms}
+        means = self.trainer.strategy.reduce(torch.stack(list(scalars.values())), reduce_op="mean").cpu()
+        logged = {f"train/{name}": mean for name, mean in zip(scalars, means, strict=True)}
+        self.log_dict(logged, batch_size=batch_size)
 
     def on_train_epoch_end(self) -> None:
         # Not at the start of the next epoch: that hook is not called for the first epoch of a resumed training.

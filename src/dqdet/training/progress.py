@@ -6,13 +6,14 @@ from collections import deque
 from datetime import timedelta
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+from dqdet.training.arriving import Arriving
 
 RECENT = 20  # steps over which the shown loss is averaged
 WINDOW = 120.0  # seconds over which the speed is averaged
@@ -45,6 +46,7 @@ class TrainingProgress(ProgressBar):
             disable=not self.console.is_terminal,
         )
         self.losses: deque[float] = deque(maxlen=RECENT)
+        self.last: Arriving | None = None  # loss, shown a step later, when nothing has to wait for it
         self.enabled = True
         self.training: TaskID | None = None
         self.validation: TaskID | None = None
@@ -75,14 +77,22 @@ class TrainingProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self.training is not None
-        self.losses.append(torch.as_tensor(outputs["loss"]).item() * trainer.accumulate_grad_batches)
-        metrics = self.bars.tasks[self.training].fields["metrics"] | {"loss": sum(self.losses) / len(self.losses)}
+        metrics = self._metrics(self.training)
+        self.last = Arriving(outputs["loss"] * trainer.accumulate_grad_batches)
         self.bars.update(
             self.training,
             description=self._epoch(trainer),
             completed=trainer.global_step,
             metrics=metrics,
         )
+
+    def _metrics(self, training: TaskID) -> dict[str, float]:
+        """What is shown, with the mean of the recent losses."""
+        if self.last is not None:
+            self.losses.append(self.last.item())
+            self.last = None
+        loss = {"loss": sum(self.losses) / len(self.losses)} if self.losses else {}
+        return self.bars.tasks[training].fields["metrics"] | loss
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validation = self.bars.add_task("validation", total=sum(map(int, trainer.num_val_batches)))
@@ -106,7 +116,7 @@ class TrainingProgress(ProgressBar):
         if self.training is not None:
             task = self.bars.tasks[self.training]
             value = trainer.callback_metrics[f"val/{self.metric}"].item()
-            self.bars.update(self.training, metrics=task.fields["metrics"] | {self.metric: value})
+            self.bars.update(self.training, metrics=self._metrics(self.training) | {self.metric: value})
             self.print(f"{task.description}  step {trainer.global_step}  {_state(task)}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
