@@ -23,6 +23,7 @@ from dqdet.nn.sampling import triton_kernels  # noqa: E402
 
 KERNELS = {"_forward", "_backward"}
 CARDS = [80, 90]  # compute capability
+DTYPES = {torch.float32: (8, 12, 24, 32, 64), torch.bfloat16: (8, 12, 24, 32, 64), torch.float16: (32,)}
 
 
 def test_kernels_in_the_interpreter():
@@ -100,27 +101,34 @@ def test_no_size_is_compiled_in(launches):
     assert {name: len(found) for name, found in launches.sources.items()} == dict.fromkeys(KERNELS, 2)
 
 
-def spilled(ptx: str, *options: str) -> int:
+def spilled(launches: Launches, source: ASTSource, **options: Any) -> int:
     """Bytes of the stack frame and of spilled registers, as NVIDIA's assembler reports them."""
+    ptx = triton.compile(source, target=launches.card.target, options=options).asm["ptx"]
     card = re.search(r"\.target (sm_\w+)", ptx)
     assert card is not None
-    assembler = triton.knobs.nvidia.ptxas.path
-    command = [assembler, "-v", f"--gpu-name={card[1]}", *options, "-o", os.devnull, "/dev/stdin"]
+    command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={card[1]}", "-o", os.devnull, "/dev/stdin"]
     report = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True).stderr
     counts = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", report)
     assert len(counts) == 3, report
     return sum(map(int, counts))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_compile_without_spills(launches, dtype, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for width in (8, 12, 24, 32, 64):
-        launches.of(dtype, width, SIZES[0])
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Triton's cache of this run alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_compile_without_spills(launches):
+    for dtype, widths in DTYPES.items():
+        for width in widths:
+            launches.of(dtype, width, SIZES[0])
     assert launches.sources.keys() == KERNELS
     for found in launches.sources.values():
-        assert len(found) == 5
+        assert len(found) == sum(map(len, DTYPES.values()))
         for source, options in found.values():
-            compiled = triton.compile(source, target=launches.card.target, options=options)
-            assert spilled(compiled.asm["ptx"]) == 0
-    assert spilled(compiled.asm["ptx"], "--maxrregcount=24") > 0  # the report does see spills
+            assert spilled(launches, source, **options) == 0
+    assert spilled(launches, source, **options, maxnreg=24) > 0  # the report does see spills

@@ -49,18 +49,18 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
     Returns:
         ``[B, Q, H * D]`` in the type of ``value``.
     """
-    if torch.compiler.is_exporting() or not _has_kernels(value.device.type):
+    if not _runs_kernels(value.device.type):
         return sample_reference(value, shapes, locations, weights)
     exact = exact_type(value)
     sides = [side for shape in shapes for side in shape]
     return sample_operator(value, sides, locations.to(exact), weights.to(exact))
 
 
-def _has_kernels(device: str) -> bool:
-    return device == "cpu" or (device == "cuda" and _triton_compiles())
+@torch.compiler.assume_constant_result  # torch.compile on its own takes everything for an export
+def _runs_kernels(device: str) -> bool:
+    return not torch.compiler.is_exporting() and (device == "cpu" or (device == "cuda" and _triton_compiles()))
 
 
-@torch.compiler.assume_constant_result
 @cache
 def _triton_compiles() -> bool:
     """Triton builds its launchers with a C compiler and Python's headers, which images for deployment often lack."""

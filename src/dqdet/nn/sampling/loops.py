@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dqdet.nn.sampling.reference import exact_type
 
-
 # Comparisons with NaN must stay false in the kernels, or a NaN location would read outside the table: hence not
 # the whole of fastmath.
 _FAST = {"contract", "reassoc", "arcp", "nsz"}
