@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dqdet.nn.sampling import Shapes, sample
+from dqdet.nn.sampling import Shapes, level_sizes, sample
 
 
 class DeformableAttention(nn.Module):
@@ -64,7 +64,7 @@ class DeformableAttention(nn.Module):
         weights = weights.unflatten(-1, per_head[1:])  # [B, Q, heads, L, P]
         centre = reference[:, :, None, :, None, :2]  # [B, Q, 1, L, 1, 2]
         if reference.shape[-1] == 2:
-            scale = reference.new_tensor([[1 / w, 1 / h] for h, w in shapes])[:, None]  # [L, 1, 2]
+            offsets = offsets / level_sizes(shapes, reference)[:, None]  # by [L, 1, 2]
         else:
-            scale = reference[:, :, None, :, None, 2:] * (0.5 / self.points)
-        return sample(value, shapes, centre + offsets * scale, weights)
+            offsets = offsets * (reference[:, :, None, :, None, 2:] * (0.5 / self.points))
+        return sample(value, shapes, centre + offsets, weights)

@@ -23,8 +23,8 @@ Shape = Sequence[int]
 BEFORE_DECODER = re.compile(r"\w+\.(backbone|input_proj(\.\d+)?|encoder)")
 
 
-@register_flop_formula(torch.ops.dqdet.sample_loops)
-def sampling_flops(value: Shape, levels: list[int], locations: Shape, weights: Shape, **_: Any) -> int:
+@register_flop_formula(torch.ops.dqdet.sample)
+def sampling_flops(value: Shape, sides: list[int], locations: Shape, weights: Shape, **_: Any) -> int:
     """Operations of deformable sampling: four corners of each point, a multiplication and an addition a channel.
 
     Points outside the map count too. The share of each corner, computed once for all channels of a head, does not,
@@ -32,7 +32,7 @@ def sampling_flops(value: Shape, levels: list[int], locations: Shape, weights: S
 
     Args:
         value: ``[B, S, H, D]``.
-        levels: heights and widths, not needed.
+        sides: heights and widths of the levels, not needed.
         locations: ``[B, Q, H, L, P, 2]``.
         weights: ``[B, Q, H, L, P]``.
     """
@@ -47,8 +47,8 @@ def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) 
 def decoder_flops(model: nn.Module, images: Tensor, padding: Tensor) -> int:
     """Operations of everything after the encoder: queries, decoder and heads.
 
-    They are those of the mode that the model is in: in training mode all groups of queries count. To be called on
-    a CPU; on GPUs sampling is a compiled kernel, which the counter does not see.
+    They are those of the mode that the model is in: in training mode all groups of queries count. On GPUs too, where
+    sampling has its kernels; ``grid_sample``, which takes their place elsewhere, does not count.
 
     Args:
         model: a detector of any family, with its backbone.
