@@ -43,7 +43,7 @@ class DetectionModule(LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.criterion(self.model(batch.images, batch.padding), batch.targets)
+        losses = self.criterion(self.model(batch.images, batch.padding), batch.targets, batch.counts)
         if not losses.total.isfinite():
             images = ", ".join(str(target.image_id) for target in batch.targets)
             raise DqdetError(
