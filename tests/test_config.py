@@ -1,9 +1,14 @@
+import inspect
+from importlib.resources import files
+
 import pytest
+import timm
 import yaml
 
 from dqdet.config import Config, describe, from_yaml, override, preset_names, resolve, to_yaml
 from dqdet.config import presets as configuration
 from dqdet.errors import DqdetError
+from dqdet.training.optimiser import learning_rate_factor
 
 PRESETS = preset_names()
 
@@ -139,8 +144,15 @@ MASK2FORMER = {
     "train.weight_decay": 0.05,
     "train.decay_norms": False,
     "train.clip": 0.01,
+    "train.precision": "16-mixed",
 }
-COCO = MASK2FORMER | {"data.kind": "coco", "data.jitter": (0.1, 2), "data.window": (1024, 1024), "train.epochs": 50}
+COCO = MASK2FORMER | {
+    "data.kind": "coco",
+    "data.jitter": (0.1, 2),
+    "data.window": (1024, 1024),
+    "train.steps": 368_750,
+    "train.drop_steps": [327_778, 355_092],
+}
 CITYSCAPES = MASK2FORMER | {
     "data.kind": "cityscapes",
     "data.jitter": None,
@@ -149,6 +161,8 @@ CITYSCAPES = MASK2FORMER | {
     "data.max_size": 4096,
     "data.val_resize": 1024,
     "data.colour": True,
+    "data.hue": 18 / 180,
+    "data.permute_channels": False,
     "train.steps": 90_000,
     "train.schedule": "poly",
     "train.power": 0.9,
@@ -160,24 +174,30 @@ VIDEO = MASK2FORMER | {
     "data.resize": [360, 480],
     "data.clips.frames": 2,
     "data.clips.reach": 20,
+    "data.skip_empty": False,
+    "data.colour": False,
     "train.steps": 6000,
     "inference.limit": 10,
 }
+SWIN_L = {"queries.count": 200, "train.steps": 737_500, "train.drop_steps": [655_556, 710_184]}
+INSTANCE = {"data.task": "instance", "data.skip_empty": True}  # FILTER_EMPTY_ANNOTATIONS
+PANOPTIC = {"data.task": "panoptic", "data.skip_empty": False}  # which detectron2 does for lists of instances alone
 
 
 # From the configuration files of the published repository.
 @pytest.mark.parametrize(
     ("name", "published"),
     [
-        ("mask2former_r50_coco_instance", COCO | {"data.task": "instance", "model.backbone.name": "resnet50"}),
-        ("mask2former_r50_coco_panoptic", COCO | {"data.task": "panoptic"}),
-        ("mask2former_swin_b_coco_instance", COCO | SWIN_B | {"data.task": "instance"}),
-        ("mask2former_swin_b_coco_panoptic", COCO | SWIN_B | {"data.task": "panoptic"}),
+        ("mask2former_r50_coco_instance", COCO | INSTANCE | {"model.backbone.name": "resnet50"}),
+        ("mask2former_r50_coco_panoptic", COCO | PANOPTIC),
+        ("mask2former_swin_b_coco_instance", COCO | SWIN_B | INSTANCE),
+        ("mask2former_swin_b_coco_panoptic", COCO | SWIN_B | PANOPTIC),
         ("mask2former_r50_cityscapes_instance", CITYSCAPES | {"data.task": "instance"}),
         ("mask2former_r50_cityscapes_panoptic", CITYSCAPES | {"data.task": "panoptic"}),
         ("mask2former_swin_b_cityscapes_instance", CITYSCAPES | SWIN_B | {"data.task": "instance"}),
         ("mask2former_swin_b_cityscapes_panoptic", CITYSCAPES | SWIN_B | {"data.task": "panoptic"}),
-        ("mask2former_swin_l_coco_panoptic", COCO | {"queries.count": 200, "train.epochs": 100}),
+        ("mask2former_swin_l_coco_instance", COCO | INSTANCE | SWIN_L),
+        ("mask2former_swin_l_coco_panoptic", COCO | PANOPTIC | SWIN_L),
         ("video_mask2former_r50", VIDEO | {"data.val_resize": 360}),
         ("video_mask2former_swin_b", VIDEO | SWIN_B | {"data.val_resize": 480}),
     ],
@@ -188,17 +208,74 @@ def test_presets_of_masks_are_the_published_recipes(name, published):
     assert resolved["queries.kind"] == "modulated"
 
 
+# Images, or videos, of the training splits: of COCO with objects that are no crowds, and all.
+WITH_OBJECTS, COCO_IMAGES, CITYSCAPES_IMAGES, VIDEOS = 117_266, 118_287, 2975, 2238
+
+
 @pytest.mark.parametrize(
-    ("name", "drops", "images", "batch"),
+    ("name", "steps", "drops", "images"),
     [
-        ("mask2former_r50_coco_instance", [327_778, 355_092], 118_000, 16),
-        ("mask2former_swin_l_coco_instance", [655_556, 710_184], 118_000, 16),
-        ("video_mask2former_r50", [4000], 2238, 16),
+        ("mask2former_r50_coco_instance", 368_750, [327_778, 355_092], WITH_OBJECTS),
+        ("mask2former_r50_coco_panoptic", 368_750, [327_778, 355_092], COCO_IMAGES),
+        ("mask2former_swin_l_coco_instance", 737_500, [655_556, 710_184], WITH_OBJECTS),
+        ("mask2former_swin_l_coco_panoptic", 737_500, [655_556, 710_184], COCO_IMAGES),
+        ("video_mask2former_r50", 6000, [4000], VIDEOS),
+        ("mask2former_r50_cityscapes_panoptic", 90_000, [], CITYSCAPES_IMAGES),
+        ("detr_r50", 500 * (COCO_IMAGES // 64), [400 * (COCO_IMAGES // 64)], COCO_IMAGES),
+        ("deformable_detr_r50", 50 * (COCO_IMAGES // 32), [40 * (COCO_IMAGES // 32)], COCO_IMAGES),
     ],
 )
-def test_rates_drop_at_the_published_steps(name, drops, images, batch):
-    found = [epoch * images / batch for epoch in resolve(name).train.drop]
-    assert found == pytest.approx(drops, rel=1e-3)
+def test_trainings_have_the_published_steps_and_rates_drop_at_the_published_ones(name, steps, drops, images):
+    options = resolve(name).train
+    steps_per_epoch = images // options.batch
+    epochs = options.epochs if options.steps is None else -(-options.steps // steps_per_epoch)
+    assert min(options.steps or steps, epochs * steps_per_epoch) == steps
+    assert epochs <= options.epochs <= epochs + 20
+    factor = learning_rate_factor(options, steps_per_epoch)
+    if options.schedule == "poly":
+        assert factor(steps - 1) > factor(steps) == 0
+    for number, drop in enumerate(drops):
+        assert (factor(drop - 1), factor(drop)) == pytest.approx((0.1**number, 0.1 ** (number + 1)))
+    if options.schedule == "steps":
+        assert factor(steps) == pytest.approx(0.1 ** len(drops))
+
+
+def test_drops_are_in_epochs_or_in_steps_but_not_in_both():
+    text = message("video_mask2former_r50", ["train.drop=[3]"])
+    assert "train.drop=[3.0] (epochs) and train.drop_steps=[4000] are both set" in text
+    assert "train.drop_steps=[]" in text
+    assert resolve("video_mask2former_r50", ["train.drop=[3]", "train.drop_steps=[]"]).train.drop == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("dab_detr_r50", 300),  # num_select
+        ("dab_deformable_detr_r50", 300),
+        ("dab_deformable_detr_swin_b", 300),
+        ("smca_detr_r50", 300),  # as many as queries
+        ("detr_r50", 100),
+        ("conditional_detr_r50", 100),
+        ("deformable_detr_r50", 100),
+    ],
+)
+def test_as_many_detections_are_kept_as_published(name, limit):
+    assert resolve(name).inference.limit == limit
+
+
+def test_drop_path_and_decay_of_swin_are_published_or_said_to_be_ours():
+    for name in (name for name in PRESETS if "swin" in name):
+        config = resolve(name)
+        text = files("dqdet").joinpath("presets", f"{name}.yaml").read_text()
+        ours = "Ours are" in text and "drop path, timm's 0.1" in text and "decay" in text
+        assert ours == (config.model.backbone.drop_path is None), name
+        if name.startswith("seqformer"):
+            assert config.model.backbone.drop_path == 0.3
+            assert config.train.decay_norms  # the published code makes no exceptions
+        elif "mask2former" in name:
+            assert (config.model.backbone.drop_path, config.train.decay_norms) == (0.3, False)
+    signature = inspect.signature(timm.models.swin_transformer.SwinTransformer.__init__)
+    assert signature.parameters["drop_path_rate"].default == 0.1
 
 
 def test_overrides_are_the_same_in_all_forms():

@@ -126,6 +126,35 @@ def slow_focal_class_loss(predictions: Predictions, targets: list[Target], found
     return sigmoid_focal_loss(predictions.logits[layer], wanted, alpha=0.25, gamma=2, reduction="sum")
 
 
+@pytest.mark.parametrize("counts", [[2, 0, 1], [7, 3, 5], [0, 0, 0]])
+def test_cross_entropy_is_the_weighted_mean_of_pytorch_also_with_more_objects_than_queries(counts):
+    predictions, targets = make_predictions(3, {"modulated": 4, "basic": 6}, extra=1), make_targets(counts)
+    terms = SetLoss(CROSS_ENTROPY)(predictions, targets).terms
+    found = match(predictions, targets, CROSS_ENTROPY)
+    weights = torch.tensor([1.0] * CLASSES + [CROSS_ENTROPY.no_object_weight])
+    for layer, (name, queries) in itertools.product(range(2), {"modulated": slice(4), "basic": slice(4, 10)}.items()):
+        wanted = torch.full((3, 10), CLASSES)
+        for at, image, query, index in zip(found.layer, found.image, found.query, found.object, strict=True):
+            if at == layer:
+                wanted[image, query] = targets[image].labels[index]
+        logits = predictions.logits[layer][:, queries].flatten(0, 1)
+        expected = F.cross_entropy(logits, wanted[:, queries].flatten(), weights)
+        torch.testing.assert_close(terms[f"{name}/{layer}/class"], expected.detach())
+
+
+def test_parts_of_a_step_add_up_to_it_also_without_objects_in_some():
+    """The mean over the parts, as the engine takes it, is the loss of the whole."""
+    for config, counts in itertools.product((FOCAL, CROSS_ENTROPY), ([3, 0, 2, 9], [0, 0, 0, 0])):
+        extra = config.classification == "cross_entropy"
+        whole, targets = make_predictions(4, {"modulated": 4, "basic": 6}, extra=extra), make_targets(counts)
+        expected = SetLoss(config)(whole, targets).total
+        parts = []
+        for part in (slice(2), slice(2, 4)):
+            predictions = Predictions(whole.logits[:, part], whole.boxes[:, part], whole.groups)
+            parts.append(SetLoss(config)(predictions, targets[part], counts).total)
+        torch.testing.assert_close(sum(parts) / 2, expected)
+
+
 def test_focal_loss_equals_torchvision_in_value_and_gradient():
     predictions, targets = make_predictions(2, {"static": 6}), make_targets([3, 2])
     config = LossConfig(box_weight=0, giou_weight=0)

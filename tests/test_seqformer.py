@@ -108,3 +108,6 @@ def test_presets_are_the_published_recipe():
         assert (config.model.hidden, config.model.feedforward, config.model.dropout) == (256, 1024, 0.1)
         assert (config.data.resize, config.data.max_size) == ([288, 320, 352, 392, 416, 448, 480, 512], 768)
         assert (config.data.val_resize, config.data.clips.frames, config.data.clips.every_frame) == (360, 5, True)
+        assert config.data.val_max_size == 0  # any
+        assert (config.data.clips.neighbours, config.data.redraw_empty) == (3, True)
+        assert (config.data.colour, config.data.hue, config.data.permute_channels) == (True, 18 / 360, True)

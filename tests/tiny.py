@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "train.batch": 4,
     "train.epochs": 3,
     "train.drop": [2.0],
+    "train.drop_steps": [],
     "train.warmup": 0,
     "train.lr": 5e-4,
     "train.backbone_lr": 5e-4,

@@ -63,6 +63,7 @@ class Batch(_OfTensors):
     images: Tensor  # [B, 3, H, W] uint8, RGB, zero where padded   (video: [B, T, 3, H, W])
     padding: Tensor  # [B, H, W] bool, True = padded
     targets: list[Target] = field(default_factory=list)  # B entries; empty when there is nothing to learn
+    counts: list[int] = field(default_factory=list)  # objects of each image of the whole step, see losses/whole_step.py
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import tv_tensors
 
-from dqdet.config import ClipsConfig, DataConfig, ScenesConfig
+from dqdet.config import ClipsConfig, DataConfig, ScenesConfig, resolve
 from dqdet.data import open_dataset
 from dqdet.data.clips import Clip, VideoDataset, draw_frames
 from dqdet.data.loader import collate, make_loader
+from dqdet.errors import DqdetError
 from dqdet.types import pad_images
 
 SCENES = DataConfig(
@@ -86,9 +87,46 @@ def test_frames_of_a_clip_are_drawn_evenly():
     assert max(drawn.values()) - min(drawn.values()) < 150  # of 500 each
 
 
+@given(st.integers(1, 40), st.data(), st.integers(3, 6), st.integers(1, 4))
+def test_neighbours_of_a_frame(length, data, count, neighbours):
+    reference = data.draw(st.integers(0, length - 1))
+    frames = draw_frames(length, reference, count, 40, neighbours)
+    assert len(frames) == count
+    assert frames == sorted(frames)
+    near = [frame for frame in frames if abs(frame - reference) <= neighbours]
+    assert any(frame < reference for frame in near) or reference == 0
+    assert any(frame > reference for frame in near) or reference == length - 1
+    assert len(near) >= 3  # at an end of the video, the reference twice
+
+
+def test_clips_of_seqformer_are_drawn_as_published():
+    """Of 5 frames: two neighbours at most 3 frames away, two from beyond them, all with the same probability."""
+    options = resolve("seqformer_r50").data.clips
+    torch.manual_seed(0)
+    clips = [draw_frames(36, 20, options.frames, options.reach, options.neighbours) for _ in range(6000)]
+    assert {len(set(clip)) for clip in clips} == {5}
+    befores, afters, others = Counter(), Counter(), Counter()
+    for clip in clips:
+        place = clip.index(20)
+        before, after = 20 - clip[place - 1], clip[place + 1] - 20
+        befores[before] += 1
+        afters[after] += 1
+        others.update(set(clip) - {20, 20 - before, 20 + after})
+    assert set(befores) == set(afters) == {1, 2, 3}
+    assert [count / 6000 for count in (befores[1], afters[1], befores[3])] == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert set(others) == set(range(36)) - {19, 20, 21}
+    far = [others[frame] for frame in range(36) if abs(frame - 20) > 3]
+    assert max(far) - min(far) < 140  # of 390 or so each
+
+
+def test_neighbours_need_clips_of_three_frames():
+    with pytest.raises(DqdetError, match=r"neighbours=3 needs clips of 3 frames or more, not data\.clips\.frames=2"):
+        resolve("seqformer_r50", ["data.clips.frames=2"])
+
+
 def squares_of(image: Tensor, track: int) -> Tensor:
-    """Where an augmented frame shows the square of a track."""
-    return image[1 + track] > 127
+    """Where an augmented frame shows the square of a track; the padding is 128."""
+    return image[1 + track] > 153
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -120,15 +158,17 @@ def test_pictures_boxes_masks_and_visibility_agree_in_every_frame(options, seed)
             assert squares_of(frames[0], label).sum() <= 2 * max(height, width)
 
 
-def test_colours_are_distorted_alike_in_all_frames():
-    changed = 0
+def test_colours_of_each_frame_are_distorted_on_their_own():
+    changed = unlike = 0
     for seed in range(16):
         options = {"crop": False, "flip": False, "resize": [64]}
         frames, _ = Squares(augmented(colour=True, **options), length=1, seed=seed)[0]
-        assert len(frames.unique(dim=0)) == 1
         plain, _ = Squares(augmented(**options), length=1, seed=seed)[0]
-        changed += int(not torch.equal(frames, plain))
-    assert changed >= 4
+        assert len(plain.unique(dim=0)) == 1
+        changed += sum(not torch.equal(frame, before) for frame, before in zip(frames, plain, strict=True))
+        unlike += len(frames.unique(dim=0)) == 4
+    assert changed >= 40  # of 64
+    assert unlike >= 8
 
 
 def test_flips_and_crops_were_among_them():
@@ -154,6 +194,33 @@ def test_an_object_that_no_frame_of_the_clip_shows_is_none():
         dataset.set_epoch(epoch)
         labels.add(tuple(dataset[0][1].labels.tolist()))
     assert labels == {(0, 1), (1,)}
+
+
+class Nothing(Squares):
+    """Of all videos but number 3, no frame shows anything."""
+
+    def __init__(self, config: DataConfig, split: str = "train", seed: int = 0, shown: int = 3) -> None:
+        super().__init__(config, split, seed=seed)
+        self.shown = shown
+        self.set_videos([7, 8, 9, 10], np.array([6] * 4), np.array([1.5] * 4))
+
+    def read_clip(self, video: int, frames: Sequence[int], masks: bool) -> Clip:
+        clip = super().read_clip(video, frames, masks)
+        kept = [name for name in clip if name != "image"] if video != self.shown else []
+        return clip | {name: tv_tensors.wrap(clip[name][:0], like=clip[name]) for name in kept}
+
+
+def test_clips_without_objects_are_drawn_again():
+    config = augmented(redraw_empty=True)
+    for index in range(4):
+        frames, target = Nothing(config)[index]
+        assert target.image_id == 10
+        assert len(target.labels)
+        again, _ = Nothing(config)[index]
+        assert torch.equal(frames, again)
+        assert len(Nothing(augmented())[index][1].labels) == (2 if index == 3 else 0)
+        assert Nothing(config, "val")[index][1].image_id == 7 + index
+    assert not len(Nothing(config, shown=4)[0][1].labels)  # and if there are none at all, that ends
 
 
 def test_a_mask_that_vanishes_when_the_clip_becomes_smaller_does_not_show_its_object():

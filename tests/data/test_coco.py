@@ -87,6 +87,22 @@ def test_images_without_objects_are_kept_and_crowds_are_no_targets(shared):
     assert target.labels.shape == (0,)
 
 
+def test_training_leaves_out_images_without_objects_on_demand(tmp_path):
+    """As detectron2 with FILTER_EMPTY_ANNOTATIONS, those that show crowds alone too."""
+    images, names = [record(number) for number in (1, 2, 3, 4)], [f"{number}.png" for number in (1, 2, 3, 4)]
+    annotations = [annotation(1, 3), annotation(2, 4, iscrowd=1), annotation(3, 2), annotation(4, 2, iscrowd=1)]
+    write(tmp_path, document(images=images, annotations=annotations), files=tuple(names))
+    ids = {}
+    for skip in (False, True):
+        for split in ("train", "val"):
+            config = DataConfig(root=str(tmp_path), val="train", skip_empty=skip)
+            dataset = open_dataset(config, split)
+            ids[skip, split] = dataset.image_ids
+            assert [len(dataset[index][1].labels) for index in range(len(dataset))].count(1) == 2
+    assert ids[True, "train"] == [2, 3]
+    assert ids[False, "train"] == ids[False, "val"] == ids[True, "val"] == [1, 2, 3, 4]
+
+
 def test_item_has_the_boxes_relative_to_the_resized_image(tmp_path):
     write(tmp_path, document())
     dataset = opened(tmp_path, "val", train="train", val="train", val_resize=80)

@@ -52,18 +52,20 @@ def coco(root: Path, names: list[list[str]]) -> Path:
     return root
 
 
+SCENES = DataConfig(
+    kind="scenes",
+    task="video",
+    scenes=ScenesConfig(size=48, train_images=4, val_images=2, frames=6),
+    resize=[HEIGHT],
+    max_size=WIDTH,
+    crop=False,
+    clips=ClipsConfig(frames=3),
+)
+
+
 def videos(split: Split = "train", **clips) -> DetectionDataset:
     """Four videos of scenes, whose classes person, car, ... are names of COCO's too."""
-    config = DataConfig(
-        kind="scenes",
-        task="video",
-        scenes=ScenesConfig(size=48, train_images=4, val_images=2, frames=6),
-        resize=[HEIGHT],
-        max_size=WIDTH,
-        crop=False,
-        clips=ClipsConfig(frames=3, **clips),
-    )
-    return open_dataset(config, split)
+    return open_dataset(SCENES.model_copy(update={"clips": ClipsConfig(frames=3, **clips)}), split)
 
 
 def joint(root: Path, split: Split = "train") -> DetectionDataset:
@@ -171,3 +173,36 @@ def test_images_without_a_class_of_the_videos(tmp_path):
         f"{tmp_path}/annotations/instances_train2017.json: no image shows an object of a class of the videos; "
         "set data.clips.images to a folder of COCO, or leave it out"
     )
+
+
+def test_colours_of_videos_are_distorted_those_of_pseudo_clips_not(folder):
+    def items(colour: bool) -> list[torch.Tensor]:
+        config = SCENES.model_copy(deep=True)
+        config.clips.images, config.colour = str(folder), colour
+        return [clip for clip, _ in map(open_dataset(config, "train").__getitem__, range(7))]
+
+    same = [torch.equal(*pair) for pair in zip(items(False), items(True), strict=True)]
+    assert same[4:] == [True] * 3
+    assert not all(same[:4])
+
+
+def test_pseudo_clips_without_objects_are_drawn_again(folder, monkeypatch):
+    """Crops may leave none; what takes their place is an image, not a video."""
+    config = SCENES.model_copy(deep=True)
+    config.clips.images, config.redraw_empty = str(folder), True
+    dataset = open_dataset(config, "train")
+    read = dataset.pseudo.read
+    wanted = []
+
+    def first_nothing(index):
+        wanted.append(index)
+        sample = read(index)
+        rows = {name: value for name, value in sample.items() if name != "image" and len(wanted) == 1}
+        return sample | {name: tv_tensors.wrap(value[:0], like=value) for name, value in rows.items()}
+
+    monkeypatch.setattr(dataset.pseudo, "read", first_nothing)
+    _, target = dataset[5]
+    assert wanted[0] == 1
+    assert len(wanted) == 2
+    assert target.image_id == dataset.pseudo.image_ids[wanted[1]]
+    assert len(target.labels)

@@ -1,5 +1,8 @@
 """The augmentation against official sizes, another implementation, and the pictures themselves."""
 
+import colorsys
+import itertools
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -11,9 +14,13 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from transformers import DetrImageProcessorPil
 
-from dqdet.config import DataConfig
+from dqdet.config import DataConfig, resolve
+from dqdet.data import transforms
 from dqdet.data.transforms import (
+    MEAN,
+    STD,
     DropVanished,
+    PadTo,
     PhotometricDistortion,
     RandomScale,
     RandomShorterSide,
@@ -21,6 +28,7 @@ from dqdet.data.transforms import (
     make_transform,
     resized,
 )
+from dqdet.types import pad_images
 from small_families import build
 
 # (height, width), shorter, longest -> (height, width), computed with the official implementation.
@@ -300,7 +308,7 @@ RECIPES = {
 @settings(max_examples=40)
 @given(one_object(least=8), st.integers(0, 9999))
 def test_recipes_of_segmentation(recipe, sample, seed):
-    """Of the window's size at most, with the mask where the picture has the object and the box around the mask."""
+    """With the mask where the picture has the object and the box around the mask; jittered ones fill the window."""
     config = RECIPES[recipe].model_copy(update={"colour": False})
     torch.manual_seed(seed)
     result = make_transform(config, train=True)(sample)
@@ -308,13 +316,15 @@ def test_recipes_of_segmentation(recipe, sample, seed):
     height, width = image.shape[1:]
     assert height <= config.window[0]
     assert width <= config.window[1]
+    if recipe == "jitter":
+        assert (height, width) == config.window
     if recipe == "window":
         assert height == 32  # the least shorter side is larger
     assert masks.shape[1:] == (height, width)
     assert torch.equal(boxes_of(masks), result["boxes"])
     assert len(result["labels"]) == len(masks) == len(result["boxes"])
     if len(masks):
-        green = image[1] > 127  # [H, W]
+        green = image[1] > 153  # [H, W]; the padding is 128
         edge = v2.functional.gaussian_blur(masks.float(), 3)[0]
         assert torch.equal(green[(edge == 0) | (edge == 1)], masks[0].bool()[(edge == 0) | (edge == 1)])
 
@@ -326,12 +336,13 @@ def test_equal_seeds_give_equal_items(recipe):
     first, second = drawn(transform, sample, 12), drawn(transform, sample, 12)
     for one, other in zip(first, second, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
-    assert len({result["image"].shape for result in first}) > 1
+    assert len({result["image"].shape for result in first}) > 1 or recipe == "jitter"
+    assert len({float(result["image"].mean()) for result in first}) > 6
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_frames_of_a_clip_are_transformed_as_single_images(recipe):
-    config = RECIPES[recipe]
+    config = RECIPES[recipe].model_copy(update={"colour": False})  # which is each frame's own
     transform = make_transform(config, train=True)
     frames = torch.randint(256, (3, 3, 70, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     places = [[10, 20, 60, 50], [40, 5, 80, 60], [0, 0, 12, 9]]  # of the only object, in each frame
@@ -352,6 +363,97 @@ def test_frames_of_a_clip_are_transformed_as_single_images(recipe):
 
 def test_distortion_changes_colours_but_not_which_is_which():
     sample = sample_of(8, 8, [[0, 0, 8, 8]])  # green all over
-    colours = {result["image"].getpixel((3, 3)) for result in drawn(PhotometricDistortion(), sample, 60)}
+    distort = PhotometricDistortion(hue=0.05, permute=False)
+    colours = {tuple(result["image"][:, 3, 3].tolist()) for result in drawn(distort, sample, 60)}
     assert len(colours) > 20
     assert all(green > max(red, blue) for red, green, blue in colours)
+
+
+@pytest.mark.parametrize(("factor", "colour"), [(0.5, (70, 120, 200)), (1.4, (20, 90, 250)), (1.5, (200, 30, 90))])
+def test_saturation_is_that_of_hsv(factor, colour):
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
+    expected = colorsys.hsv_to_rgb(hue, min(1, factor * saturation), value)
+    found = transforms._saturated(torch.tensor(colour)[:, None, None] / 255, factor)
+    assert found.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def distorted(monkeypatch, colour: tuple[int, int, int], only: int, hue: float = 0.1, count: int = 400) -> list[tuple]:
+    """A colour distorted by one of the published operations alone.
+
+    ``only`` is its number among the decisions: brightness, contrast first, contrast, saturation, hue, permutation.
+    """
+    order = [0, 1, 3, 4, 2, 5]  # in which they come when the contrast is not first
+    decisions = itertools.cycle([number == only for number in order])
+    monkeypatch.setattr(transforms, "_half", lambda: next(decisions))
+    transform = PhotometricDistortion(hue, permute=True)
+    image = tv_tensors.Image(torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 4, 4).clone())
+    torch.manual_seed(0)
+    return [tuple(transform(image)[:, 2, 1].tolist()) for _ in range(count)]
+
+
+def test_brightness_is_added_up_to_32(monkeypatch):
+    shifts = [np.array(found) - (100, 120, 140) for found in distorted(monkeypatch, (100, 120, 140), only=0)]
+    assert all(np.ptp(shift) <= 1 for shift in shifts)  # rounded
+    assert (np.min(shifts), np.max(shifts)) == (pytest.approx(-32, abs=1), pytest.approx(32, abs=1))
+
+
+def test_contrast_multiplies_by_a_half_up_to_one_and_a_half(monkeypatch):
+    factors = [np.array(found) / (40, 80, 160) for found in distorted(monkeypatch, (40, 80, 160), only=2)]
+    assert all(np.ptp(factor) < 0.03 for factor in factors)
+    assert (np.min(factors), np.max(factors)) == (pytest.approx(0.5, abs=0.02), pytest.approx(1.5, abs=0.02))
+
+
+@pytest.mark.parametrize(("hue", "degrees"), [(0.1, 36), (0.05, 18)])
+def test_hue_turns_as_far_as_published(monkeypatch, hue, degrees):
+    """18 of OpenCV's 180 values are 36 degrees; 18 degrees in SSD."""
+    found = distorted(monkeypatch, (50, 200, 50), only=4, hue=hue)  # at 120 degrees
+    turns = [360 * colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))[0] - 120 for colour in found]
+    assert (min(turns), max(turns)) == (pytest.approx(-degrees, abs=1), pytest.approx(degrees, abs=1))
+    assert all(max(colour) == 200 and min(colour) == pytest.approx(50, abs=1) for colour in found)
+
+
+def test_channels_change_places(monkeypatch):
+    found = distorted(monkeypatch, (10, 20, 30), only=5)
+    assert set(found) == set(itertools.permutations((10, 20, 30)))
+    assert set(distorted(monkeypatch, (10, 20, 30), only=-1)) == {(10, 20, 30)}
+
+
+def test_each_operation_changes_one_half_of_the_images():
+    image = tv_tensors.Image(torch.full((3, 4, 4), 100, dtype=torch.uint8))  # grey: only two of them show
+    torch.manual_seed(0)
+    found = [PhotometricDistortion(0.1, permute=True)(image)[0, 0, 0].item() for _ in range(2000)]
+    assert found.count(100) / 2000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_jitter_pads_with_grey_and_leaves_boxes_and_masks_where_they_are():
+    sample = masked(sample_of(40, 60, [[10, 5, 30, 25]]), torch.zeros(1, 40, 60))
+    sample["masks"][0, 5:25, 10:30] = 1
+    result = PadTo((64, 50))(sample)
+    image, masks = v2.functional.pil_to_tensor(result["image"]), result["masks"]
+    assert image.shape[1:] == masks.shape[1:] == result["boxes"].canvas_size == (64, 60)  # never smaller
+    assert torch.equal(image[:, :40], v2.functional.pil_to_tensor(sample["image"]))
+    assert (image[:, 40:] == 128).all()
+    assert torch.equal(masks[:, :40], sample["masks"])
+    assert not masks[:, 40:].any()
+    assert result["boxes"].tolist() == [[10, 5, 30, 25]]
+
+
+def test_padding_of_jittered_images_is_image_to_the_model():
+    """Published: a square of 1024 pixels, of which no part is marked as padding."""
+    config = resolve("mask2former_r50_coco_instance").data
+    transform = make_transform(config, train=True)
+    sample = masked(sample_of(30, 60, [[0, 0, 30, 30]]), torch.ones(1, 30, 60))
+    torch.manual_seed(0)
+    image = next(result["image"] for result in (transform(sample) for _ in range(50)) if (result["masks"] == 0).any())
+    assert image.shape == (3, 1024, 1024)
+    grey = (128 / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(image[:, -1, -1], grey)
+    assert not pad_images([image, image])[1].any()
+
+
+def test_the_longer_side_has_its_own_limit_in_validation():
+    sizes = {}
+    for limit in (None, 0, 100):
+        transform = make_transform(DataConfig(val_resize=20, max_size=50, val_max_size=limit), train=False)
+        sizes[limit] = tuple(transform(PIL.Image.new("RGB", (300, 30))).shape[1:])
+    assert sizes == {None: (5, 50), 0: (20, 200), 100: (10, 100)}

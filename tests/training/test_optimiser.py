@@ -93,6 +93,11 @@ def test_rates_fall_to_a_tenth_after_each_drop():
     assert [factor(step) for step in (45, 1000)] == pytest.approx([0.01, 0.01])
 
 
+def test_rates_fall_to_a_tenth_after_each_step_that_is_given():
+    factor = learning_rate_factor(TrainConfig(drop=[], drop_steps=[7, 3]), steps_per_epoch=10)
+    assert [factor(step) for step in (0, 2, 3, 6, 7, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
 def test_rates_rise_linearly_in_the_warm_up():
     factor = learning_rate_factor(TrainConfig(warmup=4, drop=[1.0]), steps_per_epoch=3)
     assert [factor(step) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 0.1, 0.1])

@@ -24,7 +24,7 @@ INTERRUPTIONS = {
 VARIANTS = {
     "plain": {},
     "average": {"train__ema": 0.9},
-    "accumulation that ends within a step": {"train__accumulate": 2, "data__scenes__train_images": 14},
+    "accumulation, and images that fill no step": {"train__accumulate": 2, "data__scenes__train_images": 14},
     "workers": {"data__workers": 2},
     "rare validation": {"train__validate_every": 2},
     "steps": {"train__steps": 8},

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,21 +22,27 @@ SAME = {
     "data__scenes__val_images": 5,
 }
 
+ACCUMULATED = SAME | {"train__accumulate": 2, "loss__classification": "cross_entropy"}
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
+
+def train_with_two(out: Path, overrides: dict) -> Path:
     """The run folder of a training of two processes."""
-    out = tmp_path_factory.mktemp("two")
+    path = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *(str(HERE / "several_processes.py"), str(out), json.dumps(SAME)),
+            *(str(HERE / "several_processes.py"), str(out), json.dumps(overrides)),
         ],
-        env=os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
         check=True,
         timeout=300,
     )
     return out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    return train_with_two(tmp_path_factory.mktemp("two"), SAME)
 
 
 def test_two_processes_train_like_one(two, tmp_path):
@@ -60,3 +67,16 @@ def test_one_process_goes_on_with_what_two_began(two, tmp_path):
     resume(two, ["train.epochs=4"], [found := Recorder()])
     assert [step[:3] for step in found.steps] == [step[:3] for step in expected.steps[9:]]
     assert [step[3] for step in found.steps] == pytest.approx([step[3] for step in expected.steps[9:]], rel=1e-5)
+
+
+def test_two_processes_that_accumulate_train_like_one_that_does_not(tmp_path):
+    """Cross-entropy, which is divided by the weights of all queries of the step."""
+    two = train_with_two(tmp_path / "two", ACCUMULATED)
+    train(tiny(**ACCUMULATED | {"train__accumulate": 1}), tmp_path / "one", [recorder := Recorder()])
+    seen = [json.loads((two / f"process-{rank}.json").read_text())["seen"] for rank in (0, 1)]
+    assert len(seen[0]) == 18
+    for step, (*_, images, loss, _) in enumerate(recorder.steps):
+        parts = [part for share in seen for part in share[2 * step : 2 * step + 2]]
+        assert list(chain(*(of_part for of_part, _ in parts))) == images
+        # Those of a process add up; gradients are averaged over the two processes.
+        assert sum(of_part for _, of_part in parts) / 2 == pytest.approx(loss, rel=1e-5)

@@ -18,7 +18,9 @@ from dqdet.inference.boxes import detections
 from dqdet.losses import SetLoss
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.models import create_model
+from dqdet.predict.submission import submit
 from dqdet.runs.folder import load_config, load_folder, load_metrics
+from dqdet.training import engine
 from dqdet.training.arriving import Arriving
 from dqdet.training.engine import evaluate, resume, train
 from dqdet.training.module import DetectionModule
@@ -333,3 +335,66 @@ def test_evaluation_with_overrides_leaves_the_metrics_of_the_run(tmp_path):
     assert contents(tmp_path) == before
     evaluate(tmp_path)
     assert load_metrics(tmp_path) == pytest.approx(json.loads(before["metrics.json"]))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("model.hidden=64", "model.family=detr", "queries.kind=static", "classes=[a]", "loss.beta=0", "train.lr=1"),
+        *("data.flip=false", "data.scenes.train_images=3", "init=x"),
+    ],
+)
+def test_evaluation_refuses_what_has_no_effect(trained, option):
+    before = contents(trained)
+    path = option.split("=")[0]
+    with pytest.raises(
+        DqdetError, match=rf"^{path} has no effect on a model that is trained; .* data\.root.* inference"
+    ):
+        evaluate(trained, [option])
+    with pytest.raises(DqdetError, match=rf"^{path} has no effect on a model that is trained"):
+        submit(trained, trained / "results.zip", [option])
+    assert contents(trained) == before
+
+
+def test_evaluation_takes_what_has_an_effect(trained):
+    assert evaluate(trained, ["inference.limit=1"])["AR100"] <= evaluate(trained)["AR100"]
+    evaluate(trained, ["train.batch=2", "data.val_resize=32", "data.scenes.val_images=2", "train.precision=bf16-mixed"])
+    with pytest.raises(DqdetError, match=r"unknown option 'inference\.limits', did you mean inference\.limit"):
+        evaluate(trained, ["inference.limits=1"])
+    with pytest.raises(DqdetError, match=r"train\.batch has no effect"):  # videos come one at a time
+        submit(trained, trained / "results.zip", ["train.batch=1"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(tiny(train__steps=1), folder)
+    return folder
+
+
+def test_half_precision_of_gpus_becomes_single_on_a_cpu_and_says_so(tmp_path, capsys):
+    recorders = {}
+    for precision in ("16-mixed", "32"):
+        recorders[precision] = Recorder()
+        train(tiny(train__steps=2, train__precision=precision), tmp_path / precision, [recorders[precision]])
+        said = "train.precision=16-mixed needs a CUDA device; going on with 32\n" in capsys.readouterr().err
+        assert said == (precision == "16-mixed")
+    assert recorders["16-mixed"].steps == recorders["32"].steps
+    assert load_config(tmp_path / "16-mixed").train.precision == "16-mixed"
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_trainings_on_cuda_multiply_in_tf32(cuda, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def make_trainer(*arguments):
+        raise Stop
+
+    asked = []
+    monkeypatch.setattr(engine, "_make_trainer", make_trainer)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    with pytest.raises(Stop):
+        train(tiny(), tmp_path)
+    assert asked == (["high"] if cuda else [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any
@@ -61,6 +61,26 @@ def override(config: Config, overrides: Overrides) -> Config:
             section = section[part]
         section[option] = value
     return _validated(options)
+
+
+def override_some(config: Config, overrides: Overrides, allowed: Sequence[str], reason: str) -> Config:
+    """The same where only some options can be set.
+
+    Args:
+        config: to be copied.
+        overrides: of its options.
+        allowed: options, and groups of options.
+        reason: why others are refused, for example "cannot change in a training that goes on".
+
+    Raises:
+        DqdetError: as `resolve`, or an option is not allowed; says which ones are.
+    """
+    overrides = parse_overrides(overrides)
+    known = _flat(config.model_dump())
+    for path in overrides:
+        if path in known and not any(path == option or path.startswith(f"{option}.") for option in allowed):
+            raise DqdetError(f"{path} {reason}; what can be set is {', '.join(allowed)}")
+    return override(config, overrides)
 
 
 def changes(config: Config) -> dict[str, Any]:

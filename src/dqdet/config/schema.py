@@ -252,8 +252,20 @@ class ClipsConfig(Section):
 
     frames: PositiveInt = 2  # of a clip
     reach: PositiveInt = 20  # frames from the first chosen one within which the others lie, on both sides
+    # SeqFormer's clips: one frame before and one after the first chosen one, at most so many away, and the others from
+    # beyond these two. 0: all are drawn evenly.
+    neighbours: int = Field(default=0, ge=0)
     every_frame: bool = False  # an epoch has a clip around every frame, not one of every video
     images: str | None = None  # folder of COCO, whose images become clips of their own (pseudo-videos); None: no
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.neighbours and self.frames < 3:
+            raise ValueError(
+                f"data.clips.neighbours={self.neighbours} needs clips of 3 frames or more, not data.clips.frames="
+                f"{self.frames}; set data.clips.neighbours=0"
+            )
+        return self
 
 
 TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
@@ -273,11 +285,18 @@ class DataConfig(Section):
     resize: list[PositiveInt] = list(range(480, 801, 32))  # shorter side, one drawn an image
     max_size: PositiveInt = 1333  # longer side never exceeds it
     val_resize: PositiveInt = 800
+    val_max_size: int | None = Field(default=None, ge=0)  # of the longer side; None: max_size; 0: any
     crop: bool = True  # DETR's second branch: resize to 400-600, crop 384-600, resize again
     jitter: tuple[PositiveFloat, PositiveFloat] | None = None  # large-scale jitter: least and greatest factor
-    window: tuple[PositiveInt, PositiveInt] | None = None  # height, width of a random crop at the end
+    # Height, width of a random crop at the end. With jitter, smaller images are padded to it, and the model sees that.
+    window: tuple[PositiveInt, PositiveInt] | None = None
     flip: bool = True
-    colour: bool = False  # SSD's photometric distortion
+    colour: bool = False  # SSD's photometric distortion, of every frame on its own
+    hue: float = Field(default=0.05, ge=0, le=0.5)  # its greatest shift of the hue, in turns of the colour circle
+    permute_channels: bool = False  # with it, the colour channels change places in half of all images
+    # coco, but not panoptic: training images without objects are left out, those with crowds alone, too.
+    skip_empty: bool = False
+    redraw_empty: bool = False  # a training item that the augmentation leaves without objects becomes another one
     clips: ClipsConfig = ClipsConfig()
     workers: int = Field(default=2, ge=0)
     scenes: ScenesConfig = ScenesConfig()
@@ -299,15 +318,25 @@ class TrainConfig(Section):
     offsets_lr: PositiveFloat = 2e-5  # sampling offsets and reference points (deformable families)
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["steps", "poly"] = "steps"
-    drop: list[PositiveFloat] = [40.0]  # steps: epochs at which the learning rates are divided by ten
+    drop: list[PositiveFloat] = [40.0]  # steps: epochs after which the learning rates are divided by ten
+    drop_steps: list[PositiveInt] = []  # the same in optimiser steps, where drop is empty
     power: PositiveFloat = 0.9  # poly: of the share of steps that are left
     decay_norms: bool = True  # weight decay of norms and embeddings too
     warmup: int = Field(default=0, ge=0)  # steps of linear warm-up
     clip: NonNegativeFloat = 0.1  # gradient norm; 0: no clipping
-    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"  # 16-mixed is of GPUs; without one it becomes 32
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay of the averaged weights; None: no averaging
     validate_every: PositiveInt = 1  # epochs
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.drop and self.drop_steps:
+            raise ValueError(
+                f"train.drop={self.drop} (epochs) and train.drop_steps={self.drop_steps} are both set; empty one of "
+                "them: train.drop_steps=[] or train.drop=[]"
+            )
+        return self
 
 
 class Config(Section):

@@ -6,7 +6,7 @@ from dqdet.data.clips import VideoDataset
 from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.panoptic import CocoPanopticDataset
-from dqdet.data.pseudo_clips import JointDataset
+from dqdet.data.pseudo_clips import JointDataset, PseudoClips
 from dqdet.data.scenes.images import ScenesDataset
 from dqdet.data.scenes.videos import SceneVideosDataset
 from dqdet.data.youtube_vis import YoutubeVisDataset
@@ -39,5 +39,5 @@ def open_dataset(config: DataConfig, split: Split, seed: int = 0) -> DetectionDa
     """
     dataset = DATASETS[config.kind, config.task](config, split, seed)
     if isinstance(dataset, VideoDataset) and split == "train" and config.clips.images is not None:
-        return JointDataset(dataset, config, seed)
+        return JointDataset(dataset, PseudoClips(dataset, config, seed))
     return dataset

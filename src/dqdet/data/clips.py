@@ -29,17 +29,25 @@ class Clip(Sample):
     frames: Tensor  # [M] in which frame of the clip, 0..T-1
 
 
-def draw_frames(length: int, reference: int, count: int, reach: int) -> list[int]:
+def draw_frames(length: int, reference: int, count: int, reach: int, neighbours: int = 0) -> list[int]:
     """The frames of a clip in order: ``reference`` and others, at most ``reach`` frames from it.
 
-    They are drawn as in Mask2Former for video (Cheng et al., 2021), but no frame is taken twice before all within
-    reach are taken once, which matters for clips of more than two frames and for very short videos.
+    Without ``neighbours`` they are drawn as in Mask2Former for video (Cheng et al., 2021). With them, as in SeqFormer
+    (Wu et al., 2022): one frame before and one after the reference, at most ``neighbours`` away (at an end of the video
+    the reference once more), and the others from what lies before and after these three, or, if that is too little,
+    from everywhere. No frame of what is drawn from is taken twice before all are taken once, which matters for clips of
+    more than two frames and for very short videos.
     """
     near = [frame for frame in range(reference - reach, reference + reach + 1) if 0 <= frame < length]
     others = [frame for frame in near if frame != reference] or [reference]
+    chosen = [reference]
+    if neighbours:
+        before, after = (1 + torch.randint(neighbours, (2,))).tolist()
+        chosen += [max(0, reference - before), min(length - 1, reference + after)]
+        beyond = [frame for frame in near if not chosen[1] <= frame <= chosen[2]]
+        others = beyond if len(beyond) >= count - len(chosen) else others
     order = torch.randperm(len(others)).tolist()
-    chosen = [others[order[i % len(others)]] for i in range(count - 1)]
-    return sorted([reference, *chosen])
+    return sorted([*chosen, *(others[order[i % len(others)]] for i in range(count - len(chosen)))])
 
 
 class VideoDataset(DetectionDataset):
@@ -78,7 +86,8 @@ class VideoDataset(DetectionDataset):
         if self.clips is None:
             return self.read_clip(video, range(length), masks=False)
         reference = torch.randint(length, ()) if self.references is None else self.references[index]
-        frames = draw_frames(length, int(reference), self.clips.frames, self.clips.reach)
+        options = self.clips
+        frames = draw_frames(length, int(reference), options.frames, options.reach, options.neighbours)
         return self.read_clip(video, frames, masks=True)
 
     def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:

@@ -71,8 +71,9 @@ class CocoDataset(DetectionDataset):
     """A split of a data set in COCO format, with masks in the instance task; see the module's docstring.
 
     Items are in the order of the image ids, labels in the order of the category ids. Images without objects
-    are kept. Crowd annotations are no targets, but part of ``ground_truth``, because the official evaluation
-    ignores detections that lie in them. Files are converted to RGB; their EXIF orientation is not applied.
+    are kept, except in training with ``config.skip_empty``. Crowd annotations are no targets, but part of
+    ``ground_truth``, because the official evaluation ignores detections that lie in them. Files are converted to RGB;
+    their EXIF orientation is not applied.
 
     Raises:
         DqdetError: the data is missing or faulty.
@@ -91,10 +92,15 @@ class CocoDataset(DetectionDataset):
         categories = sorted(document["categories"], key=lambda category: category["id"])
         self.classes = [category["name"] for category in categories]
         self.category_ids = [category["id"] for category in categories]
-        self.images = CocoImages(document["images"], self.annotation_file, folder)
+        annotations = [a for a in document["annotations"] if not a.get("iscrowd")]
+        records = document["images"]
+        if config.skip_empty and split == "train":
+            shown = {annotation["image_id"] for annotation in annotations}
+            records = [record for record in records if record["id"] in shown]
+        self.images = CocoImages(records, self.annotation_file, folder)
         self.image_ids = self.images.ids
         self.aspect_ratios = self.images.aspect_ratios
-        self._set_objects([a for a in document["annotations"] if not a.get("iscrowd")])
+        self._set_objects(annotations)
 
     def _set_objects(self, annotations: list[dict[str, Any]]) -> None:
         """Arrays of all objects, those of an image one after the other and in the order of the file."""

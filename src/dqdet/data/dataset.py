@@ -19,12 +19,15 @@ from dqdet.types import Target
 
 Split = Literal["train", "val"]
 
+REDRAWS = 100  # of an item, before it stays without objects
+
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     """Images with their objects, augmented.
 
     Items are ``(image, target)``: the image ``[3, h, w]`` of uint8, RGB, and a ``Target``. The augmentation of item
-    i is a pure function of (seed, epoch, i), so it depends neither on the worker nor on what was read before.
+    i is a pure function of (seed, epoch, i), so it depends neither on the worker nor on what was read before. With
+    ``config.redraw_empty``, another item of "train", drawn at random, takes the place of one without objects.
 
     Args:
         config: where the data is and how it is augmented.
@@ -41,6 +44,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     def __init__(self, config: DataConfig, split: Split, seed: int) -> None:
         self.seed = seed
         self.transform = make_transform(config, train=split == "train")
+        self.redraws = REDRAWS if config.redraw_empty and split == "train" else 0
         # In shared memory, because worker processes outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -68,9 +72,18 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would reset the accelerators' generators too.
             torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
-            sample = self.read(index)
-            height, width = query_size([sample["image"]])
-            sample = self.transform(sample)
+            image, target = self.draw(index)
+            for _ in range(self.redraws):
+                if len(target.labels):
+                    break
+                image, target = self.draw(int(torch.randint(len(self), ())))
+        return image, target
+
+    def draw(self, index: int) -> tuple[Tensor, Target]:
+        """An item, augmented with what the global PyTorch generator gives."""
+        sample = self.read(index)
+        height, width = query_size([sample["image"]])
+        sample = self.transform(sample)
         image = sample["image"]
         assert isinstance(image, Tensor)
         return image, self.target(sample, original_size=(height, width), image_id=self.image_ids[index])

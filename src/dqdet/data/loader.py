@@ -11,6 +11,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class BatchSampler(Sampler[list[int]], ABC):
         rank: this process.
         world: processes.
     """
+
+    accumulate = 1  # batches that make a step
 
     def __init__(self, dataset: DetectionDataset, batch: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         if batch % world:
@@ -65,16 +68,33 @@ class BatchSampler(Sampler[list[int]], ABC):
 
 
 class TrainingBatches(BatchSampler):
-    """Shuffled batches of images that are all wide or all tall, which need the least padding.
+    """Shuffled batches; the images of a step are all wide or all tall, which need the least padding.
 
-    An epoch has every image once, except for a few drawn anew each time that would not fill a last batch.
+    An epoch has every image once, except for a few drawn anew each time that would not fill a last step.
+
+    Args:
+        accumulate: parts of a step that each process gets one after the other; a step has the same ``batch`` images,
+            however many parts and processes they are divided among.
 
     Raises:
-        DqdetError: there are fewer images than a batch needs, or it cannot be divided among the processes.
+        DqdetError: there are fewer images than a step needs, or they cannot be divided.
     """
 
-    def __init__(self, dataset: DetectionDataset, batch: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
         super().__init__(dataset, batch, seed, rank, world)
+        if batch % (world * accumulate):
+            raise DqdetError(
+                f"train.batch={batch} is not divisible by {world} processes times train.accumulate={accumulate}"
+            )
+        self.accumulate = accumulate
         if len(dataset) < batch:
             raise DqdetError(
                 f"train.batch={batch} is more than the {len(dataset)} images of the training split; lower it"
@@ -82,23 +102,29 @@ class TrainingBatches(BatchSampler):
 
     def batches(self) -> list[list[int]]:
         random = np.random.default_rng([self.seed, self.epoch])
-        batches: list[list[int]] = []
+        steps: list[list[int]] = []
         wide: list[int] = []
         tall: list[int] = []
-        for index in random.permutation(len(self.dataset))[: len(self) * self.batch].tolist():
+        for index in random.permutation(len(self.dataset))[: self.steps * self.batch].tolist():
             alike = wide if self.dataset.aspect_ratios[index] >= 1 else tall
             alike.append(index)
             if len(alike) == self.batch:
-                batches.append(alike.copy())
+                steps.append(alike.copy())
                 alike.clear()
-        # The rest of both is either nothing or exactly one more batch.
+        # The rest of both is either nothing or exactly one more step.
         if wide or tall:
-            batches.append(random.permutation(wide + tall).tolist())
+            steps.append(random.permutation(wide + tall).tolist())
         share = self.batch // self.world
-        return [batch[self.rank * share : (self.rank + 1) * share] for batch in batches]
+        part = share // self.accumulate
+        own = [step[self.rank * share : (self.rank + 1) * share] for step in steps]
+        return [images[first : first + part] for images in own for first in range(0, share, part)]
+
+    @property
+    def steps(self) -> int:
+        return len(self.dataset) // self.batch
 
     def __len__(self) -> int:
-        return len(self.dataset) // self.batch
+        return self.steps * self.accumulate
 
 
 class EvaluationBatches(BatchSampler):
@@ -140,7 +166,15 @@ def collate(items: list[tuple[Tensor, Target]]) -> Batch:
             replace(target, **dict(zip(names, tensors, strict=True)))
             for target, *tensors in zip(targets, *columns, strict=True)
         ],
+        counts=[len(target.labels) for target in targets],
     )
+
+
+def _with_counts(batches: Iterator[Batch], accumulate: int) -> Iterator[Batch]:
+    """The same batches with the ``counts`` of their whole steps, of which they wait for the last batch."""
+    while step := list(islice(batches, accumulate)):
+        counts = [count for batch in step for count in batch.counts]
+        yield from (replace(batch, counts=counts) for batch in step)
 
 
 class BatchLoader(DataLoader[tuple[Tensor, Target]]):
@@ -152,7 +186,8 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
             # threads, which a forked process does not have.
             gc.collect()
         try:
-            yield from super().__iter__()
+            assert isinstance(self.batch_sampler, BatchSampler)
+            yield from _with_counts(super().__iter__(), self.batch_sampler.accumulate)
         except DqdetError as error:
             *traceback, message = str(error).splitlines()
             if not traceback:
@@ -178,24 +213,31 @@ def make_loader(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    accumulate: int = 1,
 ) -> BatchLoader:
     """Batches of ``dataset`` for one process; ``loader.batch_sampler`` is the ``BatchSampler``.
 
     Args:
         dataset: what to load.
-        batch: images (or clips) a batch, over all processes; whole videos come one at a time to each process.
+        batch: images (or clips) a batch, in training a step, over all processes; whole videos come one at a time to
+            each process.
         train: shuffled, without the last images that do not fill a batch; otherwise every image once.
         seed: of the order, not negative.
         workers: processes that read and augment; PyTorch gives each of them one thread.
         rank: this process.
         world: processes.
+        accumulate: batches that make a step of training, on each process.
 
     Raises:
         DqdetError: see ``TrainingBatches``; while iterating: an image cannot be read.
     """
     if isinstance(dataset, VideoDataset) and not train:
         batch = world  # their lengths differ
-    sampler = (TrainingBatches if train else EvaluationBatches)(dataset, batch, seed, rank, world)
+    sampler: BatchSampler
+    if train:
+        sampler = TrainingBatches(dataset, batch, seed, rank, world, accumulate)
+    else:
+        sampler = EvaluationBatches(dataset, batch, seed, rank, world)
     return BatchLoader(
         dataset,
         batch_sampler=sampler,

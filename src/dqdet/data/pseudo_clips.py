@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
 from dqdet.config import DataConfig
-from dqdet.data.clips import Clip, VideoDataset
+from dqdet.data.clips import Clip, VideoDataset, clip_target
 from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.data.transforms import Sample
@@ -77,13 +78,14 @@ def pseudo_clip(image: tv_tensors.Image, masks: tv_tensors.Mask, labels: torch.T
     }
 
 
-class JointDataset(DetectionDataset):
-    """The training clips of a data set of videos, followed by one pseudo-clip of each usable image of COCO.
+class PseudoClips(DetectionDataset):
+    """One pseudo-clip of each usable image of COCO, for training.
 
     An image is usable if it has objects of the videos' classes, and not too many. Its other objects are no objects.
+    The colours of pseudo-clips are not distorted, as published: the camera has done so already.
 
     Args:
-        videos: the training split; its labels are used for all.
+        videos: whose labels are used.
         config: says where the images are (``config.clips.images``), and how clips are augmented.
         seed: of the augmentation, not negative.
 
@@ -92,8 +94,7 @@ class JointDataset(DetectionDataset):
     """
 
     def __init__(self, videos: VideoDataset, config: DataConfig, seed: int) -> None:
-        super().__init__(config, "train", seed)
-        self.videos = videos
+        super().__init__(config.model_copy(update={"colour": False}), "train", seed)
         self.count = config.clips.frames
         changes = {"kind": "coco", "task": "instance", "root": config.clips.images, "train": None}
         self.images = CocoDataset(config.model_copy(update=changes), "train", seed)
@@ -110,20 +111,48 @@ class JointDataset(DetectionDataset):
                 f"{self.images.annotation_file}: no image shows an object of a class of the videos; "
                 "set data.clips.images to a folder of COCO, or leave it out"
             )
-        self.image_ids = videos.image_ids + [self.images.image_ids[index] for index in self.usable]
-        self.aspect_ratios = np.concatenate([videos.aspect_ratios, self.images.aspect_ratios[self.usable]])
+        self.image_ids = [self.images.image_ids[index] for index in self.usable]
+        self.aspect_ratios = self.images.aspect_ratios[self.usable]
 
     def read(self, index: int) -> Sample:
-        if index < len(self.videos):
-            return self.videos.read(index)
-        sample = self.images.read(int(self.usable[index - len(self.videos)]))
+        sample = self.images.read(int(self.usable[index]))
         labels = torch.from_numpy(self.labels)[sample["labels"]]
         known = labels >= 0
         image = v2.functional.to_image(sample["image"])
         return pseudo_clip(image, tv_tensors.Mask(sample["masks"][known]), labels[known], self.count)
 
     def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:
-        return self.videos.target(sample, original_size, image_id)
+        return clip_target(super().target(sample, original_size, image_id), sample)  # type: ignore[arg-type]
+
+    def ground_truth(self) -> dict[str, Any]:
+        """That of the images, whose classes are others."""
+        return self.images.ground_truth()
+
+
+class JointDataset(DetectionDataset):
+    """The training clips of a data set of videos, followed by pseudo-clips of images of COCO."""
+
+    def __init__(self, videos: VideoDataset, pseudo: PseudoClips) -> None:
+        self.videos, self.pseudo = videos, pseudo
+        self.classes, self.category_ids = videos.classes, videos.category_ids
+        self.image_ids = videos.image_ids + pseudo.image_ids
+        self.aspect_ratios = np.concatenate([videos.aspect_ratios, pseudo.aspect_ratios])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.videos.set_epoch(epoch)
+        self.pseudo.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        part, index = self._part(index)
+        return part[index]
+
+    def read(self, index: int) -> Sample:
+        part, index = self._part(index)
+        return part.read(index)
+
+    def _part(self, index: int) -> tuple[DetectionDataset, int]:
+        videos = len(self.videos)
+        return (self.videos, index) if index < videos else (self.pseudo, index - videos)
 
     def ground_truth(self) -> dict[str, Any]:
         """That of the videos."""

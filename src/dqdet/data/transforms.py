@@ -130,6 +130,24 @@ class RandomSizeCrop(v2.Transform):
         return self._call_kernel(F.crop, inpt, **params)
 
 
+class PadTo(v2.Transform):
+    """Pad at the right and bottom what is smaller than ``size`` (height, width), with grey as published."""
+
+    GREY = 128
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = (max(0, size - side) for size, side in zip(self.size, v2.query_size(flat_inputs), strict=True))
+        return {"padding": [0, 0, width, height]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        fill = 0 if isinstance(inpt, tv_tensors.Mask) else self.GREY
+        return self._call_kernel(F.pad, inpt, **params, fill=fill)
+
+
 class DropVanished(v2.Transform):
     """Drop the objects of which nothing is left: no area of the box, or no pixel of the mask.
 
@@ -149,18 +167,78 @@ class DropVanished(v2.Transform):
         return cast(Sample, {"image": sample["image"], **kept})
 
 
-class PhotometricDistortion(v2.RandomPhotometricDistort):
-    """That of SSD without its permutation of colour channels, which the recipes of segmentation leave out."""
+class PhotometricDistortion(v2.Transform):
+    """That of SSD (Liu et al., ECCV 2016), of each frame of a clip on its own.
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return super().make_params(flat_inputs) | {"channel_permutation": None}
+    Brightness, contrast, saturation and hue change with a chance of one half each, brightness first, contrast before
+    or after the other two. ``v2.RandomPhotometricDistort`` is not used, because its operations are others: the
+    published ones add to the channels (brightness), multiply them (contrast) and scale the saturation of HSV.
+
+    Args:
+        hue: greatest shift, in turns of the colour circle. SSD: 18 of 360 degrees. Mask2Former: 18 of OpenCV's 180.
+        permute: let the channels change places at last, with a chance of one half, as SSD does and Mask2Former not.
+    """
+
+    BRIGHTNESS = 32 / 255  # greatest shift
+    FACTORS = (0.5, 1.5)  # of contrast and saturation
+
+    def __init__(self, hue: float, permute: bool) -> None:
+        super().__init__()
+        self.hue = hue
+        self.permute = permute
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Video):
+            frames = [self.distorted(frame) for frame in inpt.as_subclass(Tensor)]
+            return tv_tensors.wrap(torch.stack(frames), like=inpt)
+        if isinstance(inpt, PIL.Image.Image | tv_tensors.Image):
+            return tv_tensors.Image(self.distorted(F.to_image(inpt).as_subclass(Tensor)))
+        return inpt
+
+    def distorted(self, image: Tensor) -> Tensor:
+        """A picture ``[3, H, W]`` (uint8) in other colours."""
+        pixels = F.to_dtype(image, torch.float32, scale=True)
+        if _half():
+            pixels = (pixels + _uniform(-self.BRIGHTNESS, self.BRIGHTNESS)).clamp(0, 1)
+        contrast_first = _half()
+        if contrast_first:
+            pixels = self._contrast(pixels)
+        if _half():
+            pixels = _saturated(pixels, _uniform(*self.FACTORS))
+        if _half():
+            pixels = F.adjust_hue(pixels, _uniform(-self.hue, self.hue))
+        if not contrast_first:
+            pixels = self._contrast(pixels)
+        if self.permute and _half():
+            pixels = pixels[torch.randperm(3)]
+        return F.to_dtype(pixels, torch.uint8, scale=True)
+
+    def _contrast(self, pixels: Tensor) -> Tensor:
+        return (pixels * _uniform(*self.FACTORS)).clamp(0, 1) if _half() else pixels
+
+
+def _half() -> bool:
+    """True with a chance of one half."""
+    return bool(torch.rand(()) < 0.5)
+
+
+def _uniform(least: float, greatest: float) -> float:
+    return float(torch.empty(()).uniform_(least, greatest))
+
+
+def _saturated(pixels: Tensor, factor: float) -> Tensor:
+    """The saturation of HSV times ``factor``, at most 1; hue and value stay: ``[3, H, W] -> [3, H, W]`` in 0..1."""
+    value, least = pixels.amax(0), pixels.amin(0)  # [H, W]
+    most = value / (value - least).clamp(min=1e-6)  # the factor that makes the saturation 1
+    return value - (value - pixels) * most.clamp(max=factor)
 
 
 def make_transform(config: DataConfig, train: bool) -> v2.Compose:
     """Everything between a decoded RGB image, or a clip, and the network.
 
     Training: horizontal flip; large-scale jitter, or a multi-scale resize, which with ``crop`` has an equal chance
-    to come after another resize and a crop; a crop of at most ``window``; distortion of the colours.
+    to come after another resize and a crop; a crop of at most ``window``; with jitter, grey up to the window, which
+    is image to the model; distortion of the colours.
     Otherwise a resize to ``val_resize`` only, which also accepts a bare image.
     """
     steps: list[v2.Transform] = []
@@ -174,11 +252,14 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
             steps.append(_multi_scale(config))
         if config.window is not None:
             steps.append(RandomSizeCrop(config.window, config.window))
+            if config.jitter is not None:
+                steps.append(PadTo(config.window))
         steps.append(DropVanished())
         if config.colour:
-            steps.append(PhotometricDistortion())
+            steps.append(PhotometricDistortion(config.hue, config.permute_channels))
     else:
-        steps.append(RandomShorterSide([config.val_resize], config.max_size))
+        longest = config.max_size if config.val_max_size is None else config.val_max_size or None
+        steps.append(RandomShorterSide([config.val_resize], longest))
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
 
 

@@ -11,6 +11,7 @@ matching sees the same points in every frame, while the mask losses are sums ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -20,7 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dqdet.config import MaskLossConfig
 from dqdet.losses.matching import Matches, assign, class_costs
-from dqdet.losses.set_loss import Losses, count_objects, cross_entropy_loss, weighted_sum
+from dqdet.losses.set_loss import Losses, cross_entropy_loss, weighted_sum
+from dqdet.losses.whole_step import WholeStep
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.types import Predictions, Target
 
@@ -98,7 +100,7 @@ class MaskSetLoss(nn.Module):
     """Matches predictions with objects and sums cross-entropy, mask and dice losses of all layers and groups.
 
     ``L = L(first group) + beta * L(every other group)``, each group with its own matching, each layer with the
-    same weights. The mask losses are divided by the number of objects, averaged over all processes.
+    same weights. The mask losses are divided by the number of objects of the whole step (``whole_step.py``).
 
     Args:
         config: weights and numbers of points.
@@ -110,23 +112,27 @@ class MaskSetLoss(nn.Module):
         self.config = config
         self.points = points or RandomPoints()
 
-    def forward(self, predictions: Predictions, targets: list[Target]) -> Losses:
-        """The losses of ``predictions`` (logits ``[L, B, Q, C]`` and masks) for B targets with masks."""
+    def forward(self, predictions: Predictions, targets: list[Target], counts: Sequence[int] = ()) -> Losses:
+        """The losses of ``predictions`` (logits ``[L, B, Q, C]`` and masks) for B targets with masks.
+
+        ``counts`` as in ``SetLoss``.
+        """
         config = self.config
+        step = WholeStep(targets, counts, predictions.logits.device)
         embeddings, features = _embeddings_and_features(predictions)
         frames, _, height, width = features.shape[1:]
         stride = ProductMasks.stride
         masks = ObjectMasks(targets, frames, stride * height, stride * width)
         matches = self.match(predictions, targets, masks)
         labels = torch.cat([target.labels for target in targets])[matches.row]  # [M]
-        class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight)  # [L, G]
+        class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight, step)  # [L, G]
         cell = matches.layer * class_loss.shape[1] + matches.group  # [M]: layer and group
         sums = class_loss.new_zeros(2, class_loss.numel())  # [2, L*G]
         matched = embeddings[matches.layer, matches.image, matches.query]  # [M, c]
         for image, some, pairs in matches.parts(max(1, MASKS_AT_ONCE // frames)):
             predicted = torch.einsum("mc,tchw->mthw", matched[some], features[image])  # [pairs, T, h, w]
             sums = sums.index_add(1, cell[some], self.pair_losses(predicted, pairs, masks))
-        mask_loss, dice_loss = (sums / count_objects(targets, sums.device)).view(2, *class_loss.shape)
+        mask_loss, dice_loss = (sums / step.objects()).view(2, *class_loss.shape)
         weighted = {
             "class": (config.class_weight, class_loss),
             "mask": (config.mask_weight, mask_loss),

@@ -6,6 +6,8 @@ made once more in the backward pass instead of being kept for it. Letters as in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +19,8 @@ from dqdet.config import SequenceLossConfig
 from dqdet.losses.boxes import generalized_iou
 from dqdet.losses.masks import dice_overlap
 from dqdet.losses.matching import ALPHA, GAMMA, Matches, assign, class_costs
-from dqdet.losses.set_loss import Losses, count_objects, focal_loss, weighted_sum
+from dqdet.losses.set_loss import Losses, focal_loss, weighted_sum
+from dqdet.losses.whole_step import WholeStep
 from dqdet.types import Masks, Predictions, Target
 
 PAIRS_AT_ONCE = 16  # pairs whose masks exist at the same time: bounds their memory
@@ -29,15 +32,18 @@ class SequenceSetLoss(nn.Module):
     Class (focal), L1, generalised IoU, mask (focal) and dice losses. Boxes are averaged over the frames, those without
     the object included: its box there is empty, and so is its mask. ``L = L(first group) + beta * L(every other
     group)``, each group with its own matching, each layer with the same weights. All sums are divided by the number of
-    objects, averaged over all processes.
+    objects of the whole step (``whole_step.py``).
     """
 
     def __init__(self, config: SequenceLossConfig):
         super().__init__()
         self.config = config
 
-    def forward(self, predictions: Predictions, targets: list[Target]) -> Losses:
-        """The losses of ``predictions`` (logits ``[L, B, Q, C]``, boxes ``[L, B, Q, T, 4]``, masks) for B targets."""
+    def forward(self, predictions: Predictions, targets: list[Target], counts: Sequence[int] = ()) -> Losses:
+        """The losses of ``predictions`` (logits ``[L, B, Q, C]``, boxes ``[L, B, Q, T, 4]``, masks) for B targets.
+
+        ``counts`` as in ``SetLoss``.
+        """
         config, groups = self.config, predictions.groups
         matches = self.match(predictions, targets)
         labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
@@ -52,7 +58,8 @@ class SequenceSetLoss(nn.Module):
         ]  # 4 of [M]
         cell = matches.layer * len(groups) + matches.group  # [M]: layer and group of each pair
         sums = class_loss.new_zeros(4, class_loss.numel()).index_add(1, cell, torch.stack(of_pairs))
-        losses = torch.stack([class_loss, *sums.view(4, *class_loss.shape)]) / count_objects(targets, sums.device)
+        objects = WholeStep(targets, counts, sums.device).objects()
+        losses = torch.stack([class_loss, *sums.view(4, *class_loss.shape)]) / objects
         weights = {
             "class": config.class_weight,
             "box": config.box_weight,

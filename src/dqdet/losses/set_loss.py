@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
 from dqdet.config import LossConfig
 from dqdet.losses.boxes import generalized_iou
 from dqdet.losses.matching import ALPHA, GAMMA, Matches, match
+from dqdet.losses.whole_step import WholeStep
 from dqdet.types import Predictions, Target
 
 
@@ -27,36 +28,43 @@ class SetLoss(nn.Module):
     """Matches predictions with objects and sums the losses of all layers and groups of queries.
 
     ``L = L(first group) + beta * L(every other group)``, each group with its own matching, each layer with the
-    same weights. Sums over objects are divided by the number of objects, averaged over all processes.
+    same weights. Sums over objects are divided by the number of objects of the whole step (``whole_step.py``).
     """
 
     def __init__(self, config: LossConfig):
         super().__init__()
         self.config = config
 
-    def forward(self, predictions: Predictions, targets: list[Target]) -> Losses:
-        """The losses of ``predictions`` (logits ``[L, B, Q, C]``, boxes ``[L, B, Q, 4]``) for B targets."""
-        objects = count_objects(targets, predictions.logits.device)
-        total, terms = self.of_groups(predictions, targets, objects)
+    def forward(self, predictions: Predictions, targets: list[Target], counts: Sequence[int] = ()) -> Losses:
+        """The losses of ``predictions`` (logits ``[L, B, Q, C]``, boxes ``[L, B, Q, 4]``) for B targets.
+
+        Args:
+            predictions: of the model.
+            targets: B of them.
+            counts: objects of each image of the step that this batch is a part of; empty: it is all of it.
+        """
+        step = WholeStep(targets, counts, predictions.logits.device)
+        total, terms = self.of_groups(predictions, targets, step)
         if predictions.proposals is not None:  # proposals only tell objects from background
             agnostic = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-            of_proposals, more = self.of_groups(predictions.proposals, agnostic, objects)
+            of_proposals, more = self.of_groups(predictions.proposals, agnostic, step)
             total, terms = total + of_proposals, terms | more
         return Losses(total, terms)
 
     def of_groups(
-        self, predictions: Predictions, targets: list[Target], objects: Tensor
+        self, predictions: Predictions, targets: list[Target], step: WholeStep
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and terms of one set of predictions, all layers and groups; ``objects`` normalises the sums."""
+        """Total loss and terms of one set of predictions, all layers and groups; ``step`` normalises the sums."""
         matches = match(predictions, targets, self.config)
         groups, config = predictions.groups, self.config
         labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
         boxes = torch.cat([t.boxes for t in targets])[matches.row]  # [M, 4]
+        objects = step.objects()
 
         if config.classification == "focal":
             class_loss = focal_loss(predictions, matches, labels) / objects  # [L, G]
         else:
-            class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight)
+            class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight, step)
         assert predictions.boxes is not None
         matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, 4]
         l1 = (matched - boxes).abs().sum(-1)  # [M]
@@ -94,15 +102,6 @@ def weighted_sum(
     return torch.stack(of_terms).sum(), terms
 
 
-def count_objects(targets: list[Target], device: torch.device) -> Tensor:
-    """Objects of the batch, averaged over all processes, at least 1: scalar."""
-    count = torch.full((), float(sum(len(target.labels) for target in targets)), device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    return count.clamp(min=1)
-
-
 def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor) -> Tensor:
     """Sum of the focal loss (Lin et al., 2017) over images, queries and classes: ``[L, G]``.
 
@@ -125,13 +124,15 @@ def _negative_focal(logits: Tensor) -> Tensor:
     return (1 - ALPHA) * logits.sigmoid() ** GAMMA * F.softplus(logits)
 
 
-def cross_entropy_loss(predictions: Predictions, matches: Matches, labels: Tensor, no_object_weight: float) -> Tensor:
+def cross_entropy_loss(
+    predictions: Predictions, matches: Matches, labels: Tensor, no_object_weight: float, step: WholeStep
+) -> Tensor:
     """Cross-entropy over C + 1 classes, averaged with weights over a group's queries of all images: ``[L, G]``.
 
     The last class is "no object", with the weight ``no_object_weight``.
 
     Args:
-        labels: ``[M]`` of the matched objects.
+        labels: ``[M]`` of the matched objects; step: whose images the average is over.
     """
     logits = predictions.logits.float()
     none = logits.shape[-1] - 1
@@ -139,7 +140,5 @@ def cross_entropy_loss(predictions: Predictions, matches: Matches, labels: Tenso
     wanted[matches.layer, matches.image, matches.query] = labels
     nll = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(wanted)
     weight = torch.where(wanted == none, no_object_weight, 1.0)
-    sizes = list(predictions.groups.values())
-    sums = [part.sum((1, 2)) for part in (nll * weight).split(sizes, 2)]  # G of [L]
-    weights = [part.sum((1, 2)) for part in weight.split(sizes, 2)]
-    return torch.stack(sums, 1) / torch.stack(weights, 1)
+    sums = [part.sum((1, 2)) for part in (nll * weight).split(list(predictions.groups.values()), 2)]  # G of [L]
+    return torch.stack(sums, 1) / step.query_weights(predictions.groups, no_object_weight)

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dqdet.config import Overrides, override, parse_overrides
+from dqdet.config import Overrides, override_some
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
@@ -14,7 +14,7 @@ from dqdet.formats.results import StoredResults, video_results
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.progress import in_progress
-from dqdet.runs.folder import NO_CATEGORY, load_folder, match_classes
+from dqdet.runs.folder import MEASURED, NO_CATEGORY, NOT_MEASURED, load_config, load_folder, match_classes
 
 
 def submit(run: str | Path, file: str | Path, overrides: Overrides = ()) -> None:
@@ -23,15 +23,16 @@ def submit(run: str | Path, file: str | Path, overrides: Overrides = ()) -> None
     Args:
         run: folder of a run.
         file: the ZIP file to write, with ``results.json`` in it.
-        overrides: of the run's configuration, for example ``data.val=valid`` or ``data.root``.
+        overrides: of the run's configuration, for example ``data.val=valid`` or ``data.root``; of `MEASURED` options.
 
     Raises:
-        DqdetError: the run is none of a video model, the data is at fault, or the file cannot be written.
+        DqdetError: the run is none of a video model, the data is at fault, an option would have no effect, or the file
+            cannot be written.
     """
-    model, config = load_folder(Path(run))
-    config = override(config, parse_overrides(overrides))
+    config = override_some(load_config(Path(run)), overrides, MEASURED, NOT_MEASURED)
     if config.data.task != "video":
         raise DqdetError(f"{run}: is of data.task={config.data.task}; only results of data.task=video are submitted so")
+    model, _ = load_folder(Path(run))
     dataset = open_dataset(config.data, "val", config.train.seed)
     place = f"data.root={config.data.root}" if config.data.root else f"data.kind={config.data.kind}"
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, place)

@@ -33,6 +33,14 @@ LAST = "last.ckpt"
 
 NO_CATEGORY = -1
 
+# The options that matter to a model that is trained: where the data is, how large its images are, what is reported.
+MEASURED = (
+    *(f"data.{name}" for name in ("kind", "task", "root", "val", "max_size", "val_resize", "val_max_size")),
+    *(f"data.scenes.{name}" for name in ("size", "val_images", "frames", "seed")),
+    "inference",
+)
+NOT_MEASURED = "has no effect on a model that is trained"
+
 
 def new_folder(name: str) -> Path:
     """``runs/NAME``, or the first of ``runs/NAME-2``, ``runs/NAME-3``, ... that has no run."""

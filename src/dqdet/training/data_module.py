@@ -39,12 +39,13 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         loader = make_loader(
             self.train_set,
-            batch=self.config.train.batch // self.config.train.accumulate,
+            batch=self.config.train.batch,
             train=True,
             seed=self.config.train.seed,
             workers=self.config.data.workers,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            accumulate=self.config.train.accumulate,
         )
         assert isinstance(loader.batch_sampler, BatchSampler)
         self.batches = loader.batch_sampler

@@ -26,12 +26,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import distributed as dist
 
-from dqdet.config import Config, DataConfig, Overrides, override, parse_overrides
+from dqdet.config import Config, DataConfig, Overrides, TrainConfig, override_some, parse_overrides
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.models import create_model
 from dqdet.runs.folder import (
     LAST,
+    MEASURED,
+    NOT_MEASURED,
     check_classes,
     load_config,
     load_folder,
@@ -50,6 +52,9 @@ from dqdet.training.progress import TrainingProgress
 
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = ("train.epochs", "train.steps", "train.validate_every", "data.root", "data.workers")
+
+# What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
+LOADED = ("data.workers", "train.batch", "train.accumulate", "train.precision")
 
 
 def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None:
@@ -92,12 +97,7 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         overrides: of the options in `RESUMABLE`.
         callbacks: of Lightning, besides those of dqdet.
     """
-    config = load_config(run)
-    overrides = parse_overrides(overrides)
-    config = override(config, overrides)
-    fixed = [path for path in overrides if path not in RESUMABLE]
-    if fixed:
-        raise DqdetError(f"{fixed[0]} cannot change in a training that goes on; only {', '.join(RESUMABLE)} can")
+    config = override_some(load_config(run), overrides, RESUMABLE, "cannot change in a training that goes on")
     data = _open_data(config)
     check_classes(config, data.val_set.classes, _place(config.data))
     module = DetectionModule(create_model(without_pretraining(config)), config)
@@ -111,14 +111,15 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
 
     Args:
         run: folder of the run.
-        overrides: of its configuration, for example ``data.root``.
+        overrides: of its configuration, for example ``data.root``; of `MEASURED` and `LOADED` options.
 
     Raises:
-        DqdetError: the folder or the data is at fault, or the data has classes that the model has not.
+        DqdetError: the folder or the data is at fault, the data has classes that the model has not, or an option would
+            have no effect on a model that is trained.
     """
-    model, config = load_folder(run)
     overrides = parse_overrides(overrides)
-    config = override(config, overrides)
+    config = override_some(load_config(run), overrides, (*MEASURED, *LOADED), NOT_MEASURED)
+    model, _ = load_folder(run)
     dataset = open_dataset(config.data, "val", config.train.seed)
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, _place(config.data))
     config = config.model_copy(update={"category_ids": category_ids})
@@ -157,6 +158,8 @@ def _fit(
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
 ) -> None:
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32
     config = module.config
     evaluation = make_evaluation(config, data.val_set)
     validation = Validation(evaluation, out)
@@ -204,6 +207,14 @@ def _leave_group_at_exit() -> None:
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
+def _precision(options: TrainConfig) -> Literal["32", "16-mixed", "bf16-mixed"]:
+    """The configured precision where it can be had: half precision with scaled losses is for CUDA alone."""
+    if options.precision == "16-mixed" and not torch.cuda.is_available():
+        rank_zero_only(print)("train.precision=16-mixed needs a CUDA device; going on with 32", file=sys.stderr)
+        return "32"
+    return options.precision
+
+
 def _make_trainer(
     config: Config, callbacks: Sequence[Callback], loggers: Sequence[Logger] | Literal[False] = False
 ) -> Trainer:
@@ -222,7 +233,7 @@ def _make_trainer(
         strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if torchrun else "auto",
         sync_batchnorm=torchrun and torch.cuda.is_available(),
         plugins=[environment, CheckpointFiles()],
-        precision=options.precision,
+        precision=_precision(options),
         max_epochs=options.epochs,
         check_val_every_n_epoch=options.validate_every,
         accumulate_grad_batches=options.accumulate,

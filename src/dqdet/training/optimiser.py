@@ -58,10 +58,10 @@ def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -
 def learning_rate_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
     """The factor on the learning rates as a function of the optimiser steps taken so far.
 
-    After a linear warm-up it is divided by ten at each of ``config.drop``, or (``poly``; Chen et al., "DeepLab", 2017)
-    a power of the share of all steps that are left.
+    After a linear warm-up it is divided by ten at each of ``config.drop`` or ``config.drop_steps``, or (``poly``; Chen
+    et al., "DeepLab", 2017) a power of the share of all steps that are left.
     """
-    drops = sorted(round(epoch * steps_per_epoch) for epoch in config.drop)
+    drops = sorted([*config.drop_steps, *(round(epoch * steps_per_epoch) for epoch in config.drop)])
     last = config.steps or config.epochs * steps_per_epoch
 
     def factor(step: int) -> float:
