@@ -108,7 +108,7 @@ def test_item_has_the_boxes_relative_to_the_resized_image(tmp_path):
     dataset = opened(tmp_path, "val", train="train", val="train", val_resize=80)
     image, target = dataset[0]
     assert image.shape == (3, 80, 120)
-    assert image.dtype == torch.float32
+    assert image.dtype == torch.uint8
     torch.testing.assert_close(target.boxes, torch.tensor([[20 / 60, 20 / 40, 20 / 60, 30 / 40]]))
     assert target.labels.tolist() == [0]  # category 3 comes before 7
     assert (target.size, target.original_size, target.image_id) == ((80, 120), (40, 60), 1)
