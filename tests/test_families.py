@@ -20,6 +20,7 @@ from dqdet.config import (
     SequenceLossConfig,
 )
 from dqdet.losses import make_loss
+from dqdet.losses.masks import MaskSetLoss, RandomPoints
 from dqdet.models.mask2former import Mask2Former
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.pixel_decoder import PixelFeatures
@@ -41,6 +42,7 @@ from small_families import (
 )
 
 every_family = pytest.mark.parametrize("name", CONFIGS)
+MAPS = [context for context in get_args(Context) if context != "none"]
 
 
 class OneGroup(nn.Module):
@@ -85,9 +87,9 @@ def test_shapes_and_groups(name):
 
 
 @every_family
-@pytest.mark.parametrize("group", ["modulated", "basic"])
+@pytest.mark.parametrize("group", ["modulated", "basic", "basic 1", "basic 4"])
 def test_one_pass_equals_separate_passes(name, group):
-    model = build(name).train()
+    model = build(name, basic="whole" if group == "basic" else "groups").train()
     together = model.forward_features(*inputs(model)).group(group)
     model.queries = OneGroup(model.queries, group)
     alone = model.forward_features(*inputs(model))
@@ -115,6 +117,59 @@ def test_no_gradient_crosses_groups(name, group, own, other):
         assert table.grad is None or not table.grad.any()
     for table in model.queries.get_submodule(own).values():
         assert table.grad.any(-1).all()  # every query
+
+
+SOURCES = {
+    "static": {"kind": "static"},
+    "grouped": {"kind": "grouped"},
+    "grouped, groups": {"kind": "grouped", "basic": "groups"},
+    "modulated": {},
+    "modulated, groups": {"basic": "groups"},
+    "modulated, one": {"basic": "one"},
+    "modulated, constant": {"context": "none"},
+    "generated": {"kind": "generated"},
+    "shared": {"kind": "shared", "patterns": 7},
+}
+
+
+@every_family
+@pytest.mark.parametrize("source", SOURCES)
+def test_groups_of_every_source_are_learned_apart(name, source):
+    """The first group is that of inference, and no other group has any influence on it."""
+    model = build(name, **SOURCES[source])
+    inference = model.eval().forward_features(*inputs(model))
+    torch.manual_seed(0)
+    training = model.train().forward_features(*inputs(model))
+    first, *others = training.groups
+    assert inference.groups == {first: training.groups[first]}
+    assert_same(outputs(inference), outputs(training.group(first)))
+    assert bool(others) == (SOURCES[source].get("kind", "modulated") in ("modulated", "grouped"))
+
+
+@every_family
+def test_the_loss_of_groups_is_the_sum_over_separate_ones(name):
+    """One group of inference and r basic ones, each with its matching and its share of beta."""
+    model = build(name, basic="groups").train()
+    sizes, frames = (CLIPS, FRAMES) if reads_clips(model) else (IMAGES, None)
+    targets = make_targets(sizes, (2, 3, 1)[: len(sizes)], frames)
+    predictions = model.forward_features(*inputs(model))
+    config = loss_config(name)
+    config.beta = 0.5
+    criterion = make_loss(config) if config.kind != "masks" else MaskSetLoss(config, SamePoints())
+    together = criterion(predictions, targets).total
+    first, *others = (criterion(predictions.group(group), targets).total for group in predictions.groups)
+    torch.testing.assert_close(together, first + 0.5 * sum(others) / len(others))
+
+
+class SamePoints(RandomPoints):
+    """The same for all groups, however many are asked for together."""
+
+    def of_images(self, layer, group, images, count, device):
+        return torch.rand(count, 2, generator=torch.Generator().manual_seed(0)).expand(images, -1, -1)
+
+    def of_pairs(self, pairs, frames, count):
+        points = torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
+        return points.expand(len(pairs.query), frames, -1, -1)
 
 
 @every_family
@@ -188,7 +243,7 @@ def test_coefficients_do_not_change_with_the_padding_of_the_batch(name):
 
 
 @every_family
-@pytest.mark.parametrize("context", get_args(Context))
+@pytest.mark.parametrize("context", MAPS)
 def test_every_context_tells_images_apart(name, context):
     model = build(name, context=context, pool="max").eval()
     coefficients = model.forward_features(*inputs(model)).coefficients
@@ -199,7 +254,7 @@ def test_a_context_is_the_map_that_it_names():
     """Of the backbone, the projection or the encoder: what changes one of them changes those that follow."""
     model = build("deformable_detr", context="backbone").eval()
     seen = {}
-    for context in get_args(Context):
+    for context in MAPS:
         torch.manual_seed(0)
         model = build("deformable_detr", context=context).eval()
         expected = model.forward_features(*inputs(model)).coefficients

@@ -13,6 +13,7 @@ from dqdet.queries import (
     GeneratedQueries,
     GroupedQueries,
     ModulatedQueries,
+    SharedQueries,
     StaticQueries,
     combine,
     make_queries,
@@ -148,10 +149,16 @@ def test_coefficients_depend_on_the_image_and_raw_ones_are_not_normalised():
         ("modulated", {"modulated": 7, "basic": 28}, {"modulated": 7}),
         ("generated", {"generated": 7}, {"generated": 7}),
         ("grouped", {"static": 7, "unrelated": 28}, {"static": 7}),
+        ("shared", {"shared": 7}, {"shared": 7}),
+        ("modulated groups", {"modulated": 7} | {f"basic {j}": 7 for j in (1, 2, 3, 4)}, {"modulated": 7}),
+        ("grouped groups", {"static": 7} | {f"unrelated {j}": 7 for j in (1, 2, 3, 4)}, {"static": 7}),
+        ("modulated one", {"modulated": 7, "basic": 7}, {"modulated": 7}),
+        ("grouped one", {"static": 7, "unrelated": 7}, {"static": 7}),
     ],
 )
 def test_groups(kind, training, inference):
-    queries = source(kind)
+    kind, _, basic = kind.partition(" ")
+    queries = source(kind, basic=basic or "whole")
     for mode, groups in ((True, training), (False, inference)):
         made = queries.train(mode)(*image())
         assert made.groups == groups
@@ -165,6 +172,7 @@ def test_the_first_group_is_the_same_in_training_and_inference():
         ("modulated", ModulatedQueries),
         ("generated", GeneratedQueries),
         ("grouped", GroupedQueries),
+        ("shared", SharedQueries),
     ):
         queries = source(kind)
         assert isinstance(queries, expected)
@@ -174,7 +182,7 @@ def test_the_first_group_is_the_same_in_training_and_inference():
 
 
 def test_generated_queries_follow_the_image_and_static_ones_do_not():
-    for kind, differs in (("generated", True), ("static", False), ("grouped", False)):
+    for kind, differs in (("generated", True), ("shared", True), ("static", False), ("grouped", False)):
         queries = source(kind)(*image())
         for name in WIDTHS:
             assert torch.allclose(queries[name][0], queries[name][1]) != differs
@@ -200,3 +208,54 @@ def test_coefficients_of_tiny_models_follow_the_image(preset):
             parameter += 0.1 * torch.randn_like(parameter)
         coefficients = model(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)).coefficients
     assert (coefficients[0] - coefficients[1]).abs().max() > 1e-3
+
+
+def test_groups_of_basic_queries_are_the_same_rows_of_every_hull():
+    """Query j of group i is row i * r + j, so that a group of m looks like what inference sees."""
+    queries = source("modulated", basic="groups").train()
+    made = queries(*image())
+    for name, table in queries.basic.items():
+        rows = made[name][:, 7:].unflatten(1, (4, 7))  # [B, r, m, f]
+        torch.testing.assert_close(rows[0], table.unflatten(0, (7, 4)).transpose(0, 1))
+
+
+def test_one_group_is_drawn_anew_in_each_step():
+    queries = source("modulated", basic="one").train()
+    table = queries.basic["content"].unflatten(0, (7, 4))  # [m, r, f]
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(60):
+        made = queries(*image())
+        same = [j for j in range(4) if torch.equal(made["content"][0, 7:], table[:, j])]
+        assert len(same) == 1
+        assert torch.equal(made["anchor"][1, 7:], queries.basic["anchor"].unflatten(0, (7, 4))[:, same[0]])
+        drawn += same
+    assert set(drawn) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", ["modulated", "shared"])
+def test_without_context_coefficients_are_learned_constants(kind):
+    queries = source(kind, context="none")
+    with torch.no_grad():
+        queries.coefficients.values.normal_()
+    made = queries(*image())
+    assert torch.equal(made.coefficients[0], made.coefficients[1])
+    torch.testing.assert_close(made.coefficients.sum(-1), torch.ones(3, 7))
+    made["content"].square().sum().backward()
+    assert queries.coefficients.values.grad.any()
+
+
+def test_shared_queries_are_convex_combinations_of_all_patterns():
+    queries = source("shared", patterns=5)
+    made = queries(*image())
+    assert made.coefficients.shape == (3, 7, 5)
+    assert (made.coefficients >= 0).all()
+    torch.testing.assert_close(made.coefficients.sum(-1), torch.ones(3, 7))
+    for name, table in queries.patterns.items():
+        expected = torch.stack([sum(made.coefficients[:, :, [k]] * table[k] for k in range(5))])[0]
+        torch.testing.assert_close(made[name], expected)
+
+
+def test_generated_queries_need_a_context():
+    with pytest.raises(ValueError, match=r"queries\.kind=generated makes queries of the context"):
+        QueriesConfig(kind="generated", context="none")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dqdet.predict.predictor import Predictor
 
-__all__ = ["DqdetError", "Interrupted", "convert", "create", "evaluate", "load", "train", "upgrade"]
+__all__ = ["DqdetError", "Interrupted", "convert", "create", "evaluate", "fold", "load", "train", "upgrade"]
 
 
 def create(name: str, **overrides: Any) -> nn.Module:
@@ -108,6 +108,24 @@ def upgrade(source: str | Path, out: str | Path, ratio: int = 4, perturbation: f
     from dqdet.runs.upgrade import upgrade_folder
 
     upgrade_folder(source, Path(out), ratio, perturbation)
+    return Path(out)
+
+
+def fold(source: str | Path, out: str | Path) -> Path:
+    """Make a model with ``queries.context=none`` static, with the same outputs, and write it as a run folder.
+
+    Its combinations are learned but do not depend on the image: after training they are nothing but a table of
+    queries, which needs no code of dynamic queries.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        DqdetError: as `load`, the queries depend on the image, or ``out`` has a run already.
+    """
+    from dqdet.runs.fold import fold_folder
+
+    fold_folder(source, Path(out))
     return Path(out)
 
 

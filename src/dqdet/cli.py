@@ -151,6 +151,12 @@ def upgrade(
 
 
 @app.command()
+def fold(source: Source, out: NewRun) -> None:
+    """Turn a model whose combinations do not depend on the image (queries.context=none) into a static one."""
+    _show_model(dqdet.fold(source, out))
+
+
+@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one with all its options.")] = None,
     options: Options = None,

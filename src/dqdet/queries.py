@@ -131,7 +131,7 @@ class ModulatedQueries(QuerySource):
 
     ``W = softmax(MLP(A(F)))`` (Eq. 5) and ``q_i = sum_j W[i, j] * basic[i * r + j]`` (Eq. 4). All parts of a
     query are combined with the same coefficients. In training the basic queries form a second group, so that
-    they remain good queries themselves (Eq. 6 and 7).
+    they remain good queries themselves (Eq. 6 and 7); ``config.basic`` has other ways (:func:`training_groups`).
 
     Args:
         widths: part name -> width f.
@@ -143,27 +143,36 @@ class ModulatedQueries(QuerySource):
         super().__init__()
         self.config = config
         self.basic = _tables(widths, config.count * config.ratio)
-        self.coefficients = nn.Sequential(
-            nn.Linear(context_channels, config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, config.count * config.ratio),
-        )
-
-    def predict_coefficients(self, features: Tensor, padding: Tensor) -> Tensor:
-        """``[B, m, r]`` from features ``[B, C, h, w]`` and padding ``[B, h, w]``."""
-        context = pool(features, padding, self.config.pool, self.config.pool_padding)  # [B, C]
-        raw = in_float32(self.coefficients, context).unflatten(-1, (self.config.count, self.config.ratio))
-        return raw.softmax(-1) if self.config.coefficients == "softmax" else raw  # [B, m, r]
+        self.coefficients = _coefficients(context_channels, config, config.ratio)
 
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
-        coefficients = self.predict_coefficients(features, padding)
+        coefficients = predict_coefficients(self.coefficients, features, padding, self.config)  # [B, m, r]
         parts = {name: combine(basic, coefficients) for name, basic in self.basic.items()}  # [B, m, f]
-        groups = {"modulated": self.config.count}
-        if self.training:
-            basic = _repeat(self.basic, len(features))  # [B, n, f]
-            parts = {name: torch.cat([part, basic[name]], 1) for name, part in parts.items()}
-            groups["basic"] = self.config.count * self.config.ratio
-        return Queries(parts, groups, coefficients)
+        queries = Queries(parts, {"modulated": self.config.count}, coefficients)
+        return _with_training_groups(queries, "basic", self.basic, self.config) if self.training else queries
+
+
+def predict_coefficients(head: nn.Module, features: Tensor, padding: Tensor, config: QueriesConfig) -> Tensor:
+    """W of Eq. 5, ``[B, m, r]``, from features ``[B, C, *cells]`` and padding ``[B, *cells]``."""
+    context = pool(features, padding, config.pool, config.pool_padding)  # [B, C]
+    raw = in_float32(head, context).unflatten(-1, (config.count, -1))  # [B, m, r]
+    return raw.softmax(-1) if config.coefficients == "softmax" else raw
+
+
+def training_groups(config: QueriesConfig) -> list[slice]:
+    """How the n basic queries train beside the m of inference: rows of the groups, which do not see each other.
+
+    ``whole``: one group of n (the paper). ``groups``: r groups of m, the j-th of them query j of every hull; that is
+    what inference sees, and how Chen et al., "Group DETR", ICCV 2023, train unrelated queries. ``one``: one of these
+    groups, drawn anew in each step, so that a step has 2 m queries instead of m + r m.
+    """
+    match config.basic:
+        case "whole":
+            return [slice(None)]
+        case "groups":
+            return [slice(j, None, config.ratio) for j in range(config.ratio)]
+        case "one":
+            return [slice(int(torch.randint(config.ratio, ())), None, config.ratio)]
 
 
 class GeneratedQueries(QuerySource):
@@ -191,21 +200,45 @@ class GroupedQueries(QuerySource):
     """The ablation of Table 8: m queries, and in training n unrelated ones beside them.
 
     As many queries as the method trains, without a combination between them: what remains of a gain here
-    comes from the number of training queries alone.
+    comes from the number of training queries alone. With ``config.basic`` groups they are r groups of m, as in Group
+    DETR.
     """
 
     def __init__(self, widths: Mapping[str, int], config: QueriesConfig):
         super().__init__()
+        self.config = config
         self.table = _tables(widths, config.count)
         self.unrelated = _tables(widths, config.count * config.ratio)
 
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
-        parts, groups = _repeat(self.table, len(features)), {"static": _rows(self.table)}
-        if self.training:
-            unrelated = _repeat(self.unrelated, len(features))
-            parts = {name: torch.cat([part, unrelated[name]], 1) for name, part in parts.items()}
-            groups["unrelated"] = _rows(self.unrelated)
-        return Queries(parts, groups)
+        queries = Queries(_repeat(self.table, len(features)), {"static": _rows(self.table)})
+        return _with_training_groups(queries, "unrelated", self.unrelated, self.config) if self.training else queries
+
+
+class SharedQueries(QuerySource):
+    """All queries from the same few patterns: Kang et al., "PaQ-DETR", CVPR 2026 (arXiv 2603.06917).
+
+    ``q_i = sum_k W[i, k] * pattern[k]``, with W from a two-layer MLP and a softmax over all K patterns. No code was
+    published: the context is that of the other sources here, patterns are no queries of their own in training, and the
+    one-to-many assignment of that paper is left out.
+
+    Args:
+        widths: part name -> width f.
+        context_channels: channels C of the features that it is called with.
+        config: count m, patterns K, and the rest as for :class:`ModulatedQueries`.
+    """
+
+    def __init__(self, widths: Mapping[str, int], context_channels: int, config: QueriesConfig):
+        super().__init__()
+        self.config = config
+        self.patterns = _tables(widths, config.patterns)
+        self.coefficients = _coefficients(context_channels, config, config.patterns)
+
+    def forward(self, features: Tensor, padding: Tensor) -> Queries:
+        coefficients = predict_coefficients(self.coefficients, features, padding, self.config)  # [B, m, K]
+        with torch.autocast(coefficients.device.type, enabled=False):
+            parts = {name: (coefficients @ table.float()).to(table.dtype) for name, table in self.patterns.items()}
+        return Queries(parts, {"shared": self.config.count}, coefficients)
 
 
 def make_queries(config: QueriesConfig, widths: Mapping[str, int], backbone: int, hidden: int) -> QuerySource:
@@ -217,7 +250,8 @@ def make_queries(config: QueriesConfig, widths: Mapping[str, int], backbone: int
         backbone: channels of the backbone's coarsest map.
         hidden: channels of the model's own maps.
     """
-    channels = backbone if config.context == "backbone" else hidden
+    context: Context = "backbone" if config.context == "none" else config.context  # constants look at no map
+    channels = backbone if context == "backbone" else hidden
     source: QuerySource
     match config.kind:
         case "static":
@@ -228,8 +262,44 @@ def make_queries(config: QueriesConfig, widths: Mapping[str, int], backbone: int
             source = GeneratedQueries(widths, channels, config)
         case "grouped":
             source = GroupedQueries(widths, config)
-    source.context = config.context
+        case "shared":
+            source = SharedQueries(widths, channels, config)
+    source.context = context
     return source
+
+
+class Constants(nn.Module):
+    """In the place of the MLP that predicts coefficients: the same ones for all images, learned.
+
+    The control that tells dynamic combinations from merely convex ones (``queries.context=none``).
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(size))
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.values.expand(len(context), -1)  # [B, size]
+
+
+def _coefficients(channels: int, config: QueriesConfig, ratio: int) -> nn.Module:
+    """From a context ``[B, channels]`` to ``[B, m * ratio]``: the two layers of the paper, or constants."""
+    if config.context == "none":
+        return Constants(config.count * ratio)
+    return nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.count * ratio))
+
+
+def _with_training_groups(queries: Queries, name: str, basic: nn.ParameterDict, config: QueriesConfig) -> Queries:
+    """Append the basic queries, ``[n, f]`` of each part, as the groups that ``config.basic`` names."""
+    rows = training_groups(config)
+    count = config.count * config.ratio
+    names = [name] if len(rows) == 1 else [f"{name} {number}" for number in range(1, len(rows) + 1)]
+    sizes = [len(range(count)[of_group]) for of_group in rows]
+    parts = {}
+    for part, made in queries.parts.items():
+        groups = [basic[part][of_group].expand(len(made), -1, -1) for of_group in rows]  # of [B, n or m, f]
+        parts[part] = torch.cat([made, *groups], 1)
+    return Queries(parts, queries.groups | dict(zip(names, sizes, strict=True)), queries.coefficients)
 
 
 def _tables(widths: Mapping[str, int], rows: int) -> nn.ParameterDict:

@@ -28,6 +28,7 @@ TABLES = {  # parts of the queries by their kinds
     "modulated": {"basic", "coefficients"},
     "generated": {"generate"},
     "grouped": {"table", "unrelated"},
+    "shared": {"patterns", "coefficients"},
 }
 # Heads of boxes, sampling offsets and attention weights start with zeros, through which no gradient comes before the
 # second step. The content of these two families is zero before their first layer, so that this never learns.

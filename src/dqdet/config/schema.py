@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 
 Task = Literal["detection", "instance", "panoptic", "video"]
-Context = Literal["backbone", "projected", "memory"]
+Context = Literal["backbone", "projected", "memory", "none"]
 
 
 class BackboneConfig(Section):
@@ -165,16 +165,25 @@ ModelConfig = Annotated[
 class QueriesConfig(Section):
     """Where the decoder's queries come from (``queries.py``)."""
 
-    kind: Literal["static", "modulated", "generated", "grouped"] = "modulated"
+    kind: Literal["static", "modulated", "generated", "grouped", "shared"] = "modulated"
     count: PositiveInt = 300  # m: queries used at inference
     ratio: PositiveInt = 4  # r: basic queries behind each modulated one
+    # How basic (or unrelated) queries train: all as one group, as r groups of m, or one of these groups a step.
+    basic: Literal["whole", "groups", "one"] = "whole"
+    patterns: PositiveInt = 100  # K: shared ones, behind all queries together
     hidden: PositiveInt = 512  # hidden size of the MLP that predicts the coefficients
     # The coarsest map that tells what is in the image: the backbone's (the paper's F); that after the projection to the
-    # model's width and its norm; or what the encoder makes of it.
+    # model's width and its norm; or what the encoder makes of it. None: coefficients are learned constants.
     context: Context = "backbone"
     pool: Literal["mean", "max"] = "mean"
     pool_padding: bool = False  # let padded positions take part in the pooling, as the published code does
     coefficients: Literal["softmax", "raw"] = "softmax"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "generated" and self.context == "none":
+            raise ValueError("queries.kind=generated makes queries of the context; set queries.context to one of a map")
+        return self
 
 
 class LossConfig(Section):

@@ -99,7 +99,7 @@ def _cell(coordinate: Tensor) -> tuple[Tensor, Tensor]:
 class MaskSetLoss(nn.Module):
     """Matches predictions with objects and sums cross-entropy, mask and dice losses of all layers and groups.
 
-    ``L = L(first group) + beta * L(every other group)``, each group with its own matching, each layer with the
+    ``L = L(first group) + beta * L(the others, on average)``, each group with its own matching, each layer with the
     same weights. The mask losses are divided by the number of objects of the whole step (``whole_step.py``).
 
     Args:

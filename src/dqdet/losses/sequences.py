@@ -30,9 +30,9 @@ class SequenceSetLoss(nn.Module):
     """Matches predictions with the objects of clips and sums the losses of all layers and groups of queries.
 
     Class (focal), L1, generalised IoU, mask (focal) and dice losses. Boxes are averaged over the frames, those without
-    the object included: its box there is empty, and so is its mask. ``L = L(first group) + beta * L(every other
-    group)``, each group with its own matching, each layer with the same weights. All sums are divided by the number of
-    objects of the whole step (``whole_step.py``).
+    the object included: its box there is empty, and so is its mask. ``L = L(first group) + beta * L(the others, on
+    average)``, each group with its own matching, each layer with the same weights. All sums are divided by the number
+    of objects of the whole step (``whole_step.py``).
     """
 
     def __init__(self, config: SequenceLossConfig):

@@ -27,7 +27,7 @@ class Losses:
 class SetLoss(nn.Module):
     """Matches predictions with objects and sums the losses of all layers and groups of queries.
 
-    ``L = L(first group) + beta * L(every other group)``, each group with its own matching, each layer with the
+    ``L = L(first group) + beta * L(the others, on average)``, each group with its own matching, each layer with the
     same weights. Sums over objects are divided by the number of objects of the whole step (``whole_step.py``).
     """
 
@@ -87,11 +87,12 @@ def weighted_sum(
 
     Args:
         losses: name of the term -> its weight and its values ``[L, G]``.
-        groups: names of the G groups; all but the first also weigh ``beta``.
+        groups: names of the G groups; all but the first share the weight ``beta``.
         beta: of Eq. 7.
     """
     # Weights are numbers, not tensors, which would have to be sent to the device.
-    of_terms = [weight * (value[:, 0].sum() + beta * value[:, 1:].sum()) for weight, value in losses.values()]
+    share = beta / max(len(groups) - 1, 1)
+    of_terms = [weight * (value[:, 0].sum() + share * value[:, 1:].sum()) for weight, value in losses.values()]
     values = torch.stack([value for _, value in losses.values()]).detach()  # [T, L, G]
     terms = {
         f"{name}/{layer}/{term}": values[t, layer, g]

@@ -1,0 +1,55 @@
+"""From a trained model whose combinations do not depend on the image to a static one that computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dqdet.config import Config, override
+from dqdet.errors import DqdetError
+from dqdet.models import create_model
+from dqdet.models.detector import Detector
+from dqdet.runs.folder import prepare_folder, save_folder, without_pretraining
+from dqdet.runs.sources import load_model
+from dqdet.weights.renaming import State
+
+
+def fold(model: Detector, config: Config) -> tuple[Detector, Config]:
+    """A static model with the outputs of one with ``queries.context=none``, and its configuration.
+
+    The queries of such a model are the same for every image, so they become its table.
+
+    Raises:
+        DqdetError: its queries depend on the image, or are static already.
+    """
+    if config.queries.context != "none" or config.queries.kind not in ("modulated", "shared"):
+        raise DqdetError(
+            f"only combinations with queries.context=none are the same for every image; this model has "
+            f"queries.kind={config.queries.kind} and queries.context={config.queries.context}"
+        )
+    config = override(config, {"queries.kind": "static", "queries.context": "backbone"})
+    folded = create_model(without_pretraining(config)).eval()
+    source = model.eval().get_submodule("queries")
+    with torch.no_grad():
+        queries = source(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool))
+    tables: State = {f"queries.table.{name}": part[0] for name, part in queries.parts.items()}  # [m, f]
+    rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("queries.")}
+    folded.load_state_dict(rest | tables)
+    return folded, config
+
+
+def fold_folder(source: str | Path, out: Path) -> None:
+    """Write the folded model of any source as a run folder, with its metrics, which stay the same.
+
+    Raises:
+        DqdetError: as `load_model` and `fold`, or ``out`` has a run already.
+    """
+    model, config, metrics = load_model(source)
+    try:
+        model, config = fold(model, config)
+    except DqdetError as error:
+        raise DqdetError(f"{source}: {error}") from error
+    config.init = str(source)
+    prepare_folder(out, config)
+    save_folder(out, model, config, metrics)
