@@ -334,7 +334,7 @@ def test_a_later_override_wins_and_the_given_configuration_stays():
         ("train.drop=3", "train.drop=3: should be a valid list"),
         ("train.drop=[3", "train.drop=[3: not a value"),
         ("data.crop=maybe", "data.crop=maybe: should be a valid boolean"),
-        ("queries.kind=dynamic", "queries.kind=dynamic: should be 'static', 'modulated', 'generated' or 'grouped'"),
+        ("queries.kind=dynamic", "queries.kind=dynamic: should be 'static', 'modulated', 'generated', 'grouped' or 'shared'"),
         ("model.dropout=-1", "model.dropout=-1: should be greater than or equal to 0"),
         ("train.epochs", "'train.epochs' is not of the form option=value"),
         ("train=3", "train is a group of options; set one of train.epochs"),
@@ -409,3 +409,20 @@ def test_presets_hold_only_differences_from_what_they_extend():
             f"{section}.{key}" for section, keys in REQUIRED.items() for key in keys
         }
         assert not repeated, f"{name} repeats {repeated}"
+
+
+@pytest.mark.parametrize(
+    ("preset", "context"),
+    [
+        ("detr_r50", "backbone"),
+        ("dab_deformable_detr_r50", "projected"),
+        ("seqformer_r50", "projected"),
+        ("mask2former_r50_coco_instance", "memory"),
+    ],
+)
+def test_files_from_before_the_option_mean_the_context_of_then(preset, context):
+    text = "\n".join(line for line in to_yaml(resolve(preset)).splitlines() if "  context: " not in line)
+    assert from_yaml(text, "config.yaml").queries.context == context
+    static = text.replace("kind: modulated", "kind: static")
+    assert from_yaml(static, "config.yaml").queries.context == "backbone"  # what an upgrade starts with
+    assert from_yaml(to_yaml(resolve(preset)), "config.yaml").queries.context == "backbone"

@@ -134,7 +134,7 @@ def from_yaml(text: str, source: str) -> Config:
         config = _validated(options)
     except DqdetError as error:
         raise DqdetError(f"{source}: {error}") from error
-    if "context" not in config.queries.model_fields_set:
+    if "context" not in config.queries.model_fields_set and config.queries.kind != "static":
         config.queries.context = config.model.published_context
     return config
 
