@@ -334,7 +334,10 @@ def test_a_later_override_wins_and_the_given_configuration_stays():
         ("train.drop=3", "train.drop=3: should be a valid list"),
         ("train.drop=[3", "train.drop=[3: not a value"),
         ("data.crop=maybe", "data.crop=maybe: should be a valid boolean"),
-        ("queries.kind=dynamic", "queries.kind=dynamic: should be 'static', 'modulated', 'generated', 'grouped' or 'shared'"),
+        (
+            "queries.kind=dynamic",
+            "queries.kind=dynamic: should be 'static', 'modulated', 'generated', 'grouped' or 'shared'",
+        ),
         ("model.dropout=-1", "model.dropout=-1: should be greater than or equal to 0"),
         ("train.epochs", "'train.epochs' is not of the form option=value"),
         ("train=3", "train is a group of options; set one of train.epochs"),

@@ -40,8 +40,6 @@ INFERENCE: dict[str, dict[str, int]] = {
     "panoptic": {"inference/masks.py": 14 * len(IMAGES)},
     "video": {"inference/masks.py": 2, "inference/windows.py": 2 + 2 * LIMIT, "formats/rle.py": LIMIT},
 }
-# Rewritten together with the sampling: here the sizes of the maps are sent in every call of deformable attention.
-OF_SAMPLING = "nn/deformable.py"
 
 
 def tasks(name: str) -> list[str]:
@@ -111,7 +109,7 @@ def places_of_a_step(name: str, monkeypatch, step: int = 0, **options) -> Counte
         transfers.places.clear()
         loss = module.train().training_step(batch, 0)
         assert loss.is_cuda
-        return Counter(place for place in transfers.places if place != OF_SAMPLING)
+        return Counter(transfers.places)
 
 
 @every_family
@@ -178,8 +176,7 @@ def test_inference_waits_for_what_is_selected_alone(name, task, monkeypatch):
         transfers.places.clear()
         found = module.eval().validation_step(batch, 0)
     assert len(found) == len(batch)
-    places = Counter(place for place in transfers.places if place != OF_SAMPLING)
-    assert places <= Counter(INFERENCE[task])
+    assert Counter(transfers.places) <= Counter(INFERENCE[task])
 
 
 def test_every_exchange_with_the_device_is_counted():
