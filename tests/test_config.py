@@ -370,6 +370,13 @@ def test_an_unknown_preset_is_answered_with_the_nearest():
     assert "did you mean" not in message("yolo")
 
 
+def test_a_softmax_needs_an_output_for_no_object():
+    """Otherwise the last class would be taken for it in silence."""
+    text = message("conditional_detr_r50", ["loss.classification=cross_entropy"])
+    assert "conditional_detr has no output for 'no object'" in text
+    assert resolve("smca_detr_r50", ["loss.classification=cross_entropy"]).model.no_object
+
+
 def test_two_stage_refuses_dynamic_queries_and_says_what_to_set():
     text = message("deformable_detr_r50_refine", ["model.two_stage=true"])
     assert "set queries.kind=static" in text

@@ -381,6 +381,11 @@ class Config(Section):
             )
         if self.loss.kind != model.loss:
             raise ValueError(f"model.family={model.family} needs loss.kind={model.loss}, not {self.loss.kind}")
+        if isinstance(self.loss, LossConfig) and self.loss.classification == "cross_entropy" and not model.no_object:
+            raise ValueError(
+                f"model.family={model.family} has no output for 'no object', which loss.classification=cross_entropy "
+                "needs; set loss.classification=focal"
+            )
         if isinstance(model, DeformableDetrConfig) and model.two_stage and self.queries.kind != "static":
             raise ValueError(
                 f"model.two_stage takes the queries from the encoder's proposals, so queries.kind="
