@@ -32,6 +32,13 @@ def test_queries_are_the_proposals_of_the_highest_first_score():
     torch.testing.assert_close(references[0], proposals.boxes[0, 0, best[0]])
 
 
+def test_small_images_have_fewer_proposals_than_queries():
+    model = build("deformable_detr", {"two_stage": True, "refine": True, "levels": 3}, kind="static", count=300).eval()
+    features = [torch.randn(1, x.shape[1], side, side) for x, side in zip(inputs(model)[0], (8, 4, 2), strict=True)]
+    found = model.forward_features(features, torch.zeros(1, 64, 64, dtype=torch.bool))
+    assert found.logits.shape[2] == found.groups["proposals"] == 8 * 8 + 4 * 4 + 2 * 2
+
+
 def test_proposals_learn_from_their_own_loss_alone():
     model = two_stage()
     predictions = model.forward_features(*inputs(model))

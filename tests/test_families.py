@@ -231,9 +231,14 @@ def test_more_padding_changes_nothing(padding_free, bottom, right, seed):
     assert_same(found, expected, atol=1e-4)
 
 
-@every_family
-def test_coefficients_do_not_change_with_the_padding_of_the_batch(name):
-    model = build(name).eval()
+SEES_PADDING = [name for name, config in CONFIGS.items() if hasattr(config, "see_padding")]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [(name, {}) for name in CONFIGS] + [(name, {"see_padding": True}) for name in SEES_PADDING]
+)
+def test_coefficients_do_not_change_with_the_padding_of_the_batch(name, changes):
+    model = build(name, changes).eval()
     features, padding = inputs(model)
     expected = model.forward_features(features, padding).coefficients
     padding = F.pad(padding, (0, 64, 0, 96), value=True)

@@ -123,6 +123,12 @@ def test_queries_that_do_not_fit_are_made_anew(start):
     assert line.endswith(f" tensors; re-made {remade}; ignored queries.table")
 
 
+def test_coefficients_are_kept_when_basic_queries_train_in_another_way(start):
+    source, _, model, line = start("detr_r50", {}, {"queries__basic": "one"})
+    assert_equal(model, source, source)
+    assert line.endswith("; re-made nothing; ignored nothing")
+
+
 def test_coefficients_for_another_pooling_are_made_anew(start):
     source, before, model, line = start("detr_r50", {"queries__pool": "max"}, {})
     assert_equal(model, source, ["queries.basic.position"])

@@ -52,6 +52,14 @@ def test_queries_are_combined_in_float32():
     assert torch.equal(found, expected)
 
 
+def test_bytes_are_normalised_in_float32_whatever_the_model():
+    model = build("detr")
+    pixels, padding = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8), torch.zeros(1, 8, 8, dtype=torch.bool)
+    exact, _ = model.prepare(pixels, padding)
+    rounded, _ = model.bfloat16().prepare(pixels, padding)
+    assert torch.equal(rounded, exact.bfloat16())
+
+
 def test_centres_of_masks_are_pixels_of_large_frames():
     """With 8 bits, a place at 1,000 pixels would be known to 4 pixels only."""
     model = build("seqformer").eval()

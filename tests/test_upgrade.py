@@ -58,6 +58,14 @@ def test_outputs_stay_the_same(preset):
         torch.testing.assert_close(after.masks.all(), before.masks.all(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_static_model_without_context_gets_one():
+    model, config = static("detr_r50")
+    config.queries.context = "none"
+    upgraded, config = upgrade(model, config, RATIO)
+    assert config.queries.context == "backbone"
+    assert outputs(upgraded, *batch()).coefficients[0].ne(outputs(upgraded, *batch()).coefficients[1]).any()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_training_moves_the_coefficients_which_follow_the_image_and_the_queries_apart(preset):
     # With one channel a group, as many as TINY has, the group norm would make the means of all images equal.

@@ -125,6 +125,16 @@ def test_windows_share_frames(length, expected):
         assert torch.equal(before[-SHARED:], after[:SHARED])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_overlaps_are_exact_under_autocast(dtype):
+    """Validation runs under it: 70,000 shared pixels would become 70,144, or infinitely many."""
+    ours = torch.zeros(1, 1, 300, 300, dtype=torch.bool)
+    ours.view(-1)[:70_000] = True
+    theirs = torch.ones_like(ours)
+    with torch.autocast("cpu", dtype=dtype):
+        assert overlaps(ours, theirs).item() == pytest.approx(70_000 / 90_000, rel=1e-6)
+
+
 def test_overlaps_are_those_of_whole_tracks():
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (torch.rand(count, 3, 5, 6, generator=generator) > 0.5 for count in (4, 2))

@@ -7,8 +7,8 @@ r basic queries behind each of them, n = m * r, f the width of a part.
 
 Every source of queries is called with the feature map that describes the image (its ``context``, of those that a model
 makes) and the padding of that map, and returns :class:`~dqdet.types.Queries`. In training mode a source may return
-more than one group of queries; inference uses the first group alone. This is the only place of the library that asks
-whether it is training.
+more than one group of queries; inference uses the first group alone. Dropout aside, this is the only place of the
+library that asks whether it is training.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ def combine(basic: Tensor, coefficients: Tensor) -> Tensor:
     if m * r != len(basic):
         raise ValueError(f"{m} x {r} coefficients do not fit {len(basic)} basic queries")
     grouped = basic.view(m, r, -1)  # [m, r, f]
-    # Queries may be boxes, for which half precision has too few digits.
-    with torch.autocast(basic.device.type, enabled=False):
-        return torch.einsum("...mr,mrf->...mf", coefficients.float(), grouped.float()).to(basic.dtype)
+    # A sum, and no matrix product, which mixed precision and TF32 would round: queries may be boxes.
+    return (coefficients.float()[..., None] * grouped.float()).sum(-2).to(basic.dtype)
 
 
 CombinationKind = Literal["convex", "non_convex", "averaged", "sampled"]

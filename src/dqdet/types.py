@@ -79,7 +79,7 @@ class Queries:
 
     parts: dict[str, Tensor]  # name -> [B, Q, width]
     groups: dict[str, int]  # name -> size, in query order; the first group is the one used at inference
-    coefficients: Tensor | None = None  # [B, m, r]
+    coefficients: Tensor | None = None  # [B, m, r], of shared queries [B, m, K]
 
     def __getitem__(self, part: str) -> Tensor:
         return self.parts[part]

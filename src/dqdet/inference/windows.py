@@ -90,8 +90,9 @@ def continued(before: ClipTracks, after: ClipTracks) -> list[tuple[int, int]]:
 def overlaps(ours: Tensor, theirs: Tensor) -> Tensor:
     """IoU over all frames together, 0 of two empty tracks: ``[K, T, H, W], [K', T, H, W] -> [K, K']``."""
     both = torch.zeros(len(ours), len(theirs), device=ours.device)
-    for a, b in zip(ours.unbind(1), theirs.unbind(1), strict=True):  # a frame at a time, to bound the memory
-        both += a.flatten(1).float() @ b.flatten(1).float().T
+    with torch.autocast(ours.device.type, enabled=False):  # half precision does not count so many pixels
+        for a, b in zip(ours.unbind(1), theirs.unbind(1), strict=True):  # a frame at a time, to bound the memory
+            both += a.flatten(1).float() @ b.flatten(1).float().T
     areas = ours.flatten(1).sum(1)[:, None] + theirs.flatten(1).sum(1)
     return both / (areas - both).clamp(min=1)
 

@@ -56,7 +56,6 @@ class ObjectMasks:
         masks = [target.masks.flatten(0, -3) for target in targets if target.masks is not None]  # of [N*T, H, W]
         assert len(masks) == len(targets), "targets without masks"
         self.pixels = torch.cat([mask.flatten() for mask in masks])
-        self.frames = frames
         device = self.pixels.device
         sizes = torch.tensor([mask.shape[1:] for mask in masks for _ in mask], dtype=torch.long)
         sizes = sizes.to(device, non_blocking=True)  # the only constants that come from the CPU

@@ -80,7 +80,9 @@ class SequenceSetLoss(nn.Module):
         boxes = pad_sequence([t.boxes for t in targets], batch_first=True)  # [B, N, T, 4]
         assert predictions.boxes is not None
         predicted = predictions.boxes.float()  # [L, B, Q, T, 4]
-        box_cost = torch.cdist(predicted.flatten(-2), boxes.flatten(-2)[None])  # [L, B, Q, N]
+        # Without the shortcut by matrix products, whose rounding is larger than small distances.
+        exactly = "donot_use_mm_for_euclid_dist"
+        box_cost = torch.cdist(predicted.flatten(-2), boxes.flatten(-2)[None], compute_mode=exactly)  # [L, B, Q, N]
         giou = generalized_iou(predicted[:, :, :, None], boxes[None, :, None], config.box_epsilon).mean(-1)
         class_cost = class_costs(predictions.logits, targets, "focal")
         costs = config.class_cost * class_cost + config.box_cost * box_cost - config.giou_cost * giou

@@ -41,6 +41,6 @@ def create_model(config: Config) -> Detector:
     options = config.model.backbone
     weights = None if options.weights is None else read_backbone(Path(options.weights), options.name)
     backbone = Backbone(options, family.strides, weights)
-    model = family(config.model, config.queries, len(config.classes), backbone.channels)  # type: ignore[call-arg]
+    model = family(config.model, config.queries, len(config.classes), backbone.channels)
     model.backbone = backbone
     return model

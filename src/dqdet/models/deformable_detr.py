@@ -148,11 +148,12 @@ class DeformableDetr(Detector):
         return DecoderInput(queries["content"], queries["position"], reference, queries.groups, queries.coefficients)
 
     def start_from_proposals(self, memory: Memory, count: int) -> DecoderInput:
-        """The best ``count`` encoder proposals become queries (section 4.2 of the paper, two-stage)."""
+        """The best ``count`` encoder proposals, or all of a small image, become queries (section 4.2, two-stage)."""
         anchor, usable = anchors(memory)  # [B, S, 4] logits, [B, S]
         tokens = self.proposal_proj(memory.tokens.masked_fill(~usable[..., None], 0))  # [B, S, c]
         logits = self.class_head[-1](tokens)  # [B, S, C]
         boxes = in_float32(self.box_head[-1], tokens) + anchor  # [B, S, 4]
+        count = min(count, logits.shape[1])
         best = logits[..., 0].topk(count, 1).indices  # [B, Q]; class 0 stands for any object here
         chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()  # [B, Q, 4]
         embedded = sine_embedding(chosen, tokens.shape[-1] // 2).to(tokens)  # [B, Q, 2c]

@@ -22,14 +22,6 @@ class Detector(nn.Module, ABC):
     strides: ClassVar[tuple[int, ...]]  # of the feature maps that the family reads
     divisor: ClassVar[int] = 1  # images are padded to sides that are multiples of it, in training and inference
     backbone: nn.Module  # set by create_model
-    mean: Tensor  # [3, 1, 1], of pixels in 0..255
-    std: Tensor  # [3, 1, 1]
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Not in checkpoints: they are the same in all of them.
-        self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
         """Predictions of images or clips.
@@ -50,7 +42,12 @@ class Detector(nn.Module, ABC):
         """
         if not images.is_floating_point():
             empty = padding[:, None] if images.dim() == 4 else padding[:, None, None]  # [B, 1, H, W] or [B, 1, 1, H, W]
-            images = images.float().sub_(self.mean).div_(self.std).masked_fill_(empty, 0).to(self.mean.dtype)
+            # Filled on the device, and in float32 also where the model is not.
+            mean, std = (
+                torch.stack([torch.full((), 255 * value, device=images.device) for value in values])[:, None, None]
+                for values in (MEAN, STD)
+            )
+            images = images.float().sub_(mean).div_(std).masked_fill_(empty, 0).to(next(self.parameters()).dtype)
         if self.divisor > 1:
             height, width = padding.shape[1:]
             beyond = (0, -width % self.divisor, 0, -height % self.divisor)

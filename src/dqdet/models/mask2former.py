@@ -14,6 +14,7 @@ from dqdet.models.detector import Detector
 from dqdet.nn.attention import Attention
 from dqdet.nn.encoder import FeedForward, flatten_maps
 from dqdet.nn.mlp import MLP
+from dqdet.nn.padding import resize_padding
 from dqdet.nn.pixel_decoder import PixelDecoder, PixelFeatures
 from dqdet.nn.position import sine_position
 from dqdet.nn.product_masks import ProductMasks
@@ -112,7 +113,8 @@ class Mask2Former(Detector):
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         pixels = self.pixels(features, padding)
         contexts = {"backbone": features[-1], "projected": pixels.projected, "memory": pixels.maps[0]}
-        queries = self.queries(contexts[self.queries.context], pixels.paddings[0])
+        # Whatever the pixel decoder sees: what is padding is no part of the image.
+        queries = self.queries(contexts[self.queries.context], resize_padding(padding, features[-1]))
         return self.decode(queries, self.levels(pixels), pixels.mask_features)
 
     def pixels(self, features: list[Tensor], padding: Tensor) -> PixelFeatures:

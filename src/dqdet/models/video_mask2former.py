@@ -11,6 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dqdet.models.mask2former import Level, Mask2Former
+from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import frame_position
 from dqdet.types import Predictions
 
@@ -23,10 +24,11 @@ class VideoMask2Former(Mask2Former):
 
     def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
         clips = features[0].shape[:2]  # B, T
-        pixels = self.pixels([x.flatten(0, 1) for x in features], padding.repeat_interleave(clips[1], 0))
-        contexts = {"backbone": features[-1].flatten(0, 1), "projected": pixels.projected, "memory": pixels.maps[0]}
+        features, padding = [x.flatten(0, 1) for x in features], padding.repeat_interleave(clips[1], 0)
+        pixels = self.pixels(features, padding)
+        contexts = {"backbone": features[-1], "projected": pixels.projected, "memory": pixels.maps[0]}
         context = contexts[self.queries.context].unflatten(0, clips).transpose(1, 2)  # [B, C, T, h, w]
-        queries = self.queries(context, pixels.paddings[0].unflatten(0, clips))
+        queries = self.queries(context, resize_padding(padding, features[-1]).unflatten(0, clips))
         levels = [joined(level, clips[1]) for level in self.levels(pixels)]
         return self.decode(queries, levels, pixels.mask_features.unflatten(0, clips))
 

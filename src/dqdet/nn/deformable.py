@@ -59,7 +59,8 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(memory).masked_fill(padding[..., None], 0)
         value = value.unflatten(-1, (self.heads, -1))  # [B, S, heads, c / heads]
         per_head = (self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*per_head, 2))  # [B, Q, heads, L, P, 2]
+        offsets = self.sampling_offsets(query).to(reference.dtype)  # float32 from here on, under autocast too
+        offsets = offsets.unflatten(-1, (*per_head, 2))  # [B, Q, heads, L, P, 2]
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, per_head[1:])  # [B, Q, heads, L, P]
         centre = reference[:, :, None, :, None, :2]  # [B, Q, 1, L, 1, 2]

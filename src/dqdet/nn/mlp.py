@@ -1,4 +1,4 @@
-"""Multi-layer perceptron: the box heads of every family."""
+"""Multi-layer perceptron: heads of boxes, positions, scales and masks."""
 
 from __future__ import annotations
 

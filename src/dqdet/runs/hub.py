@@ -151,11 +151,10 @@ def model_card(name: str, config: Config, metrics: Mapping[str, float]) -> str:
 def _description(config: Config) -> str:
     kind, count, ratio = config.queries.kind, config.queries.count, config.queries.ratio
     seen = "video" if config.data.task == "video" else "image"
-    combined = f", each a combination of {ratio} basic ones with coefficients predicted from the {seen}"
-    return (
-        f"{config.model.family} with {config.model.backbone.name} and {count} {kind} queries"
-        f"{combined if kind == 'modulated' else ''}."
-    )
+    origin = "learned coefficients" if config.queries.context == "none" else f"coefficients predicted from the {seen}"
+    hulls = {"modulated": f"{ratio} basic ones", "shared": f"{config.queries.patterns} patterns"}
+    combined = f", each a combination of {hulls[kind]} with {origin}" if kind in hulls else ""
+    return f"{config.model.family} with {config.model.backbone.name} and {count} {kind} queries{combined}."
 
 
 def _table(metrics: Mapping[str, float], reported: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from dqdet.weights.renaming import State
 
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
 MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
+MEANING = ("kind", "count", "ratio", "hidden", "context", "pool", "pool_padding", "coefficients")
 
 
 def start_from(source: str, model: Detector, config: Config) -> str:
@@ -45,7 +46,7 @@ def start_from(source: str, model: Detector, config: Config) -> str:
         found = repeat_queries(found, config.queries.ratio)
 
     unfit: tuple[str, ...] = ()
-    if start_config.queries != config.queries:
+    if any(getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING):
         unfit += MADE_FOR_QUERIES
     if start_config.classes != config.classes:
         unfit += ("class_head.",)

@@ -49,7 +49,10 @@ def upgrade(model: Detector, config: Config, ratio: int = 4, perturbation: float
     if config.queries.kind != "static" or not hasattr(model, "queries"):
         found = f"{config.queries.kind} ones" if config.queries.kind != "static" else "the encoder's proposals"
         raise DqdetError(f"only static queries can be upgraded; this model has {found}")
-    config = override(config, {"queries.kind": "modulated", "queries.ratio": ratio, "queries.coefficients": "softmax"})
+    options = {"queries.kind": "modulated", "queries.ratio": ratio, "queries.coefficients": "softmax"}
+    if config.queries.context == "none":  # means nothing for static queries
+        options["queries.context"] = "backbone"
+    config = override(config, options)
     upgraded = create_model(without_pretraining(config))
     upgraded.load_state_dict(upgraded.state_dict() | repeat_queries(model.state_dict(), ratio))
     assert isinstance(upgraded.queries, ModulatedQueries)

@@ -127,7 +127,7 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
     loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
     _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
-    if not overrides and trainer.is_global_zero:
+    if set(overrides) <= {"data.workers"} and trainer.is_global_zero:
         save_metrics(run, load_metrics(run) | validation.metrics)
     return validation.metrics
 
@@ -158,8 +158,6 @@ def _fit(
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
 ) -> None:
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32
     config = module.config
     evaluation = make_evaluation(config, data.val_set)
     validation = Validation(evaluation, out)
@@ -183,6 +181,9 @@ def _fit(
         f"{out}: {config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
         f"{len(data.train_set)} training and {len(data.val_set)} validation {items}, {len(config.classes)} classes"
     )
+    precision = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32, in trainings alone
     try:
         _quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
         if validation.step != trainer.global_step:
@@ -191,6 +192,8 @@ def _fit(
         raise Interrupted(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
         ) from error
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _quietly(run: Callable[..., object], *args: object, **options: object) -> None:

@@ -30,9 +30,8 @@ class HuggingFace:
     """A family in ``transformers``."""
 
     model_type: str  # its name there
-    rules: Sequence[
-        Rule
-    ]  # from the library's names to the official ones, or to ours where the official rules keep these
+    # From the library's names to the official ones, or to ours where the official rules keep these.
+    rules: Sequence[Rule]
     complete: Callable[[State, Theirs], State] = lambda state, theirs: state  # adds what files leave out
     # Options that change what a model computes, and the only value that dqdet has.
     fixed: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}
