@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from small_families import CONFIGS, assert_same, build, inputs, outputs
+from small_families import CONFIGS, build, inputs, outputs
 from test_transfers import STEP, module_and_batch, tasks
 
 every_family = pytest.mark.parametrize("name", CONFIGS)
@@ -26,7 +26,12 @@ def predict(name: str, device: torch.device, dtype: torch.dtype = torch.float32)
 
 @every_family
 def test_forward_equals_that_of_the_cpu(name, device):
-    assert_same(predict(name, device), predict(name, torch.device("cpu")), atol=1e-4)
+    """To 1e-4, of masks to that share of their largest logit: SeqFormer's exceed 1000."""
+    found, expected = predict(name, device), predict(name, torch.device("cpu"))
+    assert found.keys() == expected.keys()
+    for key, wanted in expected.items():
+        allowed = 1e-4 * max(1.0, wanted.abs().max().item() if key == "masks" else 1.0)
+        torch.testing.assert_close(found[key], wanted, rtol=1e-4, atol=allowed)
 
 
 @every_family
