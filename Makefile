@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test test-all lint demo bench study-detectors study-segmentation study-video clean
+.PHONY: setup test test-all lint demo bench gpu study-detectors study-segmentation study-video clean
 
 setup: $(VENV)/.ready
 
@@ -12,10 +12,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test: setup  ## the tests, without full-size models and long trainings
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+	DQDET_DEVICE=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-all: setup  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m ''
+	DQDET_DEVICE=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m ''
 
 lint: setup
 	$(BIN)/ruff check
@@ -30,6 +30,10 @@ bench: setup  ## speed against transformers on this machine
 	$(BIN)/python benchmarks/deformable_detr.py --json runs/deformable_detr.json
 	$(BIN)/python benchmarks/mask2former.py --json runs/mask2former.json
 	$(BIN)/python benchmarks/families.py --json runs/families.json
+
+# Without a virtual environment: machines with a card come with a PyTorch of their own.
+gpu:  ## tests and speed on an NVIDIA card, in pieces of minutes; run again to go on
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --table docs/gpu.md
 
 study-detectors: setup  ## static against modulated queries for all six detectors, three seeds
 	$(BIN)/python -m dqdet.studies.detectors --table docs/detectors.md

@@ -21,7 +21,7 @@ from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.types import Predictions
 from dqdet.weights.deformable_detr import DEFORMABLE_DETR
-from timing import CLASSES, compare, make_input, their_labels, train_same_stages
+from timing import CLASSES, compare, make_input, make_task, their_labels, train_same_stages
 
 
 def their_model() -> DeformableDetrForObjectDetection:
@@ -67,7 +67,7 @@ def our_model(kind: str, theirs: DeformableDetrForObjectDetection) -> Detector:
 
 def check_equal(size: int, batch: int) -> None:
     """The three models give the same logits, boxes and losses."""
-    images, padding, targets = make_input(size, batch)
+    images, padding, targets = make_input((size, size), batch)
     theirs = their_model()
     criterion = SetLoss(our_config("static").loss)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def check_equal(size: int, batch: int) -> None:
 def make_run(name: str, size: int, batch: int) -> Callable[[], object]:
     """One of the things that are timed: ``"inference, static"``, ``"step, transformers"``, ..."""
     task, kind = name.split(", ")
-    images, padding, targets = make_input(size, batch)
+    images, padding, targets = make_input((size, size), batch)
     criterion = SetLoss(our_config("static").loss)
 
     if kind == "transformers":
@@ -102,27 +102,17 @@ def make_run(name: str, size: int, batch: int) -> Callable[[], object]:
         def loss():
             return criterion(forward(), targets).total
 
-    def inference():
-        with torch.inference_mode():
-            forward()
-
     def queries():
         with torch.inference_mode():
             model.queries(coarsest, coarsest_padding)
-
-    def step():
-        model.zero_grad()
-        loss().backward()
 
     if task == "queries alone":
         cells = size // 64  # the coarsest map, which the queries are made from
         coarsest = torch.randn(batch, our_config(kind).model.hidden, cells, cells)
         coarsest_padding = torch.zeros(batch, cells, cells, dtype=torch.bool)
         return queries
-    if task == "inference":
-        return inference
-    if task == "step":
-        return step
+    if task in ("inference", "step"):
+        return make_task(task, model, forward, loss)
     made = forward()
     logits, boxes = (x.detach().requires_grad_() for x in (made.logits, made.boxes))
     predictions = Predictions(logits, boxes, made.groups)

@@ -26,8 +26,9 @@ from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.nn.flops import decoder_flops
 from dqdet.runs.upgrade import upgrade
+from dqdet.types import Batch
 from dqdet.weights import PUBLISHED
-from timing import CLASSES, Seconds, machine, make_input, ratio, take_turns, their_labels, train_same_stages
+from timing import CLASSES, Seconds, machine, make_input, make_task, ratio, take_turns, their_labels, train_same_stages
 
 # Preset -> name in transformers, None where it does not have the model.
 FAMILIES = {
@@ -53,6 +54,7 @@ def their_model(name: str, config: Config) -> PreTrainedModel:
         num_queries=config.queries.count,
         num_labels=CLASSES,
         dropout=0.0,
+        auxiliary_loss=True,
     )
     model = getattr(transformers, f"{name}ForObjectDetection")(options).eval()
     train_same_stages(model)
@@ -81,9 +83,9 @@ def make_models(preset: str, config: Config) -> dict[str, nn.Module]:
     return models | {"static": static, "modulated": upgrade(static, config)[0]}
 
 
-def check_equal(models: dict[str, nn.Module], criterion: SetLoss, size: int) -> None:
+def check_equal(models: dict[str, nn.Module], criterion: SetLoss, batch: Batch) -> None:
     """All models of a family give the same logits, boxes and loss of the last layer, and train as many parameters."""
-    images, padding, targets = make_input(size, 1)
+    images, padding, targets = batch.images, batch.padding, batch.targets
     outputs = {}
     with torch.no_grad():
         for kind in ("static", "modulated"):
@@ -94,7 +96,7 @@ def check_equal(models: dict[str, nn.Module], criterion: SetLoss, size: int) -> 
             found = theirs(images, pixel_mask=(~padding).long(), labels=their_labels(targets))
             outputs[THEIRS] = (found.logits, found.pred_boxes, found.loss)
             # Training needs the losses of all layers. In their DETR and Conditional-DETR this also feeds normed outputs
-            # to the next layer, so it is set after the comparison; the work is the same but for the norms.
+            # to the next layer, so it is off in the comparison; the work is the same but for the norms.
             theirs.config.auxiliary_loss = True
             assert trainable(theirs) == trainable(models["static"])
     for other in outputs.values():
@@ -105,23 +107,40 @@ def trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def make_run(kind: str, task: str, model: nn.Module, criterion: SetLoss, size: int) -> Callable[[], object]:
-    """What is timed: one image through one of the models."""
-    images, padding, targets = make_input(size, 1)
-    mask, labels = (~padding).long(), their_labels(targets)
+def make_run(
+    kind: str,
+    task: str,
+    model: nn.Module,
+    criterion: SetLoss,
+    batch: Batch,
+    autocast: torch.autocast | None = None,
+) -> Callable[[], object]:
+    """What is timed: a batch through one of the models, both on the same device."""
+    images, padding, targets = batch.images, batch.padding, batch.targets
+    if kind == THEIRS:
+        mask, labels = (~padding).long(), their_labels(targets)
 
-    def inference():
-        with torch.inference_mode():
-            return model(images, pixel_mask=mask) if kind == THEIRS else model(images, padding)
+        def predict():
+            return model(images, pixel_mask=mask)
 
-    def step():
-        model.zero_grad()
-        if kind == THEIRS:
-            model(images, pixel_mask=mask, labels=labels).loss.backward()
-        else:
-            criterion(model(images, padding), targets).total.backward()
+        def loss():
+            return model(images, pixel_mask=mask, labels=labels).loss
+    else:
 
-    return inference if task == "inference" else step
+        def predict():
+            return model(images, padding)
+
+        def loss():
+            return criterion(model(images, padding), targets).total
+
+    return make_task(task, model, predict, loss, autocast)
+
+
+def set_mode(models: dict[str, nn.Module], task: str) -> None:
+    """Training mode for a step, but for theirs: in inference mode it computes the same, as its batch norms are fixed
+    and it has no dropout."""
+    for kind, model in models.items():
+        model.train(task == "step" and kind != THEIRS)
 
 
 def measure(preset: str, size: int, repeats: int) -> dict[str, Any]:
@@ -129,18 +148,17 @@ def measure(preset: str, size: int, repeats: int) -> dict[str, Any]:
     config = our_config(preset)
     criterion = SetLoss(config.loss)
     models = make_models(preset, config)
-    check_equal(models, criterion, size)
+    batch = Batch(*make_input((size, size), 1))
+    check_equal(models, criterion, batch)
     result: dict[str, Any] = {
         "parameters": {kind: sum(p.numel() for p in model.parameters()) for kind, model in models.items()},
         "decoder_flops": {
-            kind: decoder_flops(model, *make_input(size, 1)[:2]) for kind, model in models.items() if kind != THEIRS
+            kind: decoder_flops(model, batch.images, batch.padding) for kind, model in models.items() if kind != THEIRS
         },
     }
     for task in TASKS:
-        for kind, model in models.items():
-            # Theirs stays in inference mode, where it computes the same: without dropout and with fixed batch norms.
-            model.train(task == "step" and kind != THEIRS)
-        runs = {kind: make_run(kind, task, model, criterion, size) for kind, model in models.items()}
+        set_mode(models, task)
+        runs = {kind: make_run(kind, task, model, criterion, batch) for kind, model in models.items()}
         result[task] = take_turns(runs, repeats)
     return result
 

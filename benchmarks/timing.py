@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,17 +25,17 @@ OBJECTS = 7  # an image, the average of COCO
 Seconds = dict[str, list[float]]  # what was timed -> its time in every repeat
 
 
-def make_input(size: int, batch: int) -> tuple[Tensor, Tensor, list[Target]]:
-    """Images ``[batch, 3, size, size]``, their padding (none) and targets."""
+def make_input(size: tuple[int, int], batch: int) -> tuple[Tensor, Tensor, list[Target]]:
+    """Images ``[batch, 3, *size]``, their padding (none) and targets."""
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(batch, 3, size, size, generator=generator)
-    padding = torch.zeros(batch, size, size, dtype=torch.bool)
+    images = torch.randn(batch, 3, *size, generator=generator)
+    padding = torch.zeros(batch, *size, dtype=torch.bool)
     targets = [
         Target(
             labels=torch.randint(CLASSES, (OBJECTS,), generator=generator),
             boxes=torch.rand(OBJECTS, 4, generator=generator) * 0.4 + 0.2,
-            size=(size, size),
-            original_size=(size, size),
+            size=size,
+            original_size=size,
         )
         for _ in range(batch)
     ]
@@ -57,18 +58,67 @@ def train_same_stages(theirs: nn.Module) -> None:
             parameter.requires_grad = ".embedder." not in name and ".stages.0." not in name
 
 
-def take_turns(runs: dict[str, Callable[[], object]], repeats: int) -> Seconds:
-    """Seconds of every run, ``repeats`` of each after one that is not counted.
+def make_task(
+    task: str,
+    model: nn.Module,
+    predict: Callable[[], object],
+    loss: Callable[[], Tensor],
+    autocast: torch.autocast | None = None,
+) -> Callable[[], object]:
+    """What is timed of a model: ``predict`` without gradients, or a step of ``loss`` and its backward pass.
+
+    Args:
+        task: ``"inference"`` or ``"step"``.
+        model: whose gradients a step begins without.
+        predict: the predictions of a batch.
+        loss: of a batch.
+        autocast: that the forward pass and the loss run under.
+    """
+    context = autocast or nullcontext()
+
+    def inference():
+        with torch.inference_mode(), context:
+            return predict()
+
+    def step():
+        model.zero_grad()
+        with context:
+            total = loss()
+        total.backward()
+
+    return inference if task == "inference" else step
+
+
+def by_wall_clock(run: Callable[[], object]) -> float:
+    """Seconds that a run takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def by_events(run: Callable[[], object]) -> float:
+    """Seconds from a run's first work on the current CUDA device to its last."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def take_turns(
+    runs: dict[str, Callable[[], object]], repeats: int, clock: Callable[[Callable[[], object]], float] = by_wall_clock
+) -> Seconds:
+    """Seconds of every run by a clock, ``repeats`` of each after one that is not counted.
 
     Runs take turns within every repeat, so that a machine whose speed drifts does not favour one of them.
     """
     seconds: Seconds = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
+            taken = clock(run)
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return seconds
 
 

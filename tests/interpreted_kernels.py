@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dqdet.nn.sampling import Shapes, operator, sample, sample_reference
+from dqdet.nn.sampling import operator, sample, sample_reference
+from sampling_results import results
 
 SHAPES = [(7, 5), (3, 4), (1, 2), (1, 1), (2, 9)]
 QUERIES, HEADS = 5, 3  # rows that fill no program
@@ -30,17 +31,9 @@ def make_inputs(width=8, levels=3, points=2, batch=2, queries=QUERIES, dtype=tor
     return [value, locations, torch.randn(batch, queries, HEADS, levels, points, dtype=dtype)]
 
 
-def results(function: Callable[..., Tensor], inputs: list[Tensor], shapes: Shapes) -> list[Tensor]:
-    """Output and the three gradients."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    output = function(leaves[0], shapes, *leaves[1:])
-    output.backward(torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output).to(output.dtype))
-    return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
-
-
 def assert_equals_the_reference(inputs: list[Tensor], **tolerances: Any) -> None:
     shapes = SHAPES[: inputs[1].shape[3]]
-    found, expected = results(sample, inputs, shapes), results(sample_reference, inputs, shapes)
+    found, expected = results(sample, *inputs, shapes), results(sample_reference, *inputs, shapes)
     assert len(found) == 4
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **tolerances)
@@ -66,7 +59,7 @@ def test_tensors_that_are_not_contiguous():
     inputs = make_inputs()
     value = torch.cat([inputs[0]] * 2, -1)[..., 8:].requires_grad_()
     locations = inputs[1].transpose(0, 1).contiguous().transpose(0, 1)
-    expected = results(sample_reference, inputs, SHAPES[:3])[0]
+    expected = results(sample_reference, *inputs, SHAPES[:3])[0]
     output = sample(value, SHAPES[:3], locations, inputs[2])
     torch.testing.assert_close(output.detach(), expected)
     gradient = torch.autograd.grad(output.sum(), value)[0]
@@ -81,7 +74,7 @@ def test_one_query():
 
 def test_empty_batch():
     inputs = make_inputs(batch=0)
-    found = results(sample, inputs, SHAPES[:3])
+    found = results(sample, *inputs, SHAPES[:3])
     assert [x.shape for x in found] == [(0, QUERIES, HEADS * 8), *(x.shape for x in inputs)]
 
 
@@ -91,8 +84,8 @@ def test_undefined_and_far_points_are_as_if_they_did_not_exist():
     for point, place in enumerate((torch.nan, torch.inf, -1e30)):
         locations[..., point, point % 2] = place
         bad[..., point] = True
-    found = results(sample, [value, locations, weights], SHAPES[:3])
-    alone = results(sample_reference, [value, locations[..., 3:, :], weights[..., 3:]], SHAPES[:3])
+    found = results(sample, *[value, locations, weights], SHAPES[:3])
+    alone = results(sample_reference, *[value, locations[..., 3:, :], weights[..., 3:]], SHAPES[:3])
     torch.testing.assert_close(found[:2], alone[:2])
     torch.testing.assert_close([found[2][..., 3:, :], found[3][..., 3:]], alone[2:])
     assert (found[2][bad] == 0).all()
@@ -102,7 +95,7 @@ def test_undefined_and_far_points_are_as_if_they_did_not_exist():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_loses_only_the_rounding_of_its_ends(dtype):
     value, locations, weights = make_inputs(12, dtype=torch.float32)
-    found = results(sample, [value.to(dtype), locations, weights], SHAPES[:3])
+    found = results(sample, *[value.to(dtype), locations, weights], SHAPES[:3])
     assert [x.dtype for x in found] == [dtype, dtype, torch.float32, torch.float32]
     value = value.to(dtype).double()
     output = sample_reference(value, SHAPES[:3], locations.double(), weights.double())

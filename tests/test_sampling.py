@@ -24,6 +24,7 @@ from dqdet.models import create_model
 from dqdet.nn import sampling
 from dqdet.nn.deformable import DeformableAttention
 from dqdet.nn.sampling import level_sizes, sample, sample_reference
+from sampling_results import results
 from small_families import build
 from tiny import tiny_family
 
@@ -38,14 +39,6 @@ def inputs(seed: int = 0, dtype: torch.dtype = torch.float64, shapes=SHAPES, bat
     locations = torch.rand(batch, queries, 3, len(shapes), 2, 2, generator=generator, dtype=dtype)
     weights = torch.randn(batch, queries, 3, len(shapes), 2, generator=generator, dtype=dtype)
     return value, (locations - 0.5) * spread + 0.5, weights
-
-
-def results(function, value, locations, weights, shapes=SHAPES):
-    """Output and the three gradients."""
-    leaves = [x.detach().clone().requires_grad_() for x in (value, locations, weights)]
-    output = function(leaves[0], shapes, *leaves[1:])
-    output.backward(torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output))
-    return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
 class Operations(TorchDispatchMode):
@@ -82,7 +75,9 @@ def test_gradients_by_finite_differences():
 
 def test_single_precision():
     arguments = inputs(dtype=torch.float32)
-    for fast, plain in zip(results(sample, *arguments), results(sample_reference, *arguments), strict=True):
+    for fast, plain in zip(
+        results(sample, *arguments, SHAPES), results(sample_reference, *arguments, SHAPES), strict=True
+    ):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
 
 
@@ -112,7 +107,7 @@ def test_far_and_undefined_locations_read_nothing(function):
     """A diverging model must not read outside its memory."""
     value, locations, weights = inputs(dtype=torch.float32)
     for bad in (torch.nan, torch.inf, -torch.inf, 1e30, -5.0):
-        found = results(function, value, torch.full_like(locations, bad), weights)
+        found = results(function, value, torch.full_like(locations, bad), weights, SHAPES)
         assert all((x == 0).all() for x in found)
 
 
@@ -121,9 +116,9 @@ def test_threads_do_not_change_results():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        single = results(sample, *arguments)
+        single = results(sample, *arguments, SHAPES)
         torch.set_num_threads(3)
-        several = results(sample, *arguments)
+        several = results(sample, *arguments, SHAPES)
     finally:
         torch.set_num_threads(threads)
     for one, many in zip(single, several, strict=True):
@@ -169,7 +164,7 @@ def operations_on(device: str) -> list[str]:
 
 def test_one_operator_forward_and_one_backward():
     with Operations() as operations:
-        results(sample, *inputs())
+        results(sample, *inputs(), SHAPES)
     names = [x for x in operations.names if "sampl" in x]
     assert names == ["dqdet.sample.default", "dqdet.sample_backward.default"]
 

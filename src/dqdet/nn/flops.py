@@ -44,6 +44,15 @@ def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) 
     return sdpa_flop_count(query, key, value)
 
 
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, quiet, with a formula for all that the library runs forward.
+
+    It stumbles over views of parameters without gradients, which is what static queries are: enable them.
+    """
+    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
 def decoder_flops(model: nn.Module, images: Tensor, padding: Tensor) -> int:
     """Operations of everything after the encoder: queries, decoder and heads.
 
@@ -55,9 +64,7 @@ def decoder_flops(model: nn.Module, images: Tensor, padding: Tensor) -> int:
         images: ``[B, 3, H, W]``.
         padding: ``[B, H, W]``.
     """
-    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-    # Without gradients the counter stumbles over views of parameters, which is what static queries are.
-    with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with torch.enable_grad(), flop_counter() as counter:
         model(images, padding)
     before = (sum(ops.values()) for name, ops in counter.get_flop_counts().items() if BEFORE_DECODER.fullmatch(name))
     return counter.get_total_flops() - sum(before)

@@ -1,0 +1,1 @@
+"""The pieces of ``benchmarks/gpu.py``: what each measures, and how measurements are kept."""
