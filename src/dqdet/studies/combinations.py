@@ -125,6 +125,7 @@ def run(request: Request) -> Report:
         title="Fixed combinations of learned queries",
         results={label: {"metric": metrics[label], "draws": of_label} for label, of_label in found.items()},
         tables=[table(header, rows)],
+        note="Mean and standard deviation over the draws of all models; r queries become one, so fewer are left.",
         learned=[sentence for label, of_label in found.items() for sentence in _order(label, of_label)],
     )
 

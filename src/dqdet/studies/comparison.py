@@ -24,6 +24,10 @@ METRICS = {
     "panoptic": ("PQ", "PQ_things", "AP_things", "mIoU"),
     "video": ("AP", "AP50", "AP75", "AR10"),
 }
+NOTE = (
+    "Mean and standard deviation over the seeds, of the last validation; differences are means over pairs with the same "
+    "seed, with their 95 % interval (Student's t)."
+)
 Paper = Mapping[str, Mapping[str, Mapping[str, float]]]  # published preset -> arm -> metric -> the paper's number
 
 
@@ -79,11 +83,11 @@ class Comparison:
         """
         if request.model is not None:
             raise DqdetError(f"--model is of combinations and coefficients; {request.name} trains its models")
-        own = subjects(request, self.own)
-        arms = {label: self.arms(subject.config(request.overrides)) for label, subject in own.items()}
-        labels = list(dict.fromkeys(label for of_subject in arms.values() for label in of_subject))
-        own = request.chosen(own, labels)
-        arms = {label: request.chosen(arms[label], self.own if request.preset is None else own) for label in own}
+        every = subjects(request, self.own)
+        own = request.chosen(every)
+        all_arms = {label: self.arms(subject.config(request.overrides)) for label, subject in own.items()}
+        request.check_labels([*every, *(name for of_subject in all_arms.values() for name in of_subject)])
+        arms = {label: request.chosen(of_subject) for label, of_subject in all_arms.items()}
         seeds = range(request.seeds or self.seeds)
         if not request.report:
             # Seed by seed, so that an early report has something of everything.
@@ -110,6 +114,7 @@ class Comparison:
             title=self.title,
             results={row.label: row.results() for row in rows},
             tables=tables,
+            note=NOTE,
             learned=[sentence for row in rows for sentence in row.sentences()],
             figure=self._figure(rows),
         )

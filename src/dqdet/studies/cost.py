@@ -42,8 +42,9 @@ def run(request: Request) -> Report:
         raise DqdetError("--model is of combinations and coefficients; cost makes its models")
     if request.report:
         raise DqdetError("--report is of studies that train; cost measures anew")
-    own = request.chosen(subjects(request, OWN), ARMS)
-    arms = request.chosen(ARMS, OWN if request.preset is None else own)
+    every = subjects(request, OWN)
+    request.check_labels([*every, *ARMS])
+    own, arms = request.chosen(every), request.chosen(ARMS)
     results: dict[str, Any] = {}
     rows = []
     for number, (label, subject) in enumerate(own.items(), start=1):
@@ -70,7 +71,13 @@ def run(request: Request) -> Report:
     header = ["model", "queries", "parameters, M", "step, s", "inference, s", "step, MiB", "inference, MiB"]
     to = next(iter(arms))
     header += [f"step / {to}", "the paper's", f"inference / {to}", "the paper's"]
-    return Report(title="What each kind of queries costs", results=results, tables=[table(header, rows)])
+    return Report(
+        title="What each kind of queries costs",
+        results=results,
+        tables=[table(header, rows)],
+        note="Medians; a step is forward pass, loss and backward pass of a batch, inference is of one image. Memory is the "
+        "peak of what they allocate. Ratios are medians over repeats, in which all kinds take turns.",
+    )
 
 
 def _measure(configs: dict[str, Config], repeats: int) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 
@@ -25,6 +26,7 @@ class Report:
     title: str
     results: dict[str, Any]
     tables: list[list[str]]  # lines of Markdown
+    note: str  # on how to read them
     learned: list[str] = field(default_factory=list)  # sentences
     figure: Figure | None = None
 
@@ -60,8 +62,7 @@ def write(report: Report, request: Request, page: Path | None) -> None:
             lines += [f"![{report.title}]({page.stem}.svg)", ""]
         lines += [
             report.text(),
-            "Mean and standard deviation over the seeds, after the last validation; the interval is that of the mean "
-            "difference of pairs with the same seed (95 %, Student's t). The paper's numbers are of its own data sets.",
+            f"{report.note} The paper's numbers are of its own data sets.",
             "",
             f"Measured on {machine()}. Again: `{request.command()}`.",
             "",
@@ -71,8 +72,9 @@ def write(report: Report, request: Request, page: Path | None) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for ending in ("svg", "png"):
-        figure.savefig(path.with_suffix(f".{ending}"), dpi=150, bbox_inches="tight")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # words as words
+        for ending in ("svg", "png"):
+            figure.savefig(path.with_suffix(f".{ending}"), dpi=150, bbox_inches="tight")
 
 
 def machine() -> str:

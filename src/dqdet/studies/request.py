@@ -35,19 +35,18 @@ class Request:
             if number is not None and number < 1:
                 raise DqdetError(f"{word}={number}: should be 1 or more")
 
-    def chosen(self, entries: Mapping[str, Labelled], others: Iterable[str] = ()) -> dict[str, Labelled]:
-        """Those whose labels ``only`` names; all, if it names none of them.
+    def chosen(self, entries: Mapping[str, Labelled]) -> dict[str, Labelled]:
+        """Those whose labels ``only`` names; all, if it names none of them."""
+        return {label: entry for label, entry in entries.items() if label in self.only} or dict(entries)
 
-        Raises:
-            DqdetError: ``only`` names something that is neither an entry nor one of ``others``.
-        """
-        known = [*entries, *others]
+    def check_labels(self, known: Iterable[str]) -> None:
+        """Raise DqdetError unless all labels of ``only`` are among those of models and queries."""
+        known = list(dict.fromkeys(known))
         for label in self.only:
             if label not in known:
                 nearest = get_close_matches(label, known, n=1, cutoff=0.4)
                 suggestion = f", did you mean {nearest[0]}?" if nearest else ""
                 raise DqdetError(f"only={label}: not in this study{suggestion}; there are: {', '.join(known)}")
-        return {label: entry for label, entry in entries.items() if label in self.only} or dict(entries)
 
     def command(self) -> str:
         """The command line that runs the study again."""

@@ -42,7 +42,9 @@ def examined(request: Request, own: Mapping[str, Subject], arm: Arm, seeds: int)
         if request.preset is not None:
             raise DqdetError("--preset is what to train, --model is trained already; leave out one of them")
         return [Examined(request.model, "", request.model, request.out)]
-    chosen = request.chosen(subjects(request, own))
+    every = subjects(request, own)
+    request.check_labels(every)
+    chosen = request.chosen(every)
     trainings = {
         (label, seed): training(request, label, subject, next(iter(arm.options.values())), arm, seed)
         for seed in range(request.seeds or seeds)
