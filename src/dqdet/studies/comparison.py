@@ -25,8 +25,8 @@ METRICS = {
     "video": ("AP", "AP50", "AP75", "AR10"),
 }
 NOTE = (
-    "Mean and standard deviation over the seeds, of the last validation; differences are means over pairs with the same "
-    "seed, with their 95 % interval (Student's t)."
+    "Mean and standard deviation over the seeds, of the last validation; differences are means over pairs with the "
+    "same seed, with their 95 % interval (Student's t)."
 )
 Paper = Mapping[str, Mapping[str, Mapping[str, float]]]  # published preset -> arm -> metric -> the paper's number
 

@@ -75,8 +75,8 @@ def run(request: Request) -> Report:
         title="What each kind of queries costs",
         results=results,
         tables=[table(header, rows)],
-        note="Medians; a step is forward pass, loss and backward pass of a batch, inference is of one image. Memory is the "
-        "peak of what they allocate. Ratios are medians over repeats, in which all kinds take turns.",
+        note="Medians; a step is forward pass, loss and backward pass of a batch, inference is of one image. Memory is "
+        "the peak of what they allocate. Ratios are medians over repeats, in which all kinds take turns.",
     )
 
 
