@@ -90,8 +90,8 @@ def run(request: Request) -> Report:
         title="What the coefficients know of the image",
         results=results,
         tables=[table(header, rows)],
-        note="Variance is that around even coefficients; entropy is relative to the greatest; accuracies are balanced, of "
-        "a cross-validated logistic regression, and those of classes are means over classes, where chance is 0.5.",
+        note="Variance is that around even coefficients; entropy is relative to the greatest; accuracies are balanced, "
+        "of a cross-validated logistic regression, and those of classes are means over classes, where chance is 0.5.",
         learned=sentences,
         figure=figure,
     )

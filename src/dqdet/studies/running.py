@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -106,7 +108,9 @@ def _trained(trainings: Sequence[Training], jobs: int) -> Iterator[Training]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     jobs = min(jobs, len(trainings)) or 1
     with ProcessPoolExecutor(jobs, context, _prepare_worker, (context.Value("i", 0), threads)) as pool:
-        futures: dict[Future[None], Training] = {pool.submit(_train, training): training for training in trainings}
+        futures: dict[Future[None], Training] = {
+            pool.submit(_train_in_worker, training): training for training in trainings
+        }
         try:
             for future in as_completed(futures):
                 future.result()
@@ -128,6 +132,7 @@ def _prepare_worker(started: Any, threads: int) -> None:
     if torch.cuda.device_count() > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % len(visible.split(","))]  # before CUDA starts
+    signal.signal(signal.SIGINT, _stop_later)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -136,6 +141,26 @@ def _prepare_worker(started: Any, threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+_stopping = threading.Event()  # of a worker: it was interrupted, and begins no other training
+
+
+def _stop_later(number: int, frame: FrameType | None) -> None:
+    _stopping.set()
+
+
+def _train_in_worker(training: Training) -> None:
+    if _stopping.is_set():
+        raise Interrupted("stopped before it began")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _train(training)
+    except (Interrupted, KeyboardInterrupt) as error:
+        _stopping.set()
+        raise Interrupted("stopped") from error
+    finally:
+        signal.signal(signal.SIGINT, _stop_later)
 
 
 def _train(training: Training) -> None:
