@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test test-all lint demo bench gpu study-detectors study-segmentation study-video clean
+.PHONY: setup test test-all lint demo bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -35,14 +35,8 @@ bench: setup  ## speed against transformers on this machine
 gpu:  ## tests and speed on an NVIDIA card, in pieces of minutes; run again to go on
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --table docs/gpu.md
 
-study-detectors: setup  ## static against modulated queries for all six detectors, three seeds
-	$(BIN)/python -m dqdet.studies.detectors --table docs/detectors.md
-
-study-segmentation: setup  ## static against modulated queries for Mask2Former, panoptic and instances, three seeds
-	$(BIN)/python -m dqdet.studies.segmentation --table docs/segmentation.md
-
-study-video: setup  ## static against modulated queries for both video families, three seeds
-	$(BIN)/python -m dqdet.studies.video --table docs/video.md
+study-%: setup  ## a study of `dqdet study`, for example `make study-detectors`
+	$(BIN)/dqdet study $* --out runs/study-$* --page docs/studies/$*.md
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -18,6 +18,7 @@ from dqdet.config import preset_names, resolve, to_yaml
 from dqdet.errors import DqdetError
 from dqdet.formats.categories import COCO_CATEGORIES
 from dqdet.predict.predictor import Predictor
+from dqdet.studies import QUESTIONS
 from tiny import TINY, contents, tiny
 
 SMALL = [f"{path}={value}" for path, value in TINY.items()]
@@ -62,6 +63,13 @@ def test_a_preset_is_printed_fully_resolved(run):
     assert run("presets", "detr_r50", "train.epochs=7")[1] == to_yaml(resolve("detr_r50", ["train.epochs=7"]))
 
 
+def test_studies_are_listed(run):
+    status, out, err = run("study")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == list(QUESTIONS)
+    assert all(len(line.split()) > 5 for line in out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -83,6 +91,13 @@ def test_a_preset_is_printed_fully_resolved(run):
         (["convert", "/nothing", "--out", "y"], "/nothing: no such folder or file"),
         (["upgrade", "/nothing", "--out", "y"], "/nothing: no such folder or file"),
         (["train", "scenes_tiny", "init=/nothing", "--out", "y"], "/nothing: no such folder or file"),
+        (["study", "detector"], "unknown study 'detector', did you mean detectors?"),
+        (["study", "detectors", "train.epoch=1"], "unknown option 'train.epoch', did you mean train.epochs?"),
+        (["study", "detectors", "--only", "statc"], "only=statc: not in this study, did you mean static?"),
+        (["study", "detectors", "--seeds", "0"], "seeds=0: should be 1 or more"),
+        (["study", "detectors", "--preset", "detr_r5"], "unknown preset 'detr_r5', did you mean detr_r50?"),
+        (["study", "detectors", "--report", "--out", "/nothing"], "/nothing: no finished training of detectors"),
+        (["study", "combinations", "--model", "/nothing", "--out", "y"], "/nothing: no such folder or file"),
     ],
 )
 def test_errors_are_one_line(run, arguments, expected):
@@ -260,7 +275,15 @@ def test_simple_commands_do_not_wait_for_pytorch():
         "except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"
     )
-    for arguments in (["presets"], ["presets", "detr_r50"], ["--help"], ["train", "--help"], ["presets", "x"]):
+    for arguments in (
+        ["presets"],
+        ["presets", "detr_r50"],
+        ["--help"],
+        ["train", "--help"],
+        ["presets", "x"],
+        ["study"],
+        ["study", "x"],
+    ):
         subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, capture_output=True)
 
 

@@ -157,6 +157,52 @@ def fold(source: Source, out: NewRun) -> None:
 
 
 @app.command()
+def study(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Without one, all are listed.")] = None,
+    options: Options = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of trainings and results, by default runs/NAME; a study goes on there.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each kind; of `cost` the repeats.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trainings at a time; by default one for each CPU core, or for each GPU.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Train this one as it is, instead of the study's small models on scenes.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Trained model of `combinations` and `coefficients`, instead of training one.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Leave out other models or kinds of queries; repeatable.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing, report what the folder has.")] = False,
+    page: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write a page with table and figure.")] = None,
+) -> None:
+    """Answer a question of the paper: one command for each of its tables and figures."""
+    from dqdet import studies
+
+    if name is None:
+        for known, question in studies.QUESTIONS.items():
+            print(f"{known:{max(map(len, studies.QUESTIONS))}}  {question}")
+        return
+    found = studies.study(
+        name,
+        Path("runs") / name if out is None else out,
+        seeds=seeds,
+        jobs=jobs,
+        preset=preset,
+        model=model,
+        only=tuple(only or ()),
+        report=report,
+        page=page,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        **parse_overrides(options or []),
+    )
+    print(found.text(), end="")
+
+
+@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one with all its options.")] = None,
     options: Options = None,

@@ -1,120 +1,247 @@
-"""Static against modulated queries: the same trainings with both, over several seeds, as a table.
-
-The two trainings of a pair differ in ``queries.kind`` alone. Runs that are in the folder already are not repeated, so
-an interrupted study goes on where it stopped.
-"""
+"""The same trainings with several kinds of queries, over paired seeds: the form that most studies have."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
-import os
-import platform
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import product
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
+from matplotlib.figure import Figure
 
-import dqdet
-from dqdet.runs.folder import load_metrics
+from dqdet.config import Config
+from dqdet.errors import DqdetError
+from dqdet.studies import figures
+from dqdet.studies.paired import Difference, difference, learned, spread
+from dqdet.studies.report import Report, table
+from dqdet.studies.request import Request, Subject, subjects
+from dqdet.studies.running import Curve, Training, is_finished, read_curve, run_all, small_name
 
-KINDS = ("static", "modulated")
-
-Results = dict[str, dict[str, list[dict[str, float]]]]  # experiment -> kind of queries -> metrics of each seed
-
-
-class Experiment(NamedTuple):
-    """What is trained with both kinds of queries."""
-
-    preset: str
-    options: dict[str, Any]  # overrides
-    metrics: tuple[str, ...]  # that are reported; of the first one the difference too
-
-
-def run(experiment: Experiment, kind: str, seed: int, folder: Path) -> None:
-    """One training; its metrics end in the folder."""
-    if not (folder / "metrics.json").exists():
-        options = {**experiment.options, "queries.kind": kind, "train.seed": seed}
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            dqdet.train(experiment.preset, out=folder, **options)
+METRICS = {
+    "detection": ("AP", "AP50", "AP75"),
+    "instance": ("AP", "AP50", "AP75"),
+    "panoptic": ("PQ", "PQ_things", "AP_things", "mIoU"),
+    "video": ("AP", "AP50", "AP75", "AR10"),
+}
+NOTE = (
+    "Mean and standard deviation over the seeds, of the last validation; differences are means over pairs with the "
+    "same seed, with their 95 % interval (Student's t)."
+)
+Paper = Mapping[str, Mapping[str, Mapping[str, float]]]  # published preset -> arm -> metric -> the paper's number
 
 
-def table(experiments: Mapping[str, Experiment], results: Results) -> list[str]:
-    """Lines of Markdown: mean and standard deviation over seeds, and the difference of each pair of runs."""
-    lines = ["| | metric | static | modulated | difference |", "| --- | --- | --- | --- | --- |"]
-    for label, kinds in results.items():
-        for metric in experiments[label].metrics:
-            static, modulated = ([metrics[metric] for metrics in kinds[kind]] for kind in KINDS)
-            gain = spread([b - a for a, b in zip(static, modulated, strict=True)], "+")
-            difference = gain if metric == experiments[label].metrics[0] else ""
-            lines.append(f"| {label} | {metric} | {spread(static)} | {spread(modulated)} | {difference} |")
-    return lines
+@dataclass(frozen=True)
+class Arm:
+    """A kind of queries, as options."""
+
+    options: Mapping[str, Any]
+    line: str = ""  # of the figure, which it is a point of
+    x: float | None = None  # where on that line; None: at all places
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.3f} ± {deviation:.3f}"
+STATIC = Arm({"queries.kind": "static"})
+GROUPED = Arm({"queries.kind": "grouped"})
+MODULATED = Arm({"queries.kind": "modulated"})
+CONSTANT = Arm({"queries.kind": "modulated", "queries.context": "none"})
+CONTROLLED = {"static": STATIC, "grouped": GROUPED, "constant": CONSTANT, "modulated": MODULATED}
 
 
-def study(name: str, title: str, about: str, experiments: Callable[[int], dict[str, Experiment]], steps: int) -> None:
-    """A script that trains all experiments with both kinds of queries and prints the table.
+@dataclass(frozen=True)
+class Comparison:
+    """A study that trains every subject with every arm.
 
-    Args:
-        name: of the study's target in the Makefile and of its folder in ``runs``.
-        title: of the table.
-        about: a paragraph that says what was done, with places for ``{steps}`` and ``{seeds}``.
-        experiments: label -> experiment, of so many optimiser steps.
-        steps: of a training, unless the command line says another number.
+    Attributes:
+        title: of the page.
+        own: what is trained by default, by label.
+        arms: by label, of a subject's configuration. Differences are those to the first one, unless ``reference``
+            names another, and of ``modulated`` those to its other controls too.
+        paper: the paper's numbers, in 0..1.
+        seeds: of each kind, by default.
+        metrics: by task, the one that decides first.
+        figure: ``curves`` along the training, ``places`` for arms with an ``x``, or ``differences``.
+        axis: what ``x`` is.
+        also: more columns, computed from the configuration of an arm.
     """
-    parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--out", type=Path, default=Path("runs") / name)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time, one thread each")
-    parser.add_argument("--table", type=Path, help="write the table to this file")
-    arguments = parser.parse_args()
-    chosen = experiments(arguments.steps)
 
-    folders = {
-        (label, kind, seed): arguments.out / f"{label.lower().replace(' ', '-')}-{kind}-{seed}"
-        for seed, label, kind in product(range(arguments.seeds), chosen, KINDS)
-    }
-    with ProcessPoolExecutor(
-        arguments.jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        jobs = {
-            place: pool.submit(run, chosen[place[0]], place[1], place[2], folder) for place, folder in folders.items()
-        }
-        for (label, kind, seed), job in jobs.items():
-            job.result()
-            metrics = load_metrics(folders[label, kind, seed])
-            found = ", ".join(f"{metric} {metrics[metric]:.3f}" for metric in chosen[label].metrics)
-            print(f"{label}, {kind}, seed {seed}: {found}", flush=True)
+    title: str
+    own: Mapping[str, Subject]
+    arms: Callable[[Config], Mapping[str, Arm]]
+    paper: Paper = field(default_factory=dict)
+    reference: str | None = None
+    seeds: int = 3
+    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: METRICS)
+    figure: str = "differences"
+    axis: str = ""
+    also: Callable[[Config], dict[str, float]] = lambda config: {}
 
-    results: Results = {
-        label: {kind: [load_metrics(folders[label, kind, seed]) for seed in range(arguments.seeds)] for kind in KINDS}
-        for label in chosen
-    }
-    (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
-    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, PyTorch {torch.__version__}"
-    text = "\n".join(
-        [
-            f"# {title}",
-            "",
-            about.format(steps=arguments.steps, seeds=arguments.seeds),
-            "",
-            *table(chosen, results),
-            "",
-            f"Measured on {machine}. Again: `make {name}`.",
-            "",
+    def run(self, request: Request) -> Report:
+        """Train what is not trained yet, and report.
+
+        Raises:
+            DqdetError: as `dqdet.studies.study`.
+        """
+        if request.model is not None:
+            raise DqdetError(f"--model is of combinations and coefficients; {request.name} trains its models")
+        every = subjects(request, self.own)
+        own = request.chosen(every)
+        all_arms = {label: self.arms(subject.config(request.overrides)) for label, subject in own.items()}
+        request.check_labels([*every, *(name for of_subject in all_arms.values() for name in of_subject)])
+        arms = {label: request.chosen(of_subject) for label, of_subject in all_arms.items()}
+        seeds = range(request.seeds or self.seeds)
+        if not request.report:
+            # Seed by seed, so that an early report has something of everything.
+            trainings = [
+                training(request, label, subject, name, arm, seed)
+                for seed in seeds
+                for label, subject in own.items()
+                for name, arm in arms[label].items()
+            ]
+            run_all(trainings, request.jobs, request.say)
+        curves = {label: {name: found(request, label, name) for name in arms[label]} for label in own}
+        if not any(seeds for of_arms in curves.values() for seeds in of_arms.values()):
+            raise DqdetError(f"{request.out}: no finished training of {request.name}; leave out --report to train")
+        rows = [
+            Row(self, label, subject, arms[label], curves[label], subject.config(request.overrides))
+            for label, subject in own.items()
         ]
-    )
-    print(f"\n{text}")
-    if arguments.table:
-        arguments.table.write_text(text, encoding="utf-8")
+        tables = [
+            lines
+            for _, alike in groupby(rows, key=lambda row: row.metrics)
+            for lines in self._table(list(alike), request)
+        ]
+        return Report(
+            title=self.title,
+            results={row.label: row.results() for row in rows},
+            tables=tables,
+            note=NOTE,
+            learned=[sentence for row in rows for sentence in row.sentences()],
+            figure=self._figure(rows),
+        )
+
+    def _table(self, rows: list[Row], request: Request) -> list[list[str]]:
+        """One table of subjects with the same metrics."""
+        metrics = rows[0].metrics
+        of_paper = [metric for metric in metrics if any(row.paper(arm, metric) for row in rows for arm in row.arms)]
+        also = {
+            (row.label, name): self.also(row.subject.config(request.overrides, arm.options))
+            for row in rows
+            for name, arm in row.arms.items()
+        }
+        extra = list(dict.fromkeys(column for columns in also.values() for column in columns))
+        header = ["model", "queries", "seeds"]
+        for metric in metrics:
+            header += [metric] + [f"paper's {metric}"] * (metric in of_paper)
+        header += [*extra, f"{metrics[0]}, difference to {rows[0].reference}"]
+        lines = []
+        for row in rows:
+            for name in row.arms:
+                cells = [row.label, name, str(len(row.curves[name]))]
+                for metric in metrics:
+                    cells.append(spread(list(row.last(name, metric).values())))
+                    if metric in of_paper:
+                        cells.append(row.paper(name, metric))
+                cells += [f"{also[row.label, name].get(column, float('nan')):.4g}" for column in extra]
+                against = row.against(row.reference, name) if name != row.reference else None
+                lines.append([*cells, "" if against is None else str(against)])
+        return [table(header, lines)]
+
+    def _figure(self, rows: list[Row]) -> Figure:
+        match self.figure:
+            case "curves":
+                return figures.curves({row.label: row.along() for row in rows}, rows[0].metrics[0])
+            case "places":
+                return figures.places({row.label: row.placed() for row in rows}, self.axis, rows[0].metrics[0])
+        return figures.differences({row.label: row.differences() for row in rows}, rows[0].reference)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one subject's trainings gave."""
+
+    study: Comparison
+    label: str
+    subject: Subject
+    arms: Mapping[str, Arm]
+    curves: Mapping[str, dict[int, Curve]]  # arm -> seed -> validations
+    config: Config
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.study.metrics.get(self.config.data.task, METRICS[self.config.data.task])
+
+    @property
+    def reference(self) -> str:
+        wanted = self.study.reference
+        return wanted if wanted is not None and wanted in self.arms else next(iter(self.arms))
+
+    def last(self, arm: str, metric: str) -> dict[int, float]:
+        """Seed -> what the last validation measured, where there was something to measure it on."""
+        values = {seed: list(curve.values())[-1].get(metric, -1) for seed, curve in self.curves[arm].items()}
+        return {seed: value for seed, value in values.items() if value != -1}
+
+    def against(self, first: str, second: str) -> Difference | None:
+        return difference(self.last(first, self.metrics[0]), self.last(second, self.metrics[0]))
+
+    def differences(self) -> dict[str, Difference]:
+        """Of every arm to the reference."""
+        found = {arm: self.against(self.reference, arm) for arm in self.arms if arm != self.reference}
+        return {arm: against for arm, against in found.items() if against is not None}
+
+    def sentences(self) -> list[str]:
+        """What each arm showed against the reference, and the method against its controls."""
+        pairs = [(self.reference, arm) for arm in self.arms if arm != self.reference]
+        if "modulated" in self.arms:
+            controls = [arm for arm in self.arms if arm not in (self.reference, "modulated")]
+            pairs += [(arm, "modulated") for arm in controls if self.reference != "modulated"]
+        found = [(first, second, self.against(first, second)) for first, second in pairs]
+        return [
+            f"{self.label}: {learned(self.metrics[0], first, second, against)}"
+            for first, second, against in found
+            if against is not None
+        ]
+
+    def paper(self, arm: str, metric: str) -> str:
+        value = self.study.paper.get(self.subject.published, {}).get(arm, {}).get(metric)
+        return "" if value is None else f"{value:.3f}"
+
+    def along(self) -> dict[str, list[list[tuple[float, float]]]]:
+        """Arm -> of each seed the points (step, metric)."""
+        return {
+            arm: [[(step, measured[self.metrics[0]]) for step, measured in curve.items()] for curve in seeds.values()]
+            for arm, seeds in self.curves.items()
+        }
+
+    def placed(self) -> dict[str, list[tuple[float | None, list[float]]]]:
+        """Line -> its points: place, and the metric of all seeds."""
+        lines: dict[str, list[tuple[float | None, list[float]]]] = {}
+        for name, arm in self.arms.items():
+            lines.setdefault(arm.line or name, []).append((arm.x, list(self.last(name, self.metrics[0]).values())))
+        return lines
+
+    def results(self) -> dict[str, Any]:
+        return {
+            "preset": self.subject.preset,
+            "arms": {arm: {"options": dict(self.arms[arm].options), "seeds": self.curves[arm]} for arm in self.arms},
+            "differences": {
+                arm: {"to": self.reference, "mean": found.mean, "interval": found.interval, "pairs": found.pairs}
+                for arm, found in self.differences().items()
+            },
+        }
+
+
+def training(request: Request, label: str, subject: Subject, name: str, arm: Arm, seed: int) -> Training:
+    options = subject.merged(request.overrides, arm.options, {"train.seed": seed})
+    return Training(f"{label}, {name}, seed {seed}", folder(request, label, name, seed), subject.preset, options)
+
+
+def folder(request: Request, label: str, name: str, seed: int) -> Path:
+    return request.out / f"{small_name(label)}-{small_name(name)}-{seed}"
+
+
+def found(request: Request, label: str, name: str) -> dict[int, Curve]:
+    """Seed -> validations of the finished trainings in the folder, also those of more seeds than were asked for."""
+    stem = folder(request, label, name, 0).name.removesuffix("0")
+    places = {path: path.name.removeprefix(stem) for path in request.out.glob(f"{stem}*") if is_finished(path)}
+    seeds = {int(seed): path for path, seed in places.items() if seed.isdecimal()}
+    return {seed: read_curve(path) for seed, path in sorted(seeds.items())}

@@ -30,6 +30,7 @@ from dqdet.config import Config, DataConfig, Overrides, TrainConfig, override_so
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.models import create_model
+from dqdet.models.detector import Detector
 from dqdet.runs.folder import (
     LAST,
     MEASURED,
@@ -120,6 +121,18 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     overrides = parse_overrides(overrides)
     config = override_some(load_config(run), overrides, (*MEASURED, *LOADED), NOT_MEASURED)
     model, _ = load_folder(run)
+    metrics = measure(model, config)
+    if set(overrides) <= {"data.workers"}:
+        rank_zero_only(save_metrics)(run, load_metrics(run) | metrics)
+    return metrics
+
+
+def measure(model: Detector, config: Config) -> dict[str, float]:
+    """The official metrics of a model on the validation split of ``config.data``.
+
+    Raises:
+        DqdetError: the data is at fault, or has classes that the model has not.
+    """
     dataset = open_dataset(config.data, "val", config.train.seed)
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, _place(config.data))
     config = config.model_copy(update={"category_ids": category_ids})
@@ -127,8 +140,6 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
     loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
     _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
-    if set(overrides) <= {"data.workers"} and trainer.is_global_zero:
-        save_metrics(run, load_metrics(run) | validation.metrics)
     return validation.metrics
 
 

@@ -9,7 +9,7 @@ import PIL.Image
 
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
-from dqdet.data.scenes.scene import CLASSES, STUFF, draw_scene, render
+from dqdet.data.scenes.scene import CLASSES, STUFF, draw_scene, render, scene_kind
 from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
 from dqdet.types import PanopticMap
@@ -47,6 +47,10 @@ class ScenesDataset(SegmentsDataset):
         self.image_ids = list(range(1, count + 1))
         self.file_names = [f"{image_id}.png" for image_id in self.image_ids]
         self.aspect_ratios = np.ones(count)
+
+    def kind(self, index: int) -> str:
+        """Of the scene: ``open_air``, ``street``, ``meadow``, ``lake`` or ``table``."""
+        return scene_kind(self.scenes.seed, self.split_number, index)
 
     def _drawn(self, index: int) -> tuple[PIL.Image.Image, PanopticMap]:
         """The picture, and all that is visible in it: stuff first, then things from the farthest to the nearest."""

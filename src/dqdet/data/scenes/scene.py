@@ -309,6 +309,11 @@ def table(random: np.random.Generator) -> Scene:
 KINDS: tuple[Callable[[np.random.Generator], Scene], ...] = (open_air, street, meadow, lake, table)
 
 
+def scene_kind(*seed: int) -> str:
+    """The kind of the scene that :func:`draw_scene` draws."""
+    return KINDS[np.random.default_rng(seed).integers(len(KINDS))].__name__
+
+
 def draw_scene(*seed: int) -> Scene:
     """A scene of a random kind; a pure function of the numbers in ``seed``."""
     random = np.random.default_rng(seed)

@@ -1,0 +1,229 @@
+"""The trainings of a study: several at a time, each in a folder of its own, none of them twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+import dqdet
+from dqdet.config import resolve
+from dqdet.errors import DqdetError, Interrupted
+from dqdet.runs.folder import CONFIG, LAST, load_config, write_file
+
+VALIDATIONS = "validations.json"
+FINISHED = "finished.json"
+OUTPUT = "output.txt"  # what the training printed
+
+Curve = dict[int, dict[str, float]]  # step -> what was measured after it
+FROM_DATA = ("classes", "category_ids", "stuff")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study."""
+
+    label: str  # in progress lines
+    folder: Path
+    preset: str
+    options: dict[str, Any]
+
+
+def run_all(trainings: Sequence[Training], jobs: int | None, say: Callable[[str], None]) -> None:
+    """Train what is not trained yet; trainings that were interrupted go on from their last checkpoint.
+
+    Args:
+        trainings: each with its own folder.
+        jobs: trainings at a time. They share the CPU cores evenly; GPUs are dealt out in turn.
+        say: is called with a progress line after every training.
+
+    Raises:
+        DqdetError: a training failed, or a folder has a training with other options; says which one.
+        Interrupted: the trainings that ran are saved, the finished ones stay.
+    """
+    for training in trainings:
+        check_options(training)
+    waiting = [training for training in trainings if not (training.folder / FINISHED).exists()]
+    done, started = len(trainings) - len(waiting), time.monotonic()
+    if done:
+        say(f"{done} of {len(trainings)} trainings are in the folder")
+    try:
+        for number, training in enumerate(_trained(waiting, jobs or default_jobs()), start=1):
+            left = timedelta(seconds=round((time.monotonic() - started) / number * (len(waiting) - number)))
+            say(f"{done + number} of {len(trainings)} trainings, {training.label}; {left} left")
+    except (Interrupted, KeyboardInterrupt) as error:
+        finished = sum((training.folder / FINISHED).exists() for training in trainings)
+        raise Interrupted(
+            f"stopped with {finished} of {len(trainings)} trainings finished; the same command goes on"
+        ) from error
+
+
+def default_jobs() -> int:
+    """One training for each GPU, or else for each core."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def check_options(training: Training) -> None:
+    """Raise DqdetError if the folder has a training with other options."""
+    if not (training.folder / CONFIG).exists():
+        return
+    wanted = resolve(training.preset, training.options).model_dump(exclude=set(FROM_DATA))
+    found = load_config(training.folder).model_dump(exclude=set(FROM_DATA))
+    if wanted != found:
+        differing = [name for name in wanted if wanted[name] != found[name]]
+        options = [
+            f"{section}.{option}" if isinstance(wanted[section], dict) else section
+            for section in differing
+            for option in (wanted[section] if isinstance(wanted[section], dict) else [section])
+            if not isinstance(wanted[section], dict) or wanted[section][option] != found[section].get(option)
+        ]
+        raise DqdetError(
+            f"{training.folder}: has a training with other options ({', '.join(options)}); choose another --out"
+        )
+
+
+def _trained(trainings: Sequence[Training], jobs: int) -> Iterator[Training]:
+    """The trainings, as they finish."""
+    if jobs == 1:
+        for training in trainings:
+            _train(training)
+            yield training
+        return
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    jobs = min(jobs, len(trainings)) or 1
+    with ProcessPoolExecutor(jobs, context, _prepare_worker, (context.Value("i", 0), threads)) as pool:
+        futures: dict[Future[None], Training] = {
+            pool.submit(_train_in_worker, training): training for training in trainings
+        }
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BrokenProcessPool as error:
+            raise DqdetError(
+                "a training's process was ended from outside, perhaps for lack of memory; the same command goes on, "
+                "with fewer --jobs if need be"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker(started: Any, threads: int) -> None:
+    """Its share of the threads, a GPU of its own if there are several, and an end when the study is killed."""
+    torch.set_num_threads(threads)
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    if torch.cuda.device_count() > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % len(visible.split(","))]  # before CUDA starts
+    signal.signal(signal.SIGINT, _stop_later)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+_stopping = threading.Event()  # of a worker: it was interrupted, and begins no other training
+
+
+def _stop_later(number: int, frame: FrameType | None) -> None:
+    _stopping.set()
+
+
+def _train_in_worker(training: Training) -> None:
+    if _stopping.is_set():
+        raise Interrupted("stopped before it began")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _train(training)
+    except (Interrupted, KeyboardInterrupt) as error:
+        _stopping.set()
+        raise Interrupted("stopped") from error
+    finally:
+        signal.signal(signal.SIGINT, _stop_later)
+
+
+def _train(training: Training) -> None:
+    folder, started = training.folder, time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    callbacks = [Validations(folder / VALIDATIONS)]
+    with (
+        (folder / OUTPUT).open("a") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        try:
+            if (folder / LAST).exists():
+                dqdet.train(resume=folder, callbacks=callbacks)
+            else:
+                dqdet.train(training.preset, out=folder, callbacks=callbacks, **training.options)
+        except Interrupted:
+            raise
+        except DqdetError as error:
+            raise DqdetError(f"{training.label}: {error}") from error
+    seconds = round(time.monotonic() - started)
+    write_file(folder / FINISHED, json.dumps({"seconds": seconds, "device": device()}).encode())
+
+
+class Validations(Callback):
+    """Keeps what every validation measured: the last one counts, not the best, which would be chosen by chance."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured = {
+            name.removeprefix("val/"): value.item()
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        curve = {**read_curve(self.file.parent), trainer.global_step: measured}
+        write_file(self.file, json.dumps(curve, indent=1).encode())
+
+
+def read_curve(folder: Path) -> Curve:
+    """What the validations of a training measured, in order; empty when there was none."""
+    file = folder / VALIDATIONS
+    if not file.exists():
+        return {}
+    return {int(step): measured for step, measured in sorted(json.loads(file.read_text()).items(), key=_step)}
+
+
+def _step(entry: tuple[str, Any]) -> int:
+    return int(entry[0])
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / FINISHED).exists()
+
+
+def device() -> str:
+    """What a training runs on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores"
+
+
+def small_name(label: str) -> str:
+    """A label as part of a folder's name."""
+    return "".join(character if character.isalnum() else "-" for character in label.lower()).strip("-")
