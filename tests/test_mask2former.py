@@ -11,9 +11,10 @@ from small_families import FRAMES, assert_same, build, inputs, outputs
 
 
 def test_padding_seen_as_image():
-    model = build("mask2former").eval()
+    """By the pixel decoder and the attention; the context of dynamic queries is that of the image alone."""
+    model = build("mask2former", kind="static").eval()
     features, padding = inputs(model)
-    seen = build("mask2former", {"see_padding": True}).eval().forward_features(features, padding)
+    seen = build("mask2former", {"see_padding": True}, kind="static").eval().forward_features(features, padding)
     without = model.forward_features(features, torch.zeros_like(padding))
     torch.testing.assert_close(seen.logits, without.logits)
     assert not torch.allclose(seen.logits, model.forward_features(features, padding).logits, atol=1e-3)

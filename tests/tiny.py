@@ -57,5 +57,12 @@ def tiny_family(preset: str, **overrides: Any) -> Config:
     return resolve(preset, options | {"model.backbone.pretrained": False} | overrides)
 
 
+def tiny_scenes(preset: str | None = None, **overrides: Any) -> Config:
+    """`tiny`, or a preset of any family at the same sizes, on generated scenes."""
+    if preset is None:
+        return tiny(**overrides)
+    return tiny_family(preset, data__kind="scenes", data__crop=False, **overrides)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}

@@ -10,7 +10,7 @@ from recorder import Recorder
 
 from dqdet.runs.folder import load_metrics
 from dqdet.training.engine import evaluate, resume, train
-from tiny import tiny
+from tiny import tiny, tiny_scenes
 
 HERE = Path(__file__).parent
 
@@ -22,7 +22,7 @@ SAME = {
     "data__scenes__val_images": 5,
 }
 
-ACCUMULATED = SAME | {"train__accumulate": 2, "loss__classification": "cross_entropy"}
+ACCUMULATED = SAME | {"preset": "detr_r50", "train__accumulate": 2}  # DETR has the cross-entropy
 
 
 def train_with_two(out: Path, overrides: dict) -> Path:
@@ -72,7 +72,7 @@ def test_one_process_goes_on_with_what_two_began(two, tmp_path):
 def test_two_processes_that_accumulate_train_like_one_that_does_not(tmp_path):
     """Cross-entropy, which is divided by the weights of all queries of the step."""
     two = train_with_two(tmp_path / "two", ACCUMULATED)
-    train(tiny(**ACCUMULATED | {"train__accumulate": 1}), tmp_path / "one", [recorder := Recorder()])
+    train(tiny_scenes(**ACCUMULATED | {"train__accumulate": 1}), tmp_path / "one", [recorder := Recorder()])
     seen = [json.loads((two / f"process-{rank}.json").read_text())["seen"] for rank in (0, 1)]
     assert len(seen[0]) == 18
     for step, (*_, images, loss, _) in enumerate(recorder.steps):

@@ -384,17 +384,17 @@ def test_half_precision_of_gpus_becomes_single_on_a_cpu_and_says_so(tmp_path, ca
 
 
 @pytest.mark.parametrize("cuda", [True, False])
-def test_trainings_on_cuda_multiply_in_tf32(cuda, tmp_path, monkeypatch):
+def test_trainings_on_cuda_multiply_in_tf32_and_leave_all_else_as_it_was(cuda, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    def make_trainer(*arguments):
-        raise Stop
+    def fit(*arguments, **options):
+        raise Stop(torch.get_float32_matmul_precision())
 
-    asked = []
-    monkeypatch.setattr(engine, "_make_trainer", make_trainer)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-    with pytest.raises(Stop):
-        train(tiny(), tmp_path)
-    assert asked == (["high"] if cuda else [])
+    monkeypatch.setattr(engine, "_quietly", fit)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: cuda)
+        patched.setattr(engine, "_make_trainer", lambda *arguments: SimpleNamespace(fit=None))
+        with pytest.raises(Stop, match="^high$" if cuda else "^highest$"):
+            train(tiny(), tmp_path)
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -47,7 +47,8 @@ class Detector(nn.Module, ABC):
                 torch.stack([torch.full((), 255 * value, device=images.device) for value in values])[:, None, None]
                 for values in (MEAN, STD)
             )
-            images = images.float().sub_(mean).div_(std).masked_fill_(empty, 0).to(next(self.parameters()).dtype)
+            images = images.float().sub_(mean).div_(std).masked_fill_(empty, 0)
+            images = images.to(next((parameter.dtype for parameter in self.parameters()), torch.float32))
         if self.divisor > 1:
             height, width = padding.shape[1:]
             beyond = (0, -width % self.divisor, 0, -height % self.divisor)
