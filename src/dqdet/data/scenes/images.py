@@ -24,6 +24,8 @@ CATEGORIES = [
     }
     for name, number in CATEGORY_IDS.items()
 ]
+# Of the scenes that a data set keeps, at 11 bytes each: to draw one takes as long as a tiny model takes to look at it.
+KEPT_PIXELS = 2**24
 
 
 class ScenesDataset(SegmentsDataset):
@@ -47,12 +49,20 @@ class ScenesDataset(SegmentsDataset):
         self.image_ids = list(range(1, count + 1))
         self.file_names = [f"{image_id}.png" for image_id in self.image_ids]
         self.aspect_ratios = np.ones(count)
+        self.kept: dict[int, tuple[PIL.Image.Image, PanopticMap]] = {}
 
     def kind(self, index: int) -> str:
         """Of the scene: ``open_air``, ``street``, ``meadow``, ``lake`` or ``table``."""
         return scene_kind(self.scenes.seed, self.split_number, index)
 
     def _drawn(self, index: int) -> tuple[PIL.Image.Image, PanopticMap]:
+        """What :meth:`_draw` gives, kept for the next epoch while there is room."""
+        drawn = self.kept.get(index) or self._draw(index)
+        if len(self.kept) < KEPT_PIXELS // self.scenes.size**2:
+            self.kept[index] = drawn
+        return drawn
+
+    def _draw(self, index: int) -> tuple[PIL.Image.Image, PanopticMap]:
         """The picture, and all that is visible in it: stuff first, then things from the farthest to the nearest."""
         scene = draw_scene(self.scenes.seed, self.split_number, index)
         image, segments = render(scene, self.scenes.size)
