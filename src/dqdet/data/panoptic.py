@@ -175,6 +175,9 @@ class CocoPanopticDataset(SegmentsDataset):
             segments.append(segment)
         return PanopticMap(panoptic.ids, segments)
 
+    def has_objects(self) -> bool:
+        return not self.segments[:, 2].all()  # some are no crowds
+
     def ground_truth(self) -> dict[str, Any]:
         """The things as a COCO dictionary with masks, crowds included.
 
