@@ -19,6 +19,7 @@ from dqdet.config.presets import (
     to_yaml,
 )
 from dqdet.config.schema import (
+    UNUSED,
     BackboneConfig,
     ClipsConfig,
     ConditionalDetrConfig,
@@ -44,6 +45,7 @@ from dqdet.config.schema import (
 )
 
 __all__ = [
+    "UNUSED",
     "BackboneConfig",
     "ClipsConfig",
     "ConditionalDetrConfig",

@@ -126,7 +126,7 @@ def beyond_the_end(config: Config, steps_per_epoch: int) -> Iterator[str]:
         )
     if train.warmup > end:
         yield f"train.warmup={train.warmup} is beyond the end: the learning rates still rise in step {end}, the last"
-    if train.validate_every * steps_per_epoch > end:
+    if train.validate_every > 1 and train.validate_every * steps_per_epoch > end:
         yield (
             f"train.validate_every={train.validate_every} epochs is beyond the end (step {end} of {steps_per_epoch} an "
             "epoch): the last model alone is measured"

@@ -353,6 +353,9 @@ class TrainConfig(Section):
         return self
 
 
+UNUSED = "N/A"  # the class of an output for an id that no category has
+
+
 class Config(Section):
     """Everything that makes a model, its training and its use reproducible."""
 
@@ -367,6 +370,13 @@ class Config(Section):
     category_ids: list[int] = []  # likewise, the data set's id of each class: results are written with them
     stuff: list[str] = []  # the classes among them that are regions, not objects (panoptic)
     init: str | None = None  # what the weights start from: a run, a checkpoint or a name on the hub; None: ImageNet
+
+    @property
+    def ids(self) -> list[int]:
+        """The category id of each class. Where they are not known, classes are numbered from 1; those of models with an
+        output for each id are their own ids: 0 is one that no category has."""
+        first = 0 if self.classes[:1] == [UNUSED] else 1
+        return self.category_ids or list(range(first, first + len(self.classes)))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

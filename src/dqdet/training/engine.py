@@ -200,9 +200,9 @@ def _fit(
 ) -> None:
     config = module.config
     evaluation = make_evaluation(config, data.val_set)
-    validation = Validation(evaluation, out)
     averaging = [EMAWeightAveraging(decay=config.train.ema)] if config.train.ema else []
     progress = TrainingProgress(config.train.batch, evaluation.best, config.train.steps)
+    validation = Validation(evaluation, out, progress.print)
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
     loggers: list[Logger] = [
         TensorBoardLogger(out / "logs", name="tensorboard"),
