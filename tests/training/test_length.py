@@ -30,8 +30,7 @@ def drop_shares(options, steps_per_epoch: int) -> list[float]:
 
 def test_the_example_of_the_readme_drops():
     text = Path(__file__).parents[2].joinpath("README.md").read_text()
-    (line,) = re.findall(r"^dqdet train (deformable_detr_r50 .*epochs.*)$", text, re.M)
-    preset, *options = line.split()
+    preset, *options = re.search(r"^dqdet train (deformable_detr_r50 .*)$", text, re.M)[1].split()
     config = resolve(preset, options)
     assert (config.train.epochs, config.train.drop) == (12, [9.6])  # 40 of 50
     assert drop_shares(config.train, 100) == [0.8]
