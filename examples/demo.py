@@ -23,6 +23,7 @@ from dqdet.cli import HEADLINE
 from dqdet.config import parse_overrides
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
+from dqdet.metrics.scores import shown
 from dqdet.predict.pictures import coefficient_figure, ground_truth, side_by_side
 from dqdet.predict.predictor import Predictor
 
@@ -103,7 +104,7 @@ def main() -> None:
         dataset = dataset or open_dataset(predictor.config.data, "val")
         row = {
             "queries": kind,
-            **{name: f"{metrics[name]:.3f}" for name in HEADLINE if name in metrics},
+            **{name: shown(metrics[name]) for name in HEADLINE if name in metrics},
             "parameters": f"{sum(p.numel() for p in predictor.model.parameters()) / 1e6:.2f} M",
             "step time": f"{1000 * statistics.median(times.seconds):.0f} ms",
             "making queries": f"{100 * query_share(predictor, to_pil_image(dataset[0][0])):.2f} % of inference",

@@ -158,3 +158,24 @@ def test_two_processes_get_the_metrics_of_one(tmp_path):
     expected = metrics_of_videos([0, 1, 2])
     assert 0 < expected["AP"] < 1
     assert [queue.get(), queue.get()] == [expected, expected]
+
+
+def test_ids_beyond_doubles_are_kept_apart(shared):
+    """2**53 and 2**53 + 1 are the same double."""
+    folder = shared / "metrics" / "video_instance"
+    ground_truth, results = (json.loads((folder / f"{name}.json").read_text()) for name in ("gt", "results"))
+    expected = metric_of(ground_truth, results).compute()
+    for record in (*ground_truth["videos"], *ground_truth["categories"]):
+        record["id"] += 2**53
+    for record in (*ground_truth["annotations"], *results):
+        record["video_id"] += 2**53
+        record["category_id"] += 2**53
+    assert metric_of(ground_truth, results).compute() == expected
+
+
+def test_without_tracks_or_categories_nothing_is_defined():
+    video = {"id": 1, "height": 20, "width": 30, "length": 1}
+    for categories in ([{"id": 1, "name": "cat"}], []):
+        metric = VideoMetric({"videos": [video], "categories": categories, "annotations": []}, [1])
+        metric.update([1], [[]])
+        assert {metric.compute()[name] for name in SUMMARY} == {-1}

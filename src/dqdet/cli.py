@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 import dqdet
 from dqdet.config import describe, parse_overrides, preset_names, resolve, to_yaml
 from dqdet.errors import DqdetError, Interrupted
+from dqdet.metrics.scores import is_score, shown
 
 HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
 
@@ -64,8 +66,9 @@ def train(
     from dqdet.runs.folder import load_metrics
 
     best = load_metrics(run)
-    headline = ", ".join(f"{name} {_number(best[name])}" for name in HEADLINE if name in best)
-    _show(f"{run}: {headline} (best validation, step {best['step']})")
+    headline = ", ".join(f"{name} {shown(best[name])}" for name in HEADLINE if name in best)
+    which = "best" if any(is_score(best.get(name)) for name in HEADLINE) else "last"
+    _show(f"{run}: {headline} ({which} validation, step {best['step']})")
 
 
 @app.command("eval")
@@ -82,11 +85,11 @@ def evaluate(
         if label:
             of_classes.setdefault(label, {})[metric] = value
         else:
-            summary.add_row(name, _number(value))
+            summary.add_row(name, shown(value))
     columns = dict.fromkeys(metric for values in of_classes.values() for metric in values)
     classes = Table("class", *columns)
     for label, values in of_classes.items():
-        classes.add_row(label, *(_number(values.get(column, -1)) for column in columns))
+        classes.add_row(label, *(shown(values.get(column)) for column in columns))
     _show(summary, classes)
 
 
@@ -226,10 +229,6 @@ def _show_model(run: Path) -> None:
     )
 
 
-def _number(value: float) -> str:
-    return "-" if value == -1 else f"{value:.3f}"  # -1: nothing in the data to measure it on
-
-
 def _show(*results: Table | str) -> None:
     if _is_first_process():
         console = Console(highlight=False, soft_wrap=True)
@@ -248,6 +247,8 @@ def _complain(error: DqdetError) -> None:
 def main() -> None:
     """Run a command. A `DqdetError` is one line and exit status 1; an interruption is status 130."""
     arguments = sys.argv[1:]
+    if not _is_first_process():
+        logging.disable(logging.WARNING)  # the first one says it
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; the error at their end is reported
     try:
         app([argument for argument in arguments if argument != "--debug"])  # wherever it stands

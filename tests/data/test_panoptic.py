@@ -18,7 +18,10 @@ from dqdet.data import panoptic
 from dqdet.errors import DqdetError
 from dqdet.formats.panoptic import read_ids
 from dqdet.metrics.panoptic import PanopticMetric
-from dqdet.training.engine import train
+from dqdet.predict.images import predict_folder
+from dqdet.predict.predictor import Predictor
+from dqdet.runs.folder import load_folder
+from dqdet.training.engine import evaluate, train
 from dqdet.types import PanopticMap
 
 opened = partial(opening.opened, task="panoptic")
@@ -350,3 +353,28 @@ def test_splits_that_disagree_about_categories_are_not_trained_on(tmp_path, cate
 def test_maps_are_written_and_read_without_change(tmp_path):
     write(tmp_path)
     assert np.array_equal(read_ids(tmp_path / "annotations/panoptic_train/1.png"), ids())
+
+
+@pytest.mark.parametrize("instances", [False, True], ids=["maps alone", "with a file of instances"])
+@pytest.mark.parametrize("isthing", [0, 1], ids=["stuff", "things"])
+def test_data_of_stuff_or_of_things_alone_is_learned_measured_and_found(isthing, instances, tmp_path):
+    write(tmp_path, images=2, categories=[category | {"isthing": isthing} for category in CATEGORIES])
+    for name in ("train", "annotations/panoptic_train"):
+        shutil.copytree(tmp_path / name, tmp_path / name.replace("train", "val"))
+    shutil.copy(tmp_path / "annotations/panoptic_train.json", tmp_path / "annotations/panoptic_val.json")
+    if instances:
+        things = [{"id": category["id"], "name": category["name"]} for category in CATEGORIES if isthing]
+        images = [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in (1, 2)]
+        document = {"images": images, "annotations": [], "categories": things}
+        (tmp_path / "annotations/instances_val.json").write_text(json.dumps(document))
+    small = {"model.hidden": 32, "model.heads": 2, "queries.count": 5, "loss.points": 64, "data.workers": 0}
+    data = {"data.kind": "coco", "data.root": str(tmp_path), "data.resize": [32], "data.val_resize": 32}
+    train(resolve("scenes_tiny_panoptic", small | data | {"train.batch": 2, "train.steps": 2}), tmp_path / "run")
+    metrics = evaluate(tmp_path / "run")
+    assert metrics["PQ"] >= 0
+    assert (metrics["PQ_things"] >= 0, metrics["PQ_stuff"] >= 0) == (isthing == 1, isthing == 0)
+    assert (metrics["AP_things"] >= 0) == (isthing == 1 and not instances)
+    assert metrics["mIoU"] >= 0
+    assert predict_folder(Predictor(*load_folder(tmp_path / "run")), tmp_path / "val", tmp_path / "out") == []
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert bool(results) == bool(isthing)

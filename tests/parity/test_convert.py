@@ -30,10 +30,11 @@ from transformers import (
 import dqdet
 from dqdet.config import Config, resolve
 from dqdet.formats.categories import COCO_CATEGORIES
+from dqdet.formats.results import coco_results
 from dqdet.models import FAMILIES, create_model
 from dqdet.runs.folder import differences, load_folder, without_pretraining
 from dqdet.runs.sources import load_model
-from dqdet.types import pad_images
+from dqdet.types import ImageDetections, pad_images
 from dqdet.weights import PUBLISHED, translate
 
 # Full size: every parameter of the published models.
@@ -109,11 +110,15 @@ def test_every_published_parameter_of_segmentation_is_used_once(shared, name, ol
     assert config.loss == preset.loss
 
 
+def recorded_case(shared: Path, name: str) -> DetectorCase:
+    recorded = json.loads((shared / "parity" / f"{name}_r50_full" / "config.json").read_text())
+    return DetectorCase(recorded, expected={}, io={}, weights={})
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_published_parameters_tell_their_configuration(shared, name):
     rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())
-    recorded = json.loads((shared / "parity" / f"{name}_r50_full" / "config.json").read_text())
-    case = DetectorCase(recorded, expected={}, io={}, weights={})
+    case = recorded_case(shared, name)
     state = {parameter: torch.zeros(()).expand(shape) for parameter, shape in rows}
     expected = model_config(case)
     published = PUBLISHED[expected.family]
@@ -354,6 +359,38 @@ def test_coco_models_of_hugging_face_know_the_category_ids(tmp_path):
     theirs.save_pretrained(tmp_path)
     config = load_model(tmp_path).config
     assert (config.classes, config.category_ids) == (names, list(range(91)))
+
+
+def test_an_output_of_coco_models_is_its_category_id_whatever_the_unused_ones_are_called(tmp_path):
+    """Some models on the hub name what COCO was going to annotate: 12 a street sign, 26 a hat."""
+    names = [COCO_CATEGORIES.get(number, f"never annotated {number}") for number in range(91)]
+    theirs = huggingface_model("detr")
+    theirs.class_labels_classifier = nn.Linear(64, 92)
+    theirs.config.id2label = dict(enumerate(names))
+    theirs.save_pretrained(tmp_path / "theirs")
+    config = load_model(tmp_path / "theirs").config
+    assert (config.classes, config.category_ids) == (names, list(range(91)))
+
+    theirs.config.id2label = dict(enumerate([names[0], "gnome", *names[2:]]))  # another data set's
+    theirs.save_pretrained(tmp_path / "others")
+    config = load_model(tmp_path / "others").config
+    assert (config.category_ids, config.ids) == ([], list(range(1, 92)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_results_of_official_models_have_the_category_ids_of_coco(name, shared):
+    """An output for each of 91 ids: the one that fires is the category."""
+    rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())
+    published = PUBLISHED[model_config(recorded_case(shared, name)).family]
+    state = published.from_official({parameter: torch.zeros(()).expand(shape) for parameter, shape in rows})
+    config = published.describe(state)
+    boxes = torch.tensor([[0.0, 0, 1, 1]])
+    for number, category in COCO_CATEGORIES.items():
+        found = ImageDetections(torch.ones(1), torch.tensor([number]), boxes)
+        (entry,) = coco_results(1, found, config.ids)
+        assert (entry["category_id"], config.classes[number]) == (number, category)
+    # Run folders of early versions have the classes of such a model, but no ids.
+    assert config.model_copy(update={"category_ids": []}).ids == list(range(91))
 
 
 def test_what_dqdet_does_not_have_is_refused(tmp_path):

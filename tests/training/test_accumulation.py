@@ -92,6 +92,19 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(family, tmp_path):
         assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("family", ["focal", "cross-entropy", "masks"])
+def test_images_that_fill_no_step_leave_steps_and_gradients_alone(family, tmp_path):
+    """Of 7 images a step of 4 is one, in any number of parts, and its gradient is whole."""
+    config = families()[family]
+    scenes = config.data.scenes.model_copy(update={"train_images": 7})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"scenes": scenes})})
+    whole = accumulated(config, 1, tmp_path / "whole")
+    for accumulate in (2, 4):
+        parts = accumulated(config, accumulate, tmp_path / f"{accumulate} parts")
+        assert len(parts.gradients) == len(whole.gradients) == 1
+        assert (parts.gradients[0] - whole.gradients[0]).norm() < 1e-5 * whole.gradients[0].norm()
+
+
 def test_steps_and_their_images_do_not_depend_on_accumulation(tmp_path):
     """Of 7 images a step of 4 is one; the others fill none."""
     steps = {}

@@ -4,6 +4,7 @@ A configuration is complete and self-describing: ``dqdet presets NAME`` prints i
 ``dqdet.load`` builds the model from it alone. ``presets/*.yaml`` hold only what differs from the defaults.
 """
 
+from dqdet.config.length import about_drops, drop_places, total_steps
 from dqdet.config.presets import (
     Overrides,
     changes,
@@ -13,10 +14,12 @@ from dqdet.config.presets import (
     override_some,
     parse_overrides,
     preset_names,
+    prolonged,
     resolve,
     to_yaml,
 )
 from dqdet.config.schema import (
+    UNUSED,
     BackboneConfig,
     ClipsConfig,
     ConditionalDetrConfig,
@@ -42,6 +45,7 @@ from dqdet.config.schema import (
 )
 
 __all__ = [
+    "UNUSED",
     "BackboneConfig",
     "ClipsConfig",
     "ConditionalDetrConfig",
@@ -65,13 +69,17 @@ __all__ = [
     "TrainConfig",
     "TransformerConfig",
     "VideoMask2FormerConfig",
+    "about_drops",
     "changes",
     "describe",
+    "drop_places",
     "from_yaml",
     "override",
     "override_some",
     "parse_overrides",
     "preset_names",
+    "prolonged",
     "resolve",
     "to_yaml",
+    "total_steps",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
@@ -10,8 +11,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from dqdet.config.length import DROPS, LENGTH, moved_drops, without_the_other
 from dqdet.config.schema import Config
 from dqdet.errors import DqdetError
+
+logger = logging.getLogger(__name__)
 
 Overrides = Iterable[str] | Mapping[str, Any]  # ["train.epochs=12"], or {"train.epochs": 12}, nested or not
 
@@ -36,21 +40,30 @@ def resolve(name: str, overrides: Overrides = ()) -> Config:
     options = _read_preset(name)
     del options["description"]
     if "extends" in options:
-        config = override(resolve(options.pop("extends")), options).model_copy(update={"preset": name})
+        config = _with(resolve(options.pop("extends")), _flat(options)).model_copy(update={"preset": name})
     else:
         config = _validated({"preset": name, **options})
     return override(config, overrides)
 
 
 def override(config: Config, overrides: Overrides) -> Config:
-    """A copy of a configuration with some options set.
+    """A copy of a configuration with some options set. Another length moves the drops (`dqdet.config.length`).
 
     Raises:
         DqdetError: as `resolve`.
     """
+    given = without_the_other(parse_overrides(overrides))
+    result = _with(config, given)
+    if not any(path in given for path in DROPS):
+        result.train = result.train.model_copy(update=moved_drops(config.train, result.train))
+    return result
+
+
+def _with(config: Config, given: Mapping[str, Any]) -> Config:
+    """A copy with the given options, by their dotted paths, and no others."""
     options = config.model_dump()
     known = _flat(options)
-    for path, value in parse_overrides(overrides).items():
+    for path, value in given.items():
         if path in FIXED and value != known[path]:
             raise DqdetError(f"{path} cannot be set: choose another preset ({', '.join(preset_names())})")
         if path not in known:
@@ -85,32 +98,51 @@ def override_some(config: Config, overrides: Overrides, allowed: Sequence[str], 
 
 def changes(config: Config) -> dict[str, Any]:
     """The overrides of its preset that make a configuration, without what is filled from the data set."""
-    preset = _flat(resolve(config.preset).model_dump())
     options = _flat(config.model_dump(exclude={"classes", "category_ids", "stuff"}))
-    return {path: value for path, value in options.items() if value != preset[path]}
+    preset = resolve(config.preset)
+    length = _length(config) if _length(config) != _length(preset) else {}
+    before = _flat(override(preset, length).model_dump())
+    return length | {path: value for path, value in options.items() if value != before[path]}
+
+
+def _length(config: Config) -> dict[str, Any]:
+    return {path: value for path, value in _flat(config.model_dump()).items() if path in LENGTH and value is not None}
+
+
+def prolonged(config: Config, overrides: Overrides) -> dict[str, Any]:
+    """Overrides of a training that goes on, together with the drops that stay.
+
+    Those that follow from its preset and its length follow a new length, too. Those that were set stay as they are.
+    """
+    given = parse_overrides(overrides)
+    own = {path: value for path, value in _flat(config.model_dump()).items() if path in DROPS}
+    preset = _flat(override(resolve(config.preset), _length(config)).model_dump())
+    follow = all(preset[path] == value for path, value in own.items())
+    return given if follow or any(path in given for path in DROPS) else own | given
 
 
 def parse_overrides(overrides: Overrides) -> dict[str, Any]:
     """Overrides by the dotted paths of their options.
 
     Of a ``key=value`` text, numbers and flags stay text: the option's own type says how to read them
-    (``data.train=2017`` is a name, ``train.epochs=12`` a number).
+    (``data.train=2017`` is a name, ``train.epochs=12`` a number). Of an option that is given twice, the last value
+    counts, and a warning says so.
     """
     if isinstance(overrides, Mapping):
         return _flat(overrides)
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for text in overrides:
         path, separator, value = text.partition("=")
         if not separator:
             raise DqdetError(f"'{text}' is not of the form option=value")
         try:
-            parsed[path] = yaml.safe_load(value)
+            read = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise DqdetError(f"{text}: not a value: {str(error).splitlines()[0]}") from error
-        if isinstance(parsed[path], dict):
-            parsed |= _flat({path: parsed.pop(path)})
-        elif not isinstance(parsed[path], list | None):
-            parsed[path] = value
+        given = _flat({path: read if isinstance(read, dict | list | None) else value})
+        for twice in parsed.keys() & given.keys():
+            logger.warning(f"{twice} is given twice: {twice}={parsed[twice]} has no effect")
+        parsed |= given
     return parsed
 
 

@@ -318,8 +318,9 @@ class DataConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: PositiveInt = 50
-    steps: PositiveInt | None = None  # stop after so many optimiser steps, whatever the epoch
+    # The length: epochs, or optimiser steps. Setting one unsets the other; of both, what comes first is the end.
+    epochs: PositiveInt | None = 50
+    steps: PositiveInt | None = None
     batch: PositiveInt = 16  # images a step, over all processes and accumulated batches together
     accumulate: PositiveInt = 1  # batches a step and process, to fit a large batch into a small memory
     lr: PositiveFloat = 2e-4
@@ -327,11 +328,13 @@ class TrainConfig(Section):
     offsets_lr: PositiveFloat = 2e-5  # sampling offsets and reference points (deformable families)
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["steps", "poly"] = "steps"
-    drop: list[PositiveFloat] = [40.0]  # steps: epochs after which the learning rates are divided by ten
-    drop_steps: list[PositiveInt] = []  # the same in optimiser steps, where drop is empty
+    # steps: epochs after which the learning rates are divided by ten, and the same in optimiser steps, where drop is
+    # empty. They move with the length (40 of 50 epochs are 9.6 of 12), unless they are set, too.
+    drop: list[PositiveFloat] = [40.0]
+    drop_steps: list[PositiveInt] = []
     power: PositiveFloat = 0.9  # poly: of the share of steps that are left
     decay_norms: bool = True  # weight decay of norms and embeddings too
-    warmup: int = Field(default=0, ge=0)  # steps of linear warm-up
+    warmup: int = Field(default=0, ge=0)  # steps of linear warm-up, whatever the length
     clip: NonNegativeFloat = 0.1  # gradient norm; 0: no clipping
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"  # 16-mixed is of GPUs; without one it becomes 32
     ema: float | None = Field(default=None, gt=0, lt=1)  # decay of the averaged weights; None: no averaging
@@ -340,12 +343,17 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.epochs is None and self.steps is None:
+            raise ValueError("the training has no length: set train.epochs or train.steps")
         if self.drop and self.drop_steps:
             raise ValueError(
                 f"train.drop={self.drop} (epochs) and train.drop_steps={self.drop_steps} are both set; empty one of "
                 "them: train.drop_steps=[] or train.drop=[]"
             )
         return self
+
+
+UNUSED = "N/A"  # the class of an output for an id that no category has
 
 
 class Config(Section):
@@ -362,6 +370,13 @@ class Config(Section):
     category_ids: list[int] = []  # likewise, the data set's id of each class: results are written with them
     stuff: list[str] = []  # the classes among them that are regions, not objects (panoptic)
     init: str | None = None  # what the weights start from: a run, a checkpoint or a name on the hub; None: ImageNet
+
+    @property
+    def ids(self) -> list[int]:
+        """The category id of each class. Where they are not known, classes are numbered from 1; those of models with an
+        output for each id are their own ids: 0 is one that no category has."""
+        first = 0 if self.classes[:1] == [UNUSED] else 1
+        return self.category_ids or list(range(first, first + len(self.classes)))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -143,6 +143,14 @@ class CityscapesDataset(SegmentsDataset):
             kept[segment["id"]] = segment["id"]
         return PanopticMap(kept[ids], segments)
 
+    def has_objects(self) -> bool:
+        """Reads maps up to the first that has some, which is hardly ever a second one."""
+        return any(
+            segment["category_id"] in self.category_ids and not segment["iscrowd"]
+            for index in range(len(self))
+            for segment in self.panoptic(index).segments
+        )
+
     def read(self, index: int) -> Sample:
         with opened_image(self._image_file(index), ADVICE) as opened:
             image = opened.convert("RGB")

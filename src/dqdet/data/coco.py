@@ -152,6 +152,9 @@ class CocoDataset(DetectionDataset):
             sample["masks"] = tv_tensors.Mask(self.masks.decode(first, stop, height, width))
         return sample
 
+    def has_objects(self) -> bool:
+        return len(self.labels) > 0
+
     def ground_truth(self) -> dict[str, Any]:
         """The annotation file, with the fields that evaluation needs and some tools leave out."""
         document = read_document(self.annotation_file)

@@ -59,6 +59,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     def ground_truth(self) -> dict[str, Any]:
         """The annotations as a COCO dictionary, boxes in pixels of the original images, crowds included."""
 
+    def has_objects(self) -> bool:
+        """Whether there is anything to learn or to measure, crowds apart. Those who know better say so."""
+        return True
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the augmentation of the items read from now on, in worker processes too."""
         self._epoch.fill_(epoch)

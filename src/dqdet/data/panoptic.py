@@ -175,20 +175,23 @@ class CocoPanopticDataset(SegmentsDataset):
             segments.append(segment)
         return PanopticMap(panoptic.ids, segments)
 
+    def has_objects(self) -> bool:
+        return not self.segments[:, 2].all()  # some are no crowds
+
     def ground_truth(self) -> dict[str, Any]:
         """The things as a COCO dictionary with masks, crowds included.
 
-        It is the official file of instances where that lies beside the panoptic one, since published instance AP is
-        measured against it (objects may overlap there); otherwise it is made from the maps.
+        It is the official file of instances where there are things and that lies beside the panoptic one, since
+        published instance AP is measured against it (objects may overlap there); otherwise it is made from the maps.
 
         Raises:
             DqdetError: the file lacks images or has other things; or maps cannot be read or used.
         """
         file = self.annotation_file.with_name(self.annotation_file.name.replace("panoptic", "instances", 1))
-        if not file.is_file():
+        things = {category["id"]: category["name"] for category in self.panoptic_categories if category["isthing"]}
+        if not (things and file.is_file()):
             return super().ground_truth()
         document = read_document(file)
-        things = {category["id"]: category["name"] for category in self.panoptic_categories if category["isthing"]}
         found = {category["id"]: category["name"] for category in document["categories"]}
         if found != things:
             raise DqdetError(

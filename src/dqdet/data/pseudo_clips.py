@@ -150,6 +150,9 @@ class JointDataset(DetectionDataset):
         part, index = self._part(index)
         return part.read(index)
 
+    def has_objects(self) -> bool:
+        return True  # an image is usable for its objects
+
     def _part(self, index: int) -> tuple[DetectionDataset, int]:
         videos = len(self.videos)
         return (self.videos, index) if index < videos else (self.pseudo, index - videos)

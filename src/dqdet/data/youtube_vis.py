@@ -177,6 +177,9 @@ class YoutubeVisDataset(VideoDataset):
             clip["masks"] = tv_tensors.Mask(torch.cat(of_frames))  # [M, H, W]
         return clip
 
+    def has_objects(self) -> bool:
+        return len(self.labels) > 0
+
     def ground_truth(self) -> dict[str, Any]:
         """The annotation file, with the fields that evaluation needs and some tools leave out."""
         document = self._read_document()

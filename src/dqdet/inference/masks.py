@@ -124,7 +124,7 @@ def panoptic_map(
 
     owned = owner.flatten().bincount(minlength=start).tolist()  # [K] pixels
     visible = owner[inside].bincount(minlength=start).tolist()  # [K] pixels
-    category_ids = config.category_ids or range(1, classes + 1)
+    category_ids = config.ids
     segments: list[dict[str, Any]] = []
     numbers = [VOID] * start  # [K] segment that a query's pixels become
     stuff: dict[int, int] = {}  # label -> segment

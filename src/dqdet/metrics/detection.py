@@ -20,6 +20,11 @@ AVERAGE_RECALL = ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 SUMMARY = AVERAGE_PRECISION + AVERAGE_RECALL
 
 
+def numbers(records: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Numbers from 1 for the ids of records, in the same order."""
+    return {number: position for position, number in enumerate(sorted(record["id"] for record in records), 1)}
+
+
 class DetectionMetric:
     """Collects detections image by image and compares them with the ground truth of a data set.
 
@@ -36,11 +41,28 @@ class DetectionMetric:
     best = "AP"
 
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int], iou_type: IouType = "bbox") -> None:
-        # The evaluation marks matches by annotation id, 0 meaning none, and writes into the annotations:
-        # it gets copies, numbered from 1.
-        annotations = [{**annotation, "id": i} for i, annotation in enumerate(ground_truth["annotations"], 1)]
-        self.ground_truth = COCO({**ground_truth, "annotations": annotations})
-        self.category_ids = list(category_ids)
+        # The evaluation keeps all ids as doubles, marks matches by annotation id, 0 meaning none, and writes into the
+        # annotations: it gets copies, numbered from 1.
+        self.image_numbers = numbers(ground_truth["images"])
+        categories = numbers(ground_truth["categories"])
+        self.category_numbers = [categories.get(category_id, 0) for category_id in category_ids]  # 0: not in the data
+        annotations = [
+            {
+                **annotation,
+                "id": number,
+                "image_id": self.image_numbers[annotation["image_id"]],
+                "category_id": categories[annotation["category_id"]],
+            }
+            for number, annotation in enumerate(ground_truth["annotations"], 1)
+        ]
+        self.ground_truth = COCO(
+            {
+                **ground_truth,
+                "images": [{**image, "id": self.image_numbers[image["id"]]} for image in ground_truth["images"]],
+                "categories": [{**c, "id": categories[c["id"]]} for c in ground_truth["categories"]],
+                "annotations": annotations,
+            }
+        )
         self.iou_type: IouType = iou_type
         self.reset()
 
@@ -49,7 +71,8 @@ class DetectionMetric:
 
     def update(self, image_ids: Sequence[int], detections: Sequence[ImageDetections]) -> None:
         for image_id, found in zip(image_ids, detections, strict=True):
-            self.results[image_id] = coco_results(image_id, found, self.category_ids, self.iou_type)
+            number = self.image_numbers[image_id]
+            self.results[image_id] = coco_results(number, found, self.category_numbers, self.iou_type)
 
     def compute(self) -> dict[str, float]:
         """The metrics over all images given to ``update``, in any process, since the last ``reset``.
@@ -64,6 +87,8 @@ class DetectionMetric:
 
     def _evaluate(self) -> dict[str, float]:
         category_ids = sorted(self.ground_truth.getCatIds())
+        if not category_ids:
+            return dict.fromkeys(SUMMARY, -1.0)
         # Categories do not depend on each other. The evaluation needs several times the memory of the entries, so
         # it gets those of a few categories at a time.
         parts = []
@@ -71,7 +96,8 @@ class DetectionMetric:
             chosen = category_ids[start : start + CATEGORIES_AT_ONCE]
             entries = [entry for image in self.results.values() for entry in image if entry["category_id"] in chosen]
             evaluation = COCOeval_faster(self.ground_truth, self.ground_truth.loadRes(entries), iouType=self.iou_type)
-            evaluation.params.imgIds, evaluation.params.catIds = sorted(self.results), chosen
+            evaluation.params.imgIds = sorted(self.image_numbers[image_id] for image_id in self.results)
+            evaluation.params.catIds = chosen
             evaluation.evaluate()
             evaluation.accumulate()
             parts.append(evaluation.eval)

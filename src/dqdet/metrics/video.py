@@ -18,7 +18,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from dqdet.formats import rle
 from dqdet.formats.masks import as_rle
 from dqdet.formats.results import StoredResults
-from dqdet.metrics.detection import summary
+from dqdet.metrics.detection import numbers, summary
 from dqdet.metrics.processes import from_first
 from dqdet.types import Rle, Track
 
@@ -60,23 +60,30 @@ class VideoMetric:
     best = "AP"
 
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int]) -> None:
-        self.category_ids = list(category_ids)
-        self.categories = ground_truth["categories"]
+        # As in `DetectionMetric`, all ids are numbers from 1 for the evaluation.
+        self.video_numbers = numbers(ground_truth["videos"])
+        categories = numbers(ground_truth["categories"])
+        self.category_numbers = [categories.get(category_id, 0) for category_id in category_ids]
+        self.categories = [{**c, "id": categories[c["id"]]} for c in ground_truth["categories"]]
         self.videos = [
-            {"id": video["id"], "height": video["height"], "width": video["width"] * video["length"]}
+            {
+                "id": self.video_numbers[video["id"]],
+                "height": video["height"],
+                "width": video["width"] * video["length"],
+            }
             for video in ground_truth["videos"]
         ]
         self.sizes = {video["id"]: (video["height"], video["width"]) for video in ground_truth["videos"]}
         self.lengths = {video["id"]: video["length"] for video in ground_truth["videos"]}
         tracks = []
-        for number, annotation in enumerate(ground_truth["annotations"], 1):  # the evaluation takes id 0 for none
+        for number, annotation in enumerate(ground_truth["annotations"], 1):
             size = self.sizes[annotation["video_id"]]
             masks = [None if s is None else as_rle(s, *size) for s in annotation["segmentations"]]
             tracks.append(
                 {
                     "id": number,
-                    "image_id": annotation["video_id"],
-                    "category_id": annotation["category_id"],
+                    "image_id": self.video_numbers[annotation["video_id"]],
+                    "category_id": categories[annotation["category_id"]],
                     "iscrowd": annotation.get("iscrowd", 0),
                     **_side_by_side(masks, *size),
                 }
@@ -95,8 +102,8 @@ class VideoMetric:
             frames = range(self.lengths[video_id])
             self.results[video_id] = [
                 {
-                    "image_id": video_id,
-                    "category_id": self.category_ids[track.label],
+                    "image_id": self.video_numbers[video_id],
+                    "category_id": self.category_numbers[track.label],
                     "score": track.score,
                     "iscrowd": 0,
                     **_side_by_side([track.masks.get(frame) for frame in frames], *self.sizes[video_id]),
@@ -117,6 +124,6 @@ class VideoMetric:
         tracks = [track for video in self.results.values() for track in video]
         numbered = [{"id": number, **track} for number, track in enumerate(tracks, 1)]
         evaluation = TrackEvaluation(self.ground_truth, self._dataset(numbered), iouType="segm", ranges=AREAS)
-        evaluation.params.imgIds = sorted(self.results)
+        evaluation.params.imgIds = sorted(self.video_numbers[video_id] for video_id in self.results)
         evaluation.run()
         return summary(evaluation)

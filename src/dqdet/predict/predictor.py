@@ -202,8 +202,8 @@ class Predictor:
 
     @property
     def category_ids(self) -> list[int]:
-        """The category id of each label in results: that of the data set, or label + 1 where there was none."""
-        return self.config.category_ids or list(range(1, len(self.config.classes) + 1))
+        """The category id of each label in results: that of the data set, or as `Config.ids` says."""
+        return self.config.ids
 
     @property
     def categories(self) -> list[dict[str, Any]]:

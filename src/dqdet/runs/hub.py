@@ -15,6 +15,7 @@ from torch import nn
 from dqdet.config import Config, changes
 from dqdet.config.schema import Task
 from dqdet.errors import DqdetError
+from dqdet.metrics.scores import shown
 from dqdet.runs.folder import save_folder
 
 FILES = ["*.json", "*.yaml", "*.safetensors"]  # of a model; none of them executes anything
@@ -164,7 +165,7 @@ def _table(metrics: Mapping[str, float], reported: Sequence[str]) -> str:
     rows = [
         "| validation split | |",
         "| --- | --- |",
-        *(f"| {metric} | {metrics[metric]:.3f} |" for metric in measured),
+        *(f"| {metric} | {shown(metrics[metric])} |" for metric in measured),
     ]
     return "\n".join(rows)
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dqdet.config import Config
 from dqdet.errors import DqdetError
+from dqdet.metrics.scores import is_score
 from dqdet.studies import figures
 from dqdet.studies.paired import Difference, difference, learned, spread
 from dqdet.studies.report import Report, table
@@ -177,8 +178,8 @@ class Row:
 
     def last(self, arm: str, metric: str) -> dict[int, float]:
         """Seed -> what the last validation measured, where there was something to measure it on."""
-        values = {seed: list(curve.values())[-1].get(metric, -1) for seed, curve in self.curves[arm].items()}
-        return {seed: value for seed, value in values.items() if value != -1}
+        measured = {seed: list(curve.values())[-1] for seed, curve in self.curves[arm].items()}
+        return {seed: metrics[metric] for seed, metrics in measured.items() if is_score(metrics.get(metric))}
 
     def against(self, first: str, second: str) -> Difference | None:
         return difference(self.last(first, self.metrics[0]), self.last(second, self.metrics[0]))
@@ -207,8 +208,12 @@ class Row:
 
     def along(self) -> dict[str, list[list[tuple[float, float]]]]:
         """Arm -> of each seed the points (step, metric)."""
+        metric = self.metrics[0]
         return {
-            arm: [[(step, measured[self.metrics[0]]) for step, measured in curve.items()] for curve in seeds.values()]
+            arm: [
+                [(step, measured[metric]) for step, measured in curve.items() if is_score(measured.get(metric))]
+                for curve in seeds.values()
+            ]
             for arm, seeds in self.curves.items()
         }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dqdet.config import Config, parse_overrides, resolve
+from dqdet.config.length import DROPS, LENGTH
 from dqdet.errors import DqdetError
 
 Labelled = TypeVar("Labelled")
@@ -75,10 +76,13 @@ class Subject:
         return resolve(self.preset, self.merged(*overrides))
 
     def merged(self, *overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """All options with dotted names; later ones win."""
+        """All options with dotted names; later ones win, and a length takes the place of a length with its drops."""
         merged: dict[str, Any] = {}
         for options in (self.options, *overrides):
-            merged |= parse_overrides(options)
+            given = parse_overrides(options)
+            if any(path in given for path in LENGTH):
+                merged = {path: value for path, value in merged.items() if path not in (*LENGTH, *DROPS)}
+            merged |= given
         return merged
 
 

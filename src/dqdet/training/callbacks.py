@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dqdet.errors import DqdetError, Interrupted
+from dqdet.metrics.scores import is_kept, is_score
 from dqdet.runs.folder import load_metrics, save_folder, write_file
 from dqdet.training.arriving import Arriving
 from dqdet.training.evaluation import Evaluation
@@ -25,20 +26,24 @@ from dqdet.types import Batch
 class Validation(Callback):
     """Measures a validation with the official metrics, and keeps the best model in the run folder.
 
-    The best so far is what the folder holds, so it stays the best when the training is resumed.
+    The best so far is what the folder holds, so it stays the best when the training is resumed. Of equal models, and
+    where there is no score at all, the newest one is kept. What is no score is not logged.
 
     Args:
         evaluation: on the validation split.
         folder: of the run; None when nothing is to be kept.
+        say: shows a line to the user.
 
     Attributes:
         metrics: of the last validation.
         step: after which it took place.
     """
 
-    def __init__(self, evaluation: Evaluation, folder: Path | None = None) -> None:
+    def __init__(self, evaluation: Evaluation, folder: Path | None = None, say: Callable[[str], None] = print) -> None:
         self.evaluation = evaluation
         self.folder = folder
+        self.say = say
+        self.said = False  # that there is no score
         self.metrics: dict[str, float] = {}
         self.step: int | None = None
 
@@ -60,12 +65,17 @@ class Validation(Callback):
         assert isinstance(pl_module, DetectionModule)
         self.metrics = self.evaluation.compute()
         self.step = trainer.global_step
-        summary = {f"val/{name}": value for name, value in self.metrics.items() if "/" not in name}
+        summary = {f"val/{name}": v for name, v in self.metrics.items() if "/" not in name and is_score(v)}
         pl_module.log_dict(summary, sync_dist=True)
         if self.folder is None or not trainer.is_global_zero:
             return
-        best = self.evaluation.best
-        if self.metrics[best] > load_metrics(self.folder).get(best, -2.0):
+        metric, best = self.evaluation.best, load_metrics(self.folder)
+        kept = is_kept(self.metrics, best, metric)
+        if not is_score(self.metrics[metric]) and not self.said:
+            which = "the newest model is kept" if kept else f"that of step {best['step']} is kept"
+            self.say(f"{metric} is not defined on the validation split, which has nothing to measure it on: {which}")
+            self.said = True
+        if kept:
             metrics = {"step": trainer.global_step, **self.metrics}
             save_folder(self.folder, pl_module.model, pl_module.config, metrics)
 

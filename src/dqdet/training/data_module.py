@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 
 from dqdet.config import Config
 from dqdet.data.dataset import DetectionDataset
-from dqdet.data.loader import BatchLoader, BatchSampler, make_loader
+from dqdet.data.loader import BatchLoader, BatchSampler, TrainingBatches, make_loader
 from dqdet.types import Batch
 
 
@@ -26,6 +26,9 @@ class DataModule(LightningDataModule):
         config: of the run.
         train: the training split.
         val: the validation split.
+
+    Raises:
+        DqdetError: there are fewer images than a step needs.
     """
 
     def __init__(self, config: Config, train: DetectionDataset, val: DetectionDataset) -> None:
@@ -34,6 +37,7 @@ class DataModule(LightningDataModule):
         self.train_set = train
         self.val_set = val
         self.position = {"epoch": 0, "start": 0}  # of the next batch: epoch, and batches before it
+        self.steps_per_epoch = TrainingBatches(train, config.train.batch).steps
 
     def train_dataloader(self) -> BatchLoader:
         assert self.trainer is not None

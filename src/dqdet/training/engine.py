@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import distributed as dist
 
-from dqdet.config import Config, DataConfig, Overrides, TrainConfig, override_some, parse_overrides
+from dqdet.config import (
+    Config,
+    DataConfig,
+    Overrides,
+    TrainConfig,
+    about_drops,
+    override_some,
+    parse_overrides,
+    prolonged,
+    total_steps,
+)
+from dqdet.config.effects import beyond_the_end, unused, without_effect
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.models import create_model
@@ -51,8 +62,13 @@ from dqdet.training.evaluation import make_evaluation
 from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
 
+logger = logging.getLogger(__name__)
+
 # What may differ when a training goes on; with anything else it would be another training.
-RESUMABLE = ("train.epochs", "train.steps", "train.validate_every", "data.root", "data.workers")
+RESUMABLE = (
+    *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every")),
+    *("data.root", "data.workers"),
+)
 
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
 LOADED = ("data.workers", "train.batch", "train.accumulate", "train.precision")
@@ -73,6 +89,8 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None
         Interrupted: by SIGINT or SIGTERM; the state is saved.
     """
     data = _open_data(config)
+    objects = [split.has_objects() for split in (data.train_set, data.val_set)]
+    _warn(without_effect(config, data.steps_per_epoch, *objects))
     config = config.model_copy(
         update={
             "classes": data.val_set.classes,
@@ -98,8 +116,13 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         overrides: of the options in `RESUMABLE`.
         callbacks: of Lightning, besides those of dqdet.
     """
-    config = override_some(load_config(run), overrides, RESUMABLE, "cannot change in a training that goes on")
+    before = load_config(run)
+    given = prolonged(before, overrides)
+    config = override_some(before, given, RESUMABLE, "cannot change in a training that goes on")
     data = _open_data(config)
+    _warn(beyond_the_end(config, data.steps_per_epoch))
+    if line := about_drops(before.train, config.train):
+        rank_zero_only(print)(line, file=sys.stderr)
     check_classes(config, data.val_set.classes, _place(config.data))
     module = DetectionModule(create_model(without_pretraining(config)), config)
     _fit(module, data, run, run / LAST, callbacks)
@@ -120,6 +143,7 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     """
     overrides = parse_overrides(overrides)
     config = override_some(load_config(run), overrides, (*MEASURED, *LOADED), NOT_MEASURED)
+    _warn(unused(config, overrides))
     model, _ = load_folder(run)
     metrics = measure(model, config)
     if set(overrides) <= {"data.workers"}:
@@ -141,6 +165,11 @@ def measure(model: Detector, config: Config) -> dict[str, float]:
     loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
     _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
     return validation.metrics
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        rank_zero_only(logger.warning)(line)
 
 
 def _place(data: DataConfig) -> str:
@@ -171,9 +200,9 @@ def _fit(
 ) -> None:
     config = module.config
     evaluation = make_evaluation(config, data.val_set)
-    validation = Validation(evaluation, out)
     averaging = [EMAWeightAveraging(decay=config.train.ema)] if config.train.ema else []
     progress = TrainingProgress(config.train.batch, evaluation.best, config.train.steps)
+    validation = Validation(evaluation, out, progress.print)
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
     loggers: list[Logger] = [
         TensorBoardLogger(out / "logs", name="tensorboard"),
@@ -185,6 +214,7 @@ def _fit(
         # saved after the average has taken in the step.
         [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress],
         loggers,
+        epochs=-(-total_steps(config.train, data.steps_per_epoch) // data.steps_per_epoch),
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     items = "videos" if config.data.task == "video" else "images"
@@ -230,7 +260,10 @@ def _precision(options: TrainConfig) -> Literal["32", "16-mixed", "bf16-mixed"]:
 
 
 def _make_trainer(
-    config: Config, callbacks: Sequence[Callback], loggers: Sequence[Logger] | Literal[False] = False
+    config: Config,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger] | Literal[False] = False,
+    epochs: int | None = None,
 ) -> Trainer:
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)  # no remarks on the machine
@@ -248,7 +281,7 @@ def _make_trainer(
         sync_batchnorm=torchrun and torch.cuda.is_available(),
         plugins=[environment, CheckpointFiles()],
         precision=_precision(options),
-        max_epochs=options.epochs,
+        max_epochs=epochs,
         check_val_every_n_epoch=options.validate_every,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.clip or None,

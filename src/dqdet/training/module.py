@@ -96,8 +96,7 @@ class DetectionModule(LightningModule):
             raise DqdetError(f"the checkpoint to go on from is of another model than configured: {other}")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        config = self.config.train
-        optimiser = make_optimiser(self.model, config)
-        steps_per_epoch = int(self.trainer.estimated_stepping_batches) // config.epochs
-        schedule = make_schedule(optimiser, config, steps_per_epoch)
+        assert isinstance(self.trainer.datamodule, DataModule)  # type: ignore[attr-defined]
+        optimiser = make_optimiser(self.model, self.config.train)
+        schedule = make_schedule(optimiser, self.config.train, self.trainer.datamodule.steps_per_epoch)  # type: ignore[attr-defined]
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from dqdet.config import TrainConfig
+from dqdet.config import TrainConfig, drop_places, total_steps
 
 OFFSETS = ("sampling_offsets", "reference_points")  # the layers that say where deformable attention looks
 NO_DECAY = ", no decay"  # at the end of a group's name
@@ -61,8 +61,8 @@ def learning_rate_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[
     After a linear warm-up it is divided by ten at each of ``config.drop`` or ``config.drop_steps``, or (``poly``; Chen
     et al., "DeepLab", 2017) a power of the share of all steps that are left.
     """
-    drops = sorted([*config.drop_steps, *(round(epoch * steps_per_epoch) for epoch in config.drop)])
-    last = config.steps or config.epochs * steps_per_epoch
+    drops = drop_places(config, steps_per_epoch)
+    last = total_steps(config, steps_per_epoch)
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from dqdet.metrics.scores import shown
 from dqdet.training.arriving import Arriving
 
 RECENT = 20  # steps over which the shown loss is averaged
@@ -86,7 +87,7 @@ class TrainingProgress(ProgressBar):
             metrics=metrics,
         )
 
-    def _metrics(self, training: TaskID) -> dict[str, float]:
+    def _metrics(self, training: TaskID) -> dict[str, float | None]:
         """What is shown, with the mean of the recent losses."""
         if self.last is not None:
             self.losses.append(self.last.item())
@@ -115,7 +116,8 @@ class TrainingProgress(ProgressBar):
         self.bars.remove_task(self.validation)
         if self.training is not None:
             task = self.bars.tasks[self.training]
-            value = trainer.callback_metrics[f"val/{self.metric}"].item()
+            logged = trainer.callback_metrics.get(f"val/{self.metric}")
+            value = None if logged is None else logged.item()
             self.bars.update(self.training, metrics=self._metrics(self.training) | {self.metric: value})
             self.print(f"{task.description}  step {trainer.global_step}  {_state(task)}")
 
@@ -138,7 +140,7 @@ class _State(ProgressColumn):
 
 
 def _state(task: Task) -> str:
-    parts = [f"{name} {value:.3f}" for name, value in task.fields["metrics"].items()]
+    parts = [f"{name} {shown(value)}" for name, value in task.fields["metrics"].items()]
     if task.speed:
         parts.append(f"{task.speed * task.fields['batch']:.1f} images/s")
     if task.time_remaining is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+from dqdet.config import UNUSED
 from dqdet.formats.categories import COCO_CATEGORIES
-
-UNUSED = "N/A"  # an output for an id that no category has
 
 
 class Classes(NamedTuple):
@@ -16,6 +15,15 @@ class Classes(NamedTuple):
     categories: dict[int, str]  # id -> name, in the order of the outputs
     presets: str | None = None  # of models that learned them, with {} for the backbone; None: the family's
     things: Collection[int] | None = None  # ids of those that are objects; None: all
+
+    def are(self, names: Sequence[str]) -> bool:
+        """Whether these are the names of a model that learned them.
+
+        Outputs for ids that no category has are not all named `UNUSED`: some have what COCO was going to annotate
+        (street sign, hat, shoe).
+        """
+        known = self.categories.values()
+        return len(names) == len(known) and all(own in (name, UNUSED) for own, name in zip(known, names, strict=True))
 
     @property
     def options(self) -> dict[str, Any]:

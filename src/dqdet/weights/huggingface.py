@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dqdet.config import UNUSED
 from dqdet.errors import DqdetError
-from dqdet.weights.classes import UNUSED
 from dqdet.weights.renaming import Rule, State
 
 THEIR_CONFIG = "config.json"

@@ -79,8 +79,9 @@ class Published:
             labels = {"classes": names or [f"class {label}" for label in range(outputs)]}
             presets = self.presets or self.family + "_{}"
             learned = self.classes.get(outputs)
-            if learned is not None and names in (None, learned.options["classes"]):
-                labels, presets = learned.options, learned.presets or presets
+            if learned is not None and (names is None or learned.are(names)):
+                labels = learned.options | ({} if names is None else labels)
+                presets = learned.presets or presets
             name = presets.format(backbone)
             config = resolve(name if name in preset_names() else presets.format("r50"))
             options = {

@@ -1,0 +1,156 @@
+"""What is legal and has no effect: one line each, which is said before a training starts.
+
+What cannot be meant, such as options that contradict each other, is refused by ``schema.py``. Here is what can be meant
+but rarely is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dqdet.config.length import drop_places, total_steps
+from dqdet.config.presets import changes
+from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
+
+FILLED = ("classes", "category_ids", "stuff")  # from the data set
+DEFORMABLE = ("deformable_detr", "dab_deformable_detr", "seqformer", "mask2former", "video_mask2former")
+TRAINED = ("modulated", "grouped")  # kinds of queries with groups that train beside those of inference
+DYNAMIC = ("modulated", "generated", "shared")  # those that look at a map
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Options, or groups of them, that nothing reads where another option has a certain value."""
+
+    options: tuple[str, ...]
+    because: str  # the other option
+    where: Callable[[Config], bool]
+
+
+UNUSED = (
+    Unused(("queries.ratio", "queries.basic"), "queries.kind", lambda c: c.queries.kind not in TRAINED),
+    Unused(("queries.patterns",), "queries.kind", lambda c: c.queries.kind != "shared"),
+    Unused(
+        ("queries.hidden", "queries.context", "queries.pool", "queries.pool_padding"),
+        "queries.kind",
+        lambda c: c.queries.kind not in DYNAMIC,
+    ),
+    Unused(("queries.coefficients",), "queries.kind", lambda c: c.queries.kind not in ("modulated", "shared")),
+    Unused(
+        ("queries.hidden", "queries.pool", "queries.pool_padding"),
+        "queries.context",
+        lambda c: c.queries.kind in DYNAMIC and c.queries.context == "none",
+    ),
+    Unused(("loss.beta",), "queries.kind", lambda c: c.queries.kind not in TRAINED),
+    Unused(
+        ("loss.no_object_weight",),
+        "loss.classification",
+        lambda c: isinstance(c.loss, LossConfig) and c.loss.classification == "focal",
+    ),
+    Unused(("model.backbone.pretrained", "model.backbone.weights"), "init", lambda c: c.init is not None),
+    Unused(("model.backbone.pretrained",), "model.backbone.weights", lambda c: c.model.backbone.weights is not None),
+    Unused(("model.backbone.freeze",), "model.backbone.name", lambda c: "swin" in c.model.backbone.name),
+    Unused(("data.scenes",), "data.kind", lambda c: c.data.kind != "scenes"),
+    Unused(("data.root", "data.train", "data.val"), "data.kind", lambda c: c.data.kind == "scenes"),
+    Unused(("data.scenes.frames", "data.clips", "inference.window"), "data.task", lambda c: c.data.task != "video"),
+    Unused(
+        ("inference.object_threshold", "inference.overlap_threshold"),
+        "data.task",
+        lambda c: c.data.task != "panoptic",
+    ),
+    # The images that become clips are COCO's.
+    Unused(("data.skip_empty",), "data.kind", lambda c: c.data.kind != "coco" and c.data.clips.images is None),
+    Unused(("data.skip_empty",), "data.task", lambda c: c.data.kind == "coco" and c.data.task == "panoptic"),
+    Unused(("data.hue", "data.permute_channels"), "data.colour", lambda c: not c.data.colour),
+    Unused(("data.resize", "data.crop"), "data.jitter", lambda c: c.data.jitter is not None),
+    Unused(("train.drop", "train.drop_steps"), "train.schedule", lambda c: c.train.schedule == "poly"),
+    Unused(("train.power",), "train.schedule", lambda c: c.train.schedule != "poly"),
+    Unused(("train.offsets_lr",), "model.family", lambda c: c.model.family not in DEFORMABLE),
+    Unused(("train.decay_norms",), "train.weight_decay", lambda c: c.train.weight_decay == 0),
+)
+
+
+def unused(config: Config, given: Collection[str]) -> list[str]:
+    """A line for each of the ``given`` options, by their dotted paths, that nothing reads."""
+    lines: dict[str, str] = {}
+    for rule in UNUSED:
+        if not rule.where(config):
+            continue
+        for path in given:
+            if any(path == option or path.startswith(f"{option}.") for option in rule.options):
+                because = f"{rule.because}={_value(config, rule.because)}"
+                lines.setdefault(path, f"{path}={_value(config, path)} has no effect with {because}")
+    return list(lines.values())
+
+
+def _value(config: Config, path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def without_effect(config: Config, steps_per_epoch: int, learnable: bool, measurable: bool) -> list[str]:
+    """A line for everything in a training that has no effect.
+
+    Args:
+        config: of the run, before it is filled from the data set.
+        steps_per_epoch: optimiser steps.
+        learnable: whether the training split has objects.
+        measurable: whether the validation split has.
+    """
+    filled = [f"{name}: those of the data set take its place" for name in FILLED if getattr(config, name)]
+    return [
+        *unused(config, changes(config)),
+        *filled,
+        *beyond_the_end(config, steps_per_epoch),
+        *_sizes(config),
+        *_weights(config),
+        *([] if learnable else ["the training split has no objects: nothing but their absence can be learned"]),
+        *([] if measurable else ["the validation split has no objects: nothing is measured, the last model is kept"]),
+    ]
+
+
+def beyond_the_end(config: Config, steps_per_epoch: int) -> Iterator[str]:
+    """A line for everything that would happen after the end of the training."""
+    train = config.train
+    end = total_steps(train, steps_per_epoch)
+    late = [place for place in drop_places(train, steps_per_epoch) if place >= end]
+    if late:
+        given = f"train.drop={train.drop}" if train.drop else f"train.drop_steps={train.drop_steps}"
+        yield (
+            f"{given}: the learning rates do not drop after step {', '.join(map(str, late))}, since the training ends "
+            f"after step {end}"
+        )
+    if train.warmup > end:
+        yield f"train.warmup={train.warmup} is beyond the end: the learning rates still rise in step {end}, the last"
+    if train.validate_every > 1 and train.validate_every * steps_per_epoch > end:
+        yield (
+            f"train.validate_every={train.validate_every} epochs is beyond the end (step {end} of {steps_per_epoch} an "
+            "epoch): the last model alone is measured"
+        )
+
+
+def _sizes(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.jitter is None and max(data.resize) > data.max_size:
+        sides = ", ".join(str(side) for side in data.resize if side > data.max_size)
+        yield f"data.resize has {sides}: no image becomes so large, since data.max_size={data.max_size}"
+    longest = data.max_size if data.val_max_size is None else data.val_max_size
+    if longest and data.val_resize > longest:
+        option = "data.max_size" if data.val_max_size is None else "data.val_max_size"
+        yield f"data.val_resize={data.val_resize}: no image becomes so large, since {option}={longest}"
+
+
+def _weights(config: Config) -> Iterator[str]:
+    """Losses without a weight. Masks are matched by the same weights."""
+    loss = config.loss
+    names = ["class_weight"]
+    names += ["box_weight", "giou_weight"] if isinstance(loss, LossConfig) else ["mask_weight", "dice_weight"]
+    names += ["mask_weight", "dice_weight"] if isinstance(loss, SequenceLossConfig) else []
+    if not any(getattr(loss, name) for name in names):
+        yield f"{', '.join(f'loss.{name}' for name in names)} are all 0: nothing is learned"
+    if isinstance(loss, LossConfig) and not (loss.class_cost or loss.box_cost or loss.giou_cost):
+        yield "loss.class_cost, loss.box_cost, loss.giou_cost are all 0: objects are matched to any query"
