@@ -169,7 +169,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     assert dataset[0][0].shape[0] == 3
 
 
-def test_exif_orientation_is_not_applied(tmp_path):
+def test_exif_orientation_is_not_applied_where_the_recorded_size_is_as_stored(tmp_path):
     write(tmp_path, document(images=[record(1, file_name="1.jpg")]))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -330,6 +330,5 @@ def test_file_that_is_no_image(tmp_path):
 def test_image_of_another_size(tmp_path):
     file = write(tmp_path, document(images=[record(1, height=60, width=40)]))
     assert read_error(tmp_path) == (
-        f"{tmp_path}/images/train/1.png: is 60 x 40 pixels, but image 1 of {file} is 40 x 60; "
-        "correct one of them (the EXIF orientation of a file is not applied)"
+        f"{tmp_path}/images/train/1.png: is 60 x 40 pixels, but image 1 of {file} is 40 x 60; correct one of them"
     )

@@ -235,8 +235,7 @@ def test_a_frame_of_another_size(tmp_path):
     with pytest.raises(DqdetError) as caught:
         _ = opened(root, "val", val="train")[0]
     assert str(caught.value) == (
-        f"{file}: is 31 x 20 pixels, but video 3 of {root}/train.json is 30 x 20; correct one of them "
-        "(the EXIF orientation of a file is not applied)"
+        f"{file}: is 31 x 20 pixels, but video 3 of {root}/train.json is 30 x 20; correct one of them"
     )
 
 
