@@ -12,7 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
+from av.sidedata.sidedata import SideData
 from PIL import Image, ImageOps
 
 from dqdet.errors import DqdetError
@@ -210,9 +210,10 @@ def natural(name: str) -> list[tuple[str, int]]:
 def _upright(frame: av.VideoFrame) -> Image.Image:
     """A frame as its display matrix says: mirrored, where that turns it over, and rotated."""
     image = frame.to_image()
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
+    assert isinstance(matrix, SideData)
     # x' = a x + c y, y' = b x + d y, with y downwards; the other entries move and scale.
     a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
     if a * d < b * c:
