@@ -21,6 +21,7 @@ from dqdet.formats import rle
 from dqdet.formats.panoptic import read_ids, write_ids
 from dqdet.formats.results import panoptic_result
 from dqdet.inference import infer, masks
+from dqdet.inference.windows import best_tracks, track
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.metrics.panoptic import PanopticMetric
 from dqdet.models.detector import Detector
@@ -29,10 +30,9 @@ from dqdet.predict.images import predict_folder
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.training.data_module import validation_loader
 from dqdet.training.evaluation import make_evaluation
-from dqdet.types import ClipTracks, PanopticMap, Predictions
+from dqdet.types import PanopticMap, Predictions, VideoStream
 from panoptic_files import evaluate_files
 from test_image_files import save_turned
-from whole_tracks import as_tracks
 
 CATEGORIES = [
     {"id": 3, "name": "red", "isthing": 1},
@@ -255,10 +255,14 @@ def evaluated(model: Predictor, dataset: DetectionDataset) -> dict[str, float]:
     """What `dqdet eval` does, with one process."""
     evaluation = make_evaluation(model.config, dataset)
     for batch in validation_loader(model.config, dataset, rank=0, world=1):
+        if isinstance(batch, VideoStream):
+            (target,) = batch.targets
+            parts = track(model.model, batch.frames, target.original_size, model.config)
+            evaluation.update([target.image_id], [best_tracks(parts, model.config.inference.limit)])
+            continue
         sizes = [target.size for target in batch.targets]
         original_sizes = [target.original_size for target in batch.targets]
         found = infer(model.model(batch.images, batch.padding), sizes, original_sizes, model.config)
-        found = [as_tracks(one) if isinstance(one, ClipTracks) else one for one in found]
         evaluation.update([target.image_id for target in batch.targets], found)
     return evaluation.compute()
 
