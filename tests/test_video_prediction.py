@@ -479,11 +479,11 @@ def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vi
 
 
 def test_the_memory_of_eval_and_submit_does_not_grow_with_the_length_of_a_video(tmp_path):
-    """150 frames more have 99 MiB as they are read, and as much again for each copy."""
+    """350 frames more have 231 MiB as they are read, and as much again for each copy."""
     script = Path(__file__).with_name("video_memory.py")
     peaks = []
-    for length in (50, 200):
+    for length in (50, 400):
         command = [sys.executable, str(script), str(tmp_path / str(length)), str(length)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(float(done.stdout))
-    assert peaks[1] - peaks[0] < 30
+    assert peaks[1] - peaks[0] < 80

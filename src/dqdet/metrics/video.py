@@ -8,7 +8,7 @@ average, with other limits, and crowd tracks are met by IoU, as all others are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ NO_BOX = [0, 0, 1, 1]  # for the evaluation, which asks for one but does not use
 Masks = dict[int, Rle]  # frame -> mask of a track
 
 
-def _areas(masks: Masks) -> np.ndarray:
-    """Pixels in each frame of a track."""
-    return np.asarray(pycocotools.mask.area(list(masks.values())), dtype=np.int64)
+def _areas(masks: Iterable[Rle]) -> np.ndarray:
+    """Pixels of each mask, which pycocotools counts of one mask or of 255, but not of more."""
+    return np.array([pycocotools.mask.area(mask) for mask in masks], dtype=np.int64)
 
 
 def _mean_area(areas: np.ndarray) -> float:
@@ -50,9 +50,9 @@ def track_ious(found: Sequence[Masks], truth: Sequence[Masks]) -> np.ndarray:
         ours, theirs = [found[k][frame] for k in rows], [truth[n][frame] for n in columns]
         # With crowds, pycocotools divides by our area alone: times that it is the intersection.
         of_ours = pycocotools.mask.iou(ours, theirs, [1] * len(theirs))
-        areas = np.asarray(pycocotools.mask.area(ours))[:, None]
+        areas = _areas(ours)[:, None]
         shared[np.ix_(rows, columns)] += np.rint(of_ours * areas)
-    totals = [np.array([_areas(masks).sum() for masks in tracks]) for tracks in (found, truth)]
+    totals = [np.array([_areas(masks.values()).sum() for masks in tracks]) for tracks in (found, truth)]
     union = totals[0][:, None] + totals[1] - shared
     return shared / np.maximum(union, 1)
 
@@ -99,7 +99,7 @@ class VideoMetric:
                     "image_id": annotation["video_id"],
                     "category_id": annotation["category_id"],
                     "iscrowd": annotation.get("iscrowd", 0),
-                    "area": _mean_area(_areas(masks)),
+                    "area": _mean_area(_areas(masks.values())),
                     "bbox": NO_BOX,
                 }
             )
@@ -126,7 +126,7 @@ class VideoMetric:
                     "category_id": self.category_ids[track.label],
                     "score": track.score,
                     "iscrowd": 0,
-                    "area": _mean_area(_areas(track.masks)),
+                    "area": _mean_area(_areas(track.masks.values())),
                     "bbox": NO_BOX,
                     "ious": ious[number],
                 }
