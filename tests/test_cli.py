@@ -213,6 +213,17 @@ def test_an_unreadable_picture_is_reported_and_the_others_are_done(run, trained,
     assert (tmp_path / "found" / "4.png").exists()
 
 
+def test_the_last_line_says_which_pictures_failed(run, trained, tmp_path, pictures):
+    for name in ("bad.jpg", "worse.png"):
+        (pictures / name).write_text("no picture")
+    status, _, err = run("predict", trained, pictures, "--out", tmp_path / "found")
+    assert status == 1
+    assert err.count("\n") == 3
+    last = f"2 files failed, the others are done: {pictures}/bad.jpg, {pictures}/worse.png"
+    assert err.splitlines()[-1] == f"error: {last}"
+    assert (tmp_path / "found" / "results.json").exists()
+
+
 def test_a_resumed_run_trains_on(run, tmp_path):
     run("train", "scenes_tiny", *SMALL, "train.steps=2", "--out", tmp_path)
     status, _, err = run("train", "train.steps=4", "--resume", tmp_path)

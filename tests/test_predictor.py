@@ -1,6 +1,7 @@
 """A predictor must put what the model finds where it is in the picture, whatever form the picture has."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,11 @@ def test_files_are_turned_upright(predictor, images, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: to be turned clockwise by 90 degrees
     images[0].transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
-    np.testing.assert_array_equal(predictor(tmp_path / "phone.png").xyxy, predictor(images[0]).xyxy)
+    expected = predictor(images[0]).xyxy
+    np.testing.assert_array_equal(predictor(tmp_path / "phone.png").xyxy, expected)
+    with Image.open(tmp_path / "phone.png") as image:  # PIL turns nothing by itself
+        np.testing.assert_array_equal(predictor(image).xyxy, expected)
+        np.testing.assert_array_equal(predictor(image.copy()).xyxy, expected)
 
 
 def test_coefficients(predictor, images):
@@ -250,6 +255,52 @@ def test_unreadable_files_do_not_cost_the_others(predictor, images, tmp_path):
     assert [(image["file_name"], image["id"]) for image in written] == [("b.png", 2), ("d.png", 4), ("f.png", 5)]
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 3 * 4
     assert (tmp_path / "out" / "f.png").is_file()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_folder_of_everything(predictor, images, tmp_path):
+    """Pipes and damage are reported; the rest is done, whatever its encoding, and its pictures can be opened."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    picture = images[2]
+    for compression in ("group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate"):
+        mode = "1" if compression == "group4" else "RGB"
+        picture.convert(mode).save(source / f"{compression}.tiff", compression=compression)
+    picture.convert("CMYK").save(source / "cmyk.jpg")
+    picture.convert("LA").save(source / "la.png")
+    picture.convert("P").save(source / "palette.png", transparency=bytes(range(0, 250, 10)))
+    Image.fromarray(np.array(picture.convert("L")).astype(np.uint16) * 257).save(source / "sixteen.png")
+    good = {file.name for file in source.iterdir()}
+
+    os.mkfifo(source / "pipe.jpg")
+    os.symlink("nowhere", source / "link.png")
+    truncated(source / "cut.tiff")
+    picture.save(source / "moving.webp", save_all=True, append_images=[images[1].resize(picture.size)])
+    bad = {"pipe.jpg", "link.png", "cut.tiff", "moving.webp"}
+
+    failures = predict_folder(predictor, source, out)
+    assert {Path(str(failure).split(":")[0]).name for failure in failures} == bad
+    assert {image["file_name"] for image in json.loads((out / "images.json").read_text())["images"]} == good
+    for name in good:
+        with Image.open(out / name) as written:
+            assert written.convert("RGB").size == (640, 480)
+    written = {file.name for file in out.iterdir()}
+    assert written == good | {"results.json", "images.json"}
+
+
+def test_a_single_pipe_is_named(predictor, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DqdetError, match=r"pipe\.png: is a named pipe, no regular file"):
+        predict_folder(predictor, tmp_path / "pipe.png", tmp_path / "out")
+
+
+def test_a_pil_image_that_cannot_be_read_is_named(predictor, tmp_path):
+    truncated(tmp_path / "cut.png")
+    with (
+        Image.open(tmp_path / "cut.png") as image,
+        pytest.raises(DqdetError, match=r"cut\.png: cannot be read as an image"),
+    ):
+        predictor(image)
 
 
 def test_single_unreadable_image(predictor, tmp_path):

@@ -1,6 +1,7 @@
 """What a segmentation model gives a user: masks, panoptic and semantic maps, and files for the official evaluations."""
 
 import json
+import logging
 from collections import defaultdict
 
 import numpy as np
@@ -20,6 +21,7 @@ from dqdet.formats import rle
 from dqdet.formats.panoptic import read_ids, write_ids
 from dqdet.formats.results import panoptic_result
 from dqdet.inference import infer, masks
+from dqdet.inference.windows import best_tracks, track
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.metrics.panoptic import PanopticMetric
 from dqdet.models.detector import Detector
@@ -28,9 +30,9 @@ from dqdet.predict.images import predict_folder
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.training.data_module import validation_loader
 from dqdet.training.evaluation import make_evaluation
-from dqdet.types import ClipTracks, PanopticMap, Predictions
+from dqdet.types import PanopticMap, Predictions, VideoStream
 from panoptic_files import evaluate_files
-from whole_tracks import as_tracks
+from test_image_files import save_turned
 
 CATEGORIES = [
     {"id": 3, "name": "red", "isthing": 1},
@@ -253,10 +255,14 @@ def evaluated(model: Predictor, dataset: DetectionDataset) -> dict[str, float]:
     """What `dqdet eval` does, with one process."""
     evaluation = make_evaluation(model.config, dataset)
     for batch in validation_loader(model.config, dataset, rank=0, world=1):
+        if isinstance(batch, VideoStream):
+            (target,) = batch.targets
+            parts = track(model.model, batch.frames, target.original_size, model.config)
+            evaluation.update([target.image_id], [best_tracks(parts, model.config.inference.limit)])
+            continue
         sizes = [target.size for target in batch.targets]
         original_sizes = [target.original_size for target in batch.targets]
         found = infer(model.model(batch.images, batch.padding), sizes, original_sizes, model.config)
-        found = [as_tracks(one) if isinstance(one, ClipTracks) else one for one in found]
         evaluation.update([target.image_id for target in batch.targets], found)
     return evaluation.compute()
 
@@ -287,6 +293,55 @@ def test_files_of_a_folder_have_the_numbers_of_eval(images, truths, tmp_path):
         things.results[image_id] = [entry for entry in entries if entry["image_id"] == image_id]
     assert 0.3 < expected["AP_things"] < 1
     assert things.compute()["AP"] == expected["AP_things"]
+
+
+def squares(folder, orientations: bool) -> dict:
+    """16 square pictures in COCO's format, each with a red and a blue rectangle; annotated as they are seen."""
+    random = np.random.default_rng(0)
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val").mkdir()
+    images, annotations = [], []
+    for number in range(1, 17):
+        picture = Image.new("RGB", (96, 96))
+        for category_id, colour in ((3, "red"), (5, "blue")):
+            left, top = random.integers(2, 40, 2).tolist()
+            width, height = random.integers(12, 40, 2).tolist()
+            picture.paste(colour, (left, top, left + width, top + height))
+            corners = [left, top, left + width, top, left + width - 3, top + height, left, top + height]
+            shape = {"bbox": [left, top, width, height], "area": width * height, "segmentation": [corners]}
+            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": category_id, "iscrowd": 0}
+            annotations.append(ids | shape)
+        save_turned(picture, folder / "val" / f"{number}.png", 1 + number % 8 if orientations else 1)
+        images.append({"id": number, "file_name": f"{number}.png", "width": 96, "height": 96})
+    document = {"images": images, "annotations": annotations, "categories": CATEGORIES[:2]}
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(document))
+    return document
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_are_stored_turned_have_the_numbers_of_others(tmp_path, request, workers):
+    log = logging.FileHandler(tmp_path / "log")  # of the loader's processes, too
+    logging.getLogger("dqdet").addHandler(log)
+    request.addfinalizer(lambda: logging.getLogger("dqdet").removeHandler(log))
+    model = predictor("instance", batch=1)
+    model.config.classes, model.config.category_ids = NAMES[:2], CATEGORY_IDS[:2]
+    model.config.inference.limit = 2
+    numbers = []
+    for turned in (False, True):
+        root = tmp_path / str(turned)
+        document = squares(root, turned)
+        model.config.data.root, model.config.data.workers = str(root), workers
+        numbers.append(evaluated(model, open_dataset(model.config.data, "val")))
+        predict_folder(model, root / "val", root / "out")
+        official = DetectionMetric(document, CATEGORY_IDS[:2], "segm")
+        entries = json.loads((root / "out" / "results.json").read_text())
+        for image_id in range(1, 17):
+            official.results[image_id] = [entry for entry in entries if entry["image_id"] == image_id]
+        numbers.append(official.compute())
+    assert 0.3 < numbers[0]["AP"] < 1
+    assert numbers == [numbers[0]] * 4
+    (warning,) = (tmp_path / "log").read_text().splitlines()
+    assert warning.startswith(f"{tmp_path}/True/annotations/instances_val.json: images such as ")
 
 
 def test_maps_of_images_with_one_stem_are_two(images, tmp_path):

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dqdet.formats import rle
 from dqdet.formats.results import video_results
 from dqdet.metrics.detection import SUMMARY
-from dqdet.metrics.video import VideoMetric
+from dqdet.metrics.video import VideoMetric, track_ious
 from dqdet.types import ClipTracks, Track
 from whole_tracks import as_tracks, decode_frames
 
@@ -92,6 +93,20 @@ def test_overlap_is_of_all_frames_together():
     assert metrics_of(truth, found(switched))["AP50"] == pytest.approx(1)
     assert metrics_of(truth, found(switched))["AP75"] == 0
     assert metrics_of(truth, found(squares(None, None, None, None)))["AP"] == 0
+
+
+def test_overlap_equals_that_of_whole_tracks():
+    random = np.random.default_rng(0)
+    tracks = random.random((9, 7, 12, 15)) < 0.6
+    tracks &= random.random((9, 7, 1, 1)) < 0.7
+    tracks[4] = tracks[7] = False
+    masks = [one.masks for one in found(*torch.from_numpy(tracks))]
+    masks[4] = {2: rle.encode(torch.zeros(1, 12, 15, dtype=torch.bool))[0]}  # as results files may have it
+    ours, theirs = tracks[:5, None], tracks[None, 5:]
+    both, either = ((ours & theirs).sum((2, 3, 4)), (ours | theirs).sum((2, 3, 4)))
+    np.testing.assert_array_equal(track_ious(masks[:5], masks[5:]), both / np.maximum(either, 1))
+    assert track_ious(masks, []).shape == (9, 0)
+    assert track_ious([], masks).shape == (0, 9)
 
 
 def test_crowds_excuse_by_overlap():

@@ -1,8 +1,13 @@
 """Video files in, annotated videos and results of YouTube-VIS out."""
 
 import json
+import re
+import struct
+import subprocess
+import sys
 import zipfile
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -17,7 +22,7 @@ from dqdet.errors import DqdetError
 from dqdet.formats import rle
 from dqdet.inference.windows import WindowTracks, best_tracks
 from dqdet.nn.product_masks import ProductMasks
-from dqdet.predict.frames import VideoFile, open_video, video_writer
+from dqdet.predict.frames import VideoFile, is_video_file, open_video, video_writer
 from dqdet.predict.pictures import PALETTE
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.submission import write_submission
@@ -206,7 +211,7 @@ def audio_only(file):
 def two_sizes(file):
     parts = []
     for size in ((WIDTH, HEIGHT), (64, 48)):
-        encode(file, [Image.new("RGB", size, "gray")] * 4, codec="mpeg2video", rate=25)
+        encode(file, [frame(0).resize(size)] * 4, codec="mpeg2video", rate=25)
         parts.append(file.read_bytes())
     file.write_bytes(b"".join(parts))
 
@@ -230,8 +235,6 @@ def damaged(file):
         ("empty.mp4", lambda file: file.write_bytes(b""), "cannot be read as a video"),
         ("text.mp4", lambda file: file.write_text("no video" * 100), "cannot be read as a video"),
         ("sound.m4a", audio_only, "has no pictures, only audio"),
-        ("sizes.m2v", two_sizes, r"frame \d is 64x48, the first one 96x64"),
-        ("damaged.mov", damaged, "frame 3 cannot be decoded"),
         ("absent.mp4", lambda file: None, "no such file"),
         ("folder", lambda file: file.mkdir(), "no images in this folder"),
     ],
@@ -246,11 +249,46 @@ def test_bad_videos_are_named_and_nothing_is_left(predictor, tmp_path, name, mak
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
-def test_frames_of_another_size_are_named(predictor, tmp_path):
-    frame(0).save(tmp_path / "0.png")
-    frame(1).resize((50, 40)).save(tmp_path / "1.png")
-    with pytest.raises(DqdetError, match=r"1\.png: is 50x40, 0\.png 96x64"):
-        predict_video(predictor, tmp_path, tmp_path / "out")
+def other_frames(folder):
+    """The third of four frames has another size."""
+    folder.mkdir()
+    for t in range(4):
+        frame(t).resize((50, 40) if t == 2 else (WIDTH, HEIGHT)).save(folder / f"{t}.png")
+
+
+def cut_frames(folder):
+    """The third of four frames is cut off."""
+    folder.mkdir()
+    for t in range(4):
+        frame(t).save(folder / f"{t}.png")
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message", "before"),
+    [
+        ("sizes.m2v", two_sizes, r"frame 4 is 64x48, the first one 96x64", 3),
+        ("damaged.mov", damaged, "frame 3 cannot be decoded", 2),
+        ("other", other_frames, r"2\.png: is 50x40, 0\.png 96x64", 2),
+        ("cut", cut_frames, r"2\.png: cannot be read as an image", 2),
+    ],
+)
+@pytest.mark.parametrize("task", ["panoptic", "video"])
+def test_a_bad_frame_does_not_cost_those_before_it(predictor, tmp_path, name, make, message, before, task):
+    make(tmp_path / name)
+    model = predictor if task == "video" else image_predictor(task)
+    (failure,) = predict_video(model, tmp_path / name, tmp_path / "out")
+    assert str(failure).startswith(str(tmp_path / name))
+    assert re.search(message, str(failure))
+    assert str(failure).endswith(f"; only the {before} frames before it are done")
+    assert "\n" not in str(failure)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    if task == "video":
+        assert {len(entry["segmentations"]) for entry in results} == {before}
+        assert json.loads((tmp_path / "out" / "videos.json").read_text())["videos"][0]["length"] == before
+    else:
+        assert {entry["image_id"] for entry in results} == set(range(1, before + 1))
+    assert len(list(VideoFile(tmp_path / "out" / f"{Path(name).stem}.mp4"))) == before
 
 
 def test_videos_are_turned_upright(tmp_path):
@@ -262,13 +300,79 @@ def test_videos_are_turned_upright(tmp_path):
     assert abs(first - second).mean() < 5
 
 
+MATRICES = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)]
+MIRRORED = [(-1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 0, -1), (0, -1, -1, 0)]
+
+
+@pytest.mark.parametrize("matrix", MATRICES + MIRRORED)
+def test_display_matrices_are_applied_in_full(tmp_path, matrix):
+    """Pixel (x, y) is shown at (a x + c y, b x + d y), moved so that the picture begins at 0 (ISO/IEC 14496-12)."""
+    file = encode(tmp_path / "phone.mp4", [frame(5)])
+    content = bytearray(file.read_bytes())
+    place = content.index(b"tkhd") + 44  # of the matrix, in a box of version 0
+    assert struct.unpack_from(">9i", content, place) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    a, b, c, d = matrix
+    struct.pack_into(">9i", content, place, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    file.write_bytes(content)
+
+    stored = np.array(frame(5)).astype(int)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    column, row = a * x + c * y, b * x + d * y
+    column, row = column - column.min(), row - row.min()
+    expected = np.zeros((row.max() + 1, column.max() + 1, 3), int)
+    expected[row, column] = stored
+    video = VideoFile(file)
+    shown = np.array(next(iter(video))).astype(int)
+    assert video.size == (shown.shape[1], shown.shape[0])
+    assert shown.shape == expected.shape
+    assert abs(shown - expected).mean() < 2
+
+
+def test_frames_are_in_the_order_of_their_numbers_and_named(predictor, tmp_path):
+    (tmp_path / "frames").mkdir()
+    names = [f"{t + 1}.png" for t in range(11)]
+    for t, name in enumerate(names):
+        frame(t).save(tmp_path / "frames" / name)
+    predict_video(predictor, tmp_path / "frames", tmp_path / "out")
+    (described,) = json.loads((tmp_path / "out" / "videos.json").read_text())["videos"]
+    assert described["file_names"] == names
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    masks, expected = decode_frames(results[0]["segmentations"], HEIGHT, WIDTH), expected_masks("red")[:11]
+    assert (masks & expected).sum() / (masks | expected).sum() > 0.8
+
+    predict_video(image_predictor("instance"), tmp_path / "frames", tmp_path / "images")
+    images = json.loads((tmp_path / "images" / "images.json").read_text())["images"]
+    assert [(image["id"], image["file_name"]) for image in images] == [*enumerate(names, 1)]
+
+
+def animated(file):
+    first, *others = [frame(t) for t in range(5)]
+    options = {"lossless": True} if file.suffix == ".webp" else {}
+    first.save(file, save_all=True, append_images=others, duration=50, **options)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tiff"])
+def test_animations_and_pages_are_videos(predictor, tmp_path, suffix):
+    file = tmp_path / f"moving{suffix}"
+    animated(file)
+    assert is_video_file(file)
+    video = open_video(file)
+    assert (video.name, video.length, video.size) == ("moving", 5, (WIDTH, HEIGHT))
+    assert video.rate == (6 if suffix == ".tiff" else 20)
+    for t, image in enumerate(video):
+        np.testing.assert_array_equal(np.array(image), np.array(frame(t)))
+    predict_video(predictor, file, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {len(entry["segmentations"]) for entry in results} == {5}
+
+
 def test_earlier_results_stay_when_a_video_is_bad(predictor, clip, tmp_path):
     out = tmp_path / "out"
     predict_video(predictor, clip, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    two_sizes(tmp_path / "sizes.m2v")
+    audio_only(tmp_path / "clip.m4a")
     with pytest.raises(DqdetError):
-        predict_video(predictor, tmp_path / "sizes.m2v", out)
+        predict_video(predictor, tmp_path / "clip.m4a", out)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
@@ -372,3 +476,14 @@ def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vi
         evaluation.update([video["id"]], [tracks])
     assert 0.3 < direct["AP"] < 1
     assert evaluation.compute() == direct
+
+
+def test_the_memory_of_eval_and_submit_does_not_grow_with_the_length_of_a_video(tmp_path):
+    """350 frames more have 231 MiB as they are read, and as much again for each copy."""
+    script = Path(__file__).with_name("video_memory.py")
+    peaks = []
+    for length in (50, 400):
+        command = [sys.executable, str(script), str(tmp_path / str(length)), str(length)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(float(done.stdout))
+    assert peaks[1] - peaks[0] < 80

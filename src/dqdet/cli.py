@@ -102,19 +102,21 @@ def predict(
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
 
-    A folder is one video for a model of videos, and a collection of images for all others.
+    A folder is one video for a model of videos, and a collection of images for all others. A file of several frames
+    or pages (GIF, APNG, WebP, TIFF) is a video, too.
     """
     from dqdet.predict.frames import is_video_file
     from dqdet.predict.images import predict_folder
     from dqdet.predict.videos import predict_video
 
     predictor = dqdet.load(model)
-    if predictor.config.data.task == "video" or is_video_file(source):
-        predict_video(predictor, source, out, threshold)
-        return
-    failures = predict_folder(predictor, source, out, threshold)
+    of_video = predictor.config.data.task == "video" or is_video_file(source)
+    failures = (predict_video if of_video else predict_folder)(predictor, source, out, threshold)
     for failure in failures:
         _complain(failure)
+    if len(failures) > 1:
+        names = [str(failure).partition(": ")[0] for failure in failures]
+        _complain(DqdetError(f"{len(names)} files failed, the others are done: {', '.join(names)}"))
     if failures:
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ C classes, H and W image pixels, h and w feature cells. Boxes are ``(cx, cy, w, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self, TypeAlias, TypedDict
@@ -67,6 +67,18 @@ class Batch(_OfTensors):
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+
+@dataclass
+class VideoStream:
+    """A whole video to be looked at once, frame by frame: a long one would not fit into the memory."""
+
+    frames: Iterator[Tensor]  # of [3, H, W] uint8, RGB, all of one size
+    targets: list[Target]  # one, without objects
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Itself: frames go to the device when a model takes them."""
+        return self
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from dqdet.config import ClipsConfig, DataConfig, ScenesConfig, resolve
 from dqdet.data import open_dataset
 from dqdet.data.clips import Clip, VideoDataset, draw_frames
-from dqdet.data.loader import collate, make_loader
+from dqdet.data.loader import VideoLoader, collate, make_loader
 from dqdet.errors import DqdetError
 from dqdet.types import pad_images
 
@@ -287,14 +287,29 @@ def test_workers_change_nothing():
                 assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-def test_evaluation_takes_one_video_at_a_time():
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_takes_one_video_at_a_time(workers):
     dataset = open_dataset(SCENES, "val")
-    batches = list(make_loader(dataset, batch=4, train=False))
-    assert sorted(batch.targets[0].image_id for batch in batches) == dataset.image_ids
-    assert {batch.images.shape for batch in batches} == {(1, 6, 3, 64, 64)}
-    shares = [list(make_loader(dataset, batch=4, train=False, rank=rank, world=2)) for rank in range(2)]
-    assert sorted(b.targets[0].image_id for share in shares for b in share) == dataset.image_ids
-    assert {len(batch) for share in shares for batch in share} == {1}
+    videos = {}
+    for video in VideoLoader(dataset, workers):
+        (target,) = video.targets
+        frames = torch.stack(list(video.frames))
+        expected, whole = dataset[dataset.image_ids.index(target.image_id)]
+        assert torch.equal(frames, expected)
+        assert (target.size, target.original_size, target.boxes.shape) == (whole.size, whole.original_size, (0, 6, 4))
+        videos[target.image_id] = frames.shape
+    assert sorted(videos) == dataset.image_ids
+    assert set(videos.values()) == {(6, 3, 64, 64)}
+    shares = [list(VideoLoader(dataset, rank=rank, world=2)) for rank in range(2)]
+    assert sorted(video.targets[0].image_id for share in shares for video in share) == dataset.image_ids
+    assert len(VideoLoader(dataset)) == len(dataset)
+
+
+def test_a_video_can_be_left_before_its_end():
+    dataset = open_dataset(SCENES, "val")
+    for video in VideoLoader(dataset):
+        first, _ = dataset[dataset.image_ids.index(video.targets[0].image_id)]
+        assert torch.equal(next(video.frames), first[0])
 
 
 def test_clips_of_different_sizes_are_padded_at_the_right_and_bottom():

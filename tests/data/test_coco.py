@@ -169,12 +169,41 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     assert dataset[0][0].shape[0] == 3
 
 
-def test_exif_orientation_is_not_applied(tmp_path):
+def test_exif_orientation_is_not_applied_where_the_recorded_size_is_as_stored(tmp_path):
     write(tmp_path, document(images=[record(1, file_name="1.jpg")]))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     PIL.Image.new("RGB", (60, 40)).save(tmp_path / "images/train/1.jpg", exif=exif)
     assert opened(tmp_path).read(0)["image"].size == (60, 40)
+
+
+def turned(root: Path, size: tuple[int, int], images: list[dict]) -> None:
+    """Pictures of this size as stored, to be turned by a quarter."""
+    write(root, document(images=images))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    for image in images:
+        PIL.Image.new("RGB", size).save(root / "images/train" / image["file_name"], exif=exif)
+
+
+def test_exif_orientation_is_applied_where_the_recorded_size_is_that_of_the_turned_picture(tmp_path, caplog):
+    turned(tmp_path, (40, 60), [record(1)])
+    assert opened(tmp_path).read(0)["image"].size == (60, 40)
+    assert caplog.records == []
+
+
+def test_where_sizes_do_not_tell_pictures_are_turned_with_one_warning_for_the_data_set(tmp_path, caplog):
+    turned(tmp_path, (50, 50), [record(number, width=50, height=50) for number in (1, 2, 3)])
+    dataset = opened(tmp_path)
+    for index in (0, 1, 2, 0):
+        dataset.read(index)
+    (warning,) = [entry.getMessage() for entry in caplog.records]
+    assert warning.startswith(f"{tmp_path}/annotations/instances_train.json: images such as 1.png are turned upright")
+
+
+def test_a_picture_that_has_neither_size_is_named(tmp_path):
+    turned(tmp_path, (30, 20), [record(1)])
+    assert "is 20 x 30 pixels, but image 1 of" in read_error(tmp_path)
 
 
 def test_root_is_not_set():
@@ -330,6 +359,5 @@ def test_file_that_is_no_image(tmp_path):
 def test_image_of_another_size(tmp_path):
     file = write(tmp_path, document(images=[record(1, height=60, width=40)]))
     assert read_error(tmp_path) == (
-        f"{tmp_path}/images/train/1.png: is 60 x 40 pixels, but image 1 of {file} is 40 x 60; "
-        "correct one of them (the EXIF orientation of a file is not applied)"
+        f"{tmp_path}/images/train/1.png: is 60 x 40 pixels, but image 1 of {file} is 40 x 60; correct one of them"
     )

@@ -18,7 +18,7 @@ from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.cityscapes import CLASSES, LABELS, labels_of, unknown
-from dqdet.formats.image_files import opened_image
+from dqdet.formats.image_files import opened_image, read_image, sizes
 from dqdet.types import PanopticMap
 
 IMAGE_ENDING, INSTANCES_ENDING = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -118,9 +118,9 @@ class CityscapesDataset(SegmentsDataset):
             ids = np.array(opened)  # [H, W]
         faults = []
         with opened_image(image_file, ADVICE) as image:
-            if image.size != opened.size:
-                sizes = " not ".join(f"{width} x {height}" for width, height in (opened.size, image.size))
-                faults.append(f"has {sizes} pixels as {image_file}")
+            if opened.size not in sizes(image):
+                differing = " not ".join(f"{width} x {height}" for width, height in (opened.size, image.size))
+                faults.append(f"has {differing} pixels as {image_file}")
         if numbers := unknown(np.flatnonzero(np.bincount(ids.ravel()))):
             faults.append(f"has pixels with the unknown label or instance ids {listed(numbers)}")
         if faults:
@@ -152,9 +152,9 @@ class CityscapesDataset(SegmentsDataset):
         )
 
     def read(self, index: int) -> Sample:
-        with opened_image(self._image_file(index), ADVICE) as opened:
-            image = opened.convert("RGB")
-        return as_sample(image, self.panoptic(index), self.category_ids)
+        panoptic = self.panoptic(index)
+        height, width = panoptic.ids.shape
+        return as_sample(read_image(self._image_file(index), ADVICE, (width, height)), panoptic, self.category_ids)
 
     def _image_file(self, index: int) -> Path:
         return self.image_folder / self.file_names[index]

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import query_size
 
 from dqdet.config import DataConfig
 from dqdet.data.dataset import DetectionDataset, Split
@@ -56,7 +57,7 @@ class VideoDataset(DetectionDataset):
     Items are ``(frames, target)``: frames ``[T, 3, h, w]`` of uint8, and a ``Target`` with boxes ``[N, T, 4]``,
     zero where an object is not visible, and masks ``[N, T, h, w]``. The objects are those that the augmented clip
     shows at all. Training items are clips, a new one in each epoch; validation items are whole videos, without
-    masks, which their targets do not need.
+    masks, which their targets do not need. ``frame`` gives the frames of those one by one.
 
     A subclass sets ``classes`` and ``category_ids`` and calls ``set_videos``.
     """
@@ -89,6 +90,13 @@ class VideoDataset(DetectionDataset):
         options = self.clips
         frames = draw_frames(length, int(reference), options.frames, options.reach, options.neighbours)
         return self.read_clip(video, frames, masks=True)
+
+    def frame(self, video: int, number: int) -> tuple[Tensor, tuple[int, int]]:
+        """A frame ``[3, h, w]`` of a validation item, and its height and width before the resize."""
+        clip = self.read_clip(video, [number], masks=False)
+        height, width = query_size([clip["image"]])
+        image = self.transform(clip)["image"]  # [1, 3, h, w]
+        return image[0], (height, width)
 
     def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:
         return clip_target(super().target(sample, original_size, image_id), sample)  # type: ignore[arg-type]

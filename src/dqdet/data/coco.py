@@ -72,8 +72,8 @@ class CocoDataset(DetectionDataset):
 
     Items are in the order of the image ids, labels in the order of the category ids. Images without objects
     are kept, except in training with ``config.skip_empty``. Crowd annotations are no targets, but part of
-    ``ground_truth``, because the official evaluation ignores detections that lie in them. Files are converted to RGB;
-    their EXIF orientation is not applied.
+    ``ground_truth``, because the official evaluation ignores detections that lie in them. Files are converted to RGB
+    and, unless their recorded sizes are those before that, turned upright as EXIF says.
 
     Raises:
         DqdetError: the data is missing or faulty.

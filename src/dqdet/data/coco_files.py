@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +15,10 @@ import PIL.Image
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
-from dqdet.formats.image_files import opened_image
+from dqdet.formats.image_files import read_image
 from dqdet.formats.records import is_text
+
+logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid", "test")}
 
@@ -103,26 +107,33 @@ class CocoImages:
             [[record["height"], record["width"]] for record in records], dtype=np.int64
         )  # [images, 2]
         self.file_names = np.array([record["file_name"] for record in records])
+        self.unwarned = multiprocessing.Lock()  # taken once, by whichever process of the loader is the first to warn
 
     @property
     def aspect_ratios(self) -> np.ndarray:
         return self.sizes[:, 1] / self.sizes[:, 0]
 
     def read(self, index: int) -> PIL.Image.Image:
-        """The image in RGB; its EXIF orientation is not applied, as the official loaders do not apply it.
+        """The image in RGB, upright as its EXIF orientation says, unless the record has its size as stored.
 
         Raises:
             DqdetError: it cannot be read, or has another size than its record.
         """
         file = self.folder / self.file_names[index]
         advice = f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
-        with opened_image(file, advice) as opened:
-            image = opened.convert("RGB")
-        height, width = self.sizes[index]
+        height, width = self.sizes[index].tolist()
+        image = read_image(file, advice, (width, height), lambda: self._warn(file))
         if image.size != (width, height):
             raise DqdetError(
                 f"{file}: is {image.width} x {image.height} pixels, but {self.kind} {self.ids[index]} of "
-                f"{self.annotation_file} is {width} x {height}; correct one of them "
-                "(the EXIF orientation of a file is not applied)"
+                f"{self.annotation_file} is {width} x {height}; correct one of them"
             )
         return image
+
+    def _warn(self, file: Path) -> None:
+        if self.unwarned.acquire(block=False):
+            logger.warning(
+                f"{self.annotation_file}: images such as {file.name} are turned upright as their EXIF orientation "
+                "says, because their recorded sizes do not tell how they were annotated; if that was as stored, remove "
+                "the orientation from the files"
+            )

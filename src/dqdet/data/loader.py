@@ -11,17 +11,18 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from itertools import islice
+from itertools import chain, groupby, islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dqdet.data.clips import VideoDataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
-from dqdet.types import Batch, Target, pad_images
+from dqdet.types import Batch, Target, VideoStream, pad_images
 
 
 class BatchSampler(Sampler[list[int]], ABC):
@@ -177,17 +178,16 @@ def _with_counts(batches: Iterator[Batch], accumulate: int) -> Iterator[Batch]:
         yield from (replace(batch, counts=counts) for batch in step)
 
 
-class BatchLoader(DataLoader[tuple[Tensor, Target]]):
-    """A ``DataLoader`` of ``Batch`` that raises a worker's DqdetError without the worker's traceback in it."""
+class PlainLoader(DataLoader[Any]):
+    """A ``DataLoader`` that raises a worker's DqdetError without the worker's traceback in it."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.num_workers:
             # Garbage of this process is not the workers' to collect: freeing the decoder of a video waits for its
             # threads, which a forked process does not have.
             gc.collect()
         try:
-            assert isinstance(self.batch_sampler, BatchSampler)
-            yield from _with_counts(super().__iter__(), self.batch_sampler.accumulate)
+            yield from super().__iter__()
         except DqdetError as error:
             *traceback, message = str(error).splitlines()
             if not traceback:
@@ -196,6 +196,65 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
             # Without its own traceback, which is a cycle that holds the iterator: when the garbage collector ends
             # the workers instead of the last reference, they do not hear of it for ten seconds.
             raise DqdetError(message.removeprefix(name)) from error.with_traceback(None)
+
+
+class BatchLoader(PlainLoader):
+    """A loader of ``Batch``."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        assert isinstance(self.batch_sampler, BatchSampler)
+        yield from _with_counts(super().__iter__(), self.batch_sampler.accumulate)
+
+
+class Frames(Dataset[tuple[int, Tensor, tuple[int, int]]]):
+    """The frames of a data set of videos, by their video and number: the video and what ``VideoDataset.frame`` says."""
+
+    def __init__(self, dataset: VideoDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Tensor, tuple[int, int]]:
+        return place[0], *self.dataset.frame(*place)
+
+
+class VideoLoader:
+    """The videos of a validation split, each once; workers read a few frames ahead, so that none is whole in memory.
+
+    Args:
+        dataset: of validation items.
+        workers: processes that read.
+        rank: this process.
+        world: processes that share the videos.
+    """
+
+    def __init__(self, dataset: VideoDataset, workers: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.dataset = dataset
+        self.videos = [video for (video,) in EvaluationBatches(dataset, world, rank=rank, world=world)]
+        self.frames = PlainLoader(
+            Frames(dataset),
+            sampler=[(video, frame) for video in self.videos for frame in range(int(dataset.lengths[video]))],
+            batch_size=None,
+            collate_fn=tuple,  # of a frame: nothing else
+            num_workers=workers,
+            worker_init_fn=leave_signals_to_the_main_process,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __iter__(self) -> Iterator[VideoStream]:
+        for video, items in groupby(self.frames, key=lambda item: item[0]):
+            first = next(items)
+            _, image, original_size = first
+            target = Target(
+                labels=torch.zeros(0, dtype=torch.int64),
+                boxes=torch.zeros(0, int(self.dataset.lengths[video]), 4),
+                size=(image.shape[1], image.shape[2]),
+                original_size=original_size,
+                image_id=self.dataset.image_ids[video],
+            )
+            yield VideoStream((image for _, image, _ in chain([first], items)), [target])
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
@@ -218,9 +277,8 @@ def make_loader(
     """Batches of ``dataset`` for one process; ``loader.batch_sampler`` is the ``BatchSampler``.
 
     Args:
-        dataset: what to load.
-        batch: images (or clips) a batch, in training a step, over all processes; whole videos come one at a time to
-            each process.
+        dataset: what to load; for whole videos there is `VideoLoader`.
+        batch: images (or clips) a batch, in training a step, over all processes.
         train: shuffled, without the last images that do not fill a batch; otherwise every image once.
         seed: of the order, not negative.
         workers: processes that read and augment; PyTorch gives each of them one thread.
@@ -231,8 +289,6 @@ def make_loader(
     Raises:
         DqdetError: see ``TrainingBatches``; while iterating: an image cannot be read.
     """
-    if isinstance(dataset, VideoDataset) and not train:
-        batch = world  # their lengths differ
     sampler: BatchSampler
     if train:
         sampler = TrainingBatches(dataset, batch, seed, rank, world, accumulate)

@@ -1,15 +1,57 @@
-"""Image files, found and opened in one place."""
+"""Pictures, read in one place and in one way, whether they are for training, for evaluation or for use.
+
+- All become RGB of 8 bits a channel. What is transparent keeps its colour. Whole numbers of more than 8 bits and
+  fractions are scaled by the range that they are in: that of 8, 12 or 16 bits, or 0..1 for fractions.
+- The orientation in EXIF turns them upright. Where a data set records a size that is only that of the picture as
+  stored, it stays as stored, because that is what was annotated.
+- Only regular files are read: pipes and devices may never end.
+- A file of several frames or pages (GIF, APNG, WebP, TIFF) is no picture, but can be used as a video. What accompanies
+  a picture, such as a preview, does not count.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dqdet.errors import DqdetError
+
+Size = tuple[int, int]  # width, height
+
+REPLACE = "replace or remove the file"
+
+ORIENTATION = 0x0112  # the tag of EXIF
+AS_STORED = 1
+UPRIGHT = {  # what turns a picture with this orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BACK = {**UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # and what undoes that
+SIDEWAYS = 5  # the first orientation that exchanges width and height
+
+WHOLE_RANGES, FRACTION_RANGES = (255, 4095, 65535), (1, 255, 4095, 65535)  # greatest values
+ACCOMPANIED = ("MPO", "PSD")  # formats whose other pictures are previews and layers of the first
+SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # of a page in a TIFF
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextmanager
@@ -22,43 +64,158 @@ def opened_image(file: str | Path, advice: str, what: str = "an image") -> Itera
         what: it should be, for the message.
 
     Raises:
-        DqdetError: it cannot be opened, or its pixels cannot be read.
+        DqdetError: it is no regular file, it cannot be opened, or its pixels cannot be read.
     """
+    if reason := irregular(file):
+        raise DqdetError(f"{file}: {reason}; {advice}")
     try:
         with Image.open(file) as image:
             yield image
-    # Which of these Pillow raises depends on the format and on where the file is damaged.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DqdetError(f"{file}: cannot be read as {what} ({error}); {advice}") from error
+    except DqdetError:
+        raise
+    # What damage makes the decoders raise depends on the format and the place: OSError, SyntaxError, KeyError, ...
+    except Exception as error:
+        raise DqdetError(f"{file}: cannot be read as {what} ({one_line(error)}); {advice}") from error
 
 
-def read_image(file: str | Path) -> Image.Image:
-    """The RGB image in a file, upright.
+def read_image(
+    file: str | Path,
+    advice: str = REPLACE,
+    recorded: Size | None = None,
+    in_doubt: Callable[[], None] = lambda: None,
+) -> Image.Image:
+    """The picture in a file, as this module's docstring says.
+
+    Args:
+        file: its path.
+        advice: what to do where it cannot be read, the end of the message.
+        recorded: what a data set says about its size, which may be that of the picture as stored.
+        in_doubt: is called where the orientation matters, but both sizes are the recorded one.
 
     Raises:
-        DqdetError: there is no such file, it is no image, or it is damaged.
+        DqdetError: there is no such file, it is no image, it is damaged, or it has several frames or pages.
     """
-    if not Path(file).is_file():
-        raise DqdetError(f"{file}: no such file; give the path of an image")
-    with opened_image(file, "replace or remove the file") as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    with opened_image(file, advice) as image:
+        if (count := len(pages(image))) > 1:
+            raise DqdetError(
+                f"{file}: has {count} frames or pages, of which only one would be used; save each as a file of its "
+                "own, or give the file alone to `dqdet predict`, which takes it as a video"
+            )
+        stored, upright = sizes(image)
+        if recorded == stored == upright and orientation(image) != AS_STORED:
+            in_doubt()
+        return as_rgb(image, upright=recorded != stored or recorded == upright)
+
+
+def as_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
+    """A copy in RGB of 8 bits a channel, upright or as stored, without anything but its pixels.
+
+    Raises:
+        ValueError: values have no range that is known; and what Pillow raises, if it is not loaded yet.
+    """
+    turn = orientation(image)
+    by_pillow = _turned_when_loaded(image)
+    image.load()
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_of_eight_bits(np.asarray(image)))
+    elif image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    rgb = image.convert("RGB")
+    if turn != AS_STORED and upright != by_pillow:
+        rgb = rgb.transpose((UPRIGHT if upright else BACK)[turn])
+    rgb.info = {}  # of the file: its orientation, colour profile, compression
+    return rgb
+
+
+def _of_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Numbers ``[H, W]``, scaled to 0..255 from the smallest range that has them all."""
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError("has values that are negative or not finite")
+    ranges = FRACTION_RANGES if values.dtype.kind == "f" else WHOLE_RANGES
+    greatest = values.max()
+    top = next((top for top in ranges if greatest <= top), None)
+    if top is None:
+        raise ValueError(f"has values up to {greatest:g}; at most {ranges[-1]} are scaled")
+    return np.rint(values * np.float32(255 / top)).astype(np.uint8)
+
+
+def orientation(image: Image.Image) -> int:
+    """1..8 as in EXIF, 1 for upright."""
+    value = image.getexif().get(ORIENTATION)
+    return value if value in UPRIGHT else AS_STORED
+
+
+def sizes(image: Image.Image) -> tuple[Size, Size]:
+    """The size as stored, and that of the upright picture; of an image whose pixels are not read yet."""
+    turned = image.size[::-1] if orientation(image) >= SIDEWAYS else image.size
+    return (turned, image.size) if _turned_when_loaded(image) else (image.size, turned)
+
+
+def _turned_when_loaded(image: Image.Image) -> bool:
+    return image.format == "TIFF"  # by Pillow itself, which has the size of the upright picture from the start
+
+
+def pages(image: Image.Image) -> list[int]:
+    """The numbers of the frames or pages of a file, without those that accompany a picture."""
+    count = 1 if image.format in ACCOMPANIED else getattr(image, "n_frames", 1)
+    if image.format != "TIFF" or count == 1:
+        return list(range(count))
+    kinds = []
+    for page in range(count):
+        image.seek(page)
+        kinds.append(image.tag_v2.get(SUBFILE_TYPE, 0))  # type: ignore[attr-defined]
+    image.seek(0)
+    return [page for page, kind in enumerate(kinds) if not kind & REDUCED_OR_MASK]
+
+
+def count_pages(file: Path) -> int:
+    """How many frames or pages a file has; 0 where it is no image that can be read."""
+    try:
+        with opened_image(file, REPLACE) as image:
+            image.load()  # Pillow knows formats, among them MPEG, that it cannot read
+            return len(pages(image))
+    except DqdetError:
+        return 0
 
 
 def image_files(source: Path) -> list[Path]:
     """The file itself, or the images in a folder in the order of their names.
 
+    What has the name of an image but is no regular file is among them, so that reading it says so.
+
     Raises:
         DqdetError: there is no such file or folder, or no image in it.
     """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DqdetError(f"{source}: no such file or folder; give an image, a video or a folder of images")
-    files = sorted(file for file in source.iterdir() if is_image_name(file) and file.is_file())
-    if not files:
-        raise DqdetError(f"{source}: no images in this folder; looked for {', '.join(IMG_EXTENSIONS)}")
-    return files
+    if source.is_dir():
+        try:
+            files = sorted(file for file in source.iterdir() if is_image_name(file) and not file.is_dir())
+        except OSError as error:
+            raise DqdetError(f"{source}: cannot be read ({error.strerror}); check its permissions") from error
+        if not files:
+            raise DqdetError(f"{source}: no images in this folder; looked for {', '.join(IMG_EXTENSIONS)}")
+        return files
+    if reason := irregular(source):
+        raise DqdetError(
+            f"{source}: {reason.replace('file', 'file or folder')}; give an image, a video or a folder of images"
+        )
+    return [source]
 
 
 def is_image_name(file: Path) -> bool:
     return file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
+
+
+def irregular(file: str | Path) -> str | None:
+    """Why a path is not that of a regular file, or None."""
+    try:
+        mode = os.stat(file).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({one_line(error)})"
+    return None if stat.S_ISREG(mode) else f"is {KINDS.get(stat.S_IFMT(mode), 'something else')}, no regular file"
+
+
+def one_line(error: Exception) -> str:
+    """The message of an exception that others raise, for one of ours."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pycocotools.mask
 import torch
 from torch import Tensor
@@ -39,25 +37,3 @@ def run_lengths(counts: str) -> list[int]:
         # From the fourth on, a run is stored as the difference from the one two before it.
         runs.append(value + runs[-2] if len(runs) > 2 else value)
     return runs
-
-
-def side_by_side(masks: Iterable[Rle | None], height: int, width: int) -> Rle:
-    """One mask ``[H, T * W]`` from those of T frames of one size; None: an empty one.
-
-    Runs go down the columns, so that they follow one another, and no mask is decoded.
-    """
-    runs = [0]
-    frames = 0
-    for frames, mask in enumerate(masks, 1):  # noqa: B007, their number is needed
-        following = [height * width] if mask is None else run_lengths(mask["counts"])
-        if len(runs) % 2 == 0 and following[0] == 0:  # the mask goes on: foreground meets foreground
-            following = following[1:]
-            runs[-1] += following.pop(0)
-        elif len(runs) % 2:  # background meets background
-            runs[-1] += following.pop(0)
-        runs += following
-    size = [height, frames * width]
-    return {
-        "size": size,
-        "counts": pycocotools.mask.frPyObjects({"size": size, "counts": runs}, *size)["counts"].decode(),
-    }

@@ -1,21 +1,20 @@
 """Video instance metrics as YouTube-VIS defines them (Yang et al., "Video Instance Segmentation", ICCV 2019).
 
 They are COCO's with tracks for objects: the IoU of two tracks is the intersection over the union of all frames
-together. With the frames of a video side by side, a track is one mask and a video one image, so that COCO's
-evaluation computes them. Two things differ: sizes are those of a track's visible frames on average, with other
-limits, and crowd tracks are met by IoU, as all others are.
+together. Both are summed frame by frame, of compressed masks, as soon as a video has been looked at, and of its tracks
+nothing but these numbers is kept. Two other things differ from COCO: sizes are those of a track's visible frames on
+average, with other limits, and crowd tracks are met by IoU, as all others are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pycocotools.mask
 from faster_coco_eval import COCO, COCOeval_faster
 
-from dqdet.formats import rle
 from dqdet.formats.masks import as_rle
 from dqdet.formats.results import StoredResults
 from dqdet.metrics.detection import numbers, summary
@@ -24,26 +23,47 @@ from dqdet.types import Rle, Track
 
 # Limits of the mean area of a track, in pixels
 AREAS = {"small": [0, 128**2], "medium": [128**2, 256**2], "large": [256**2, 1e5**2]}
+NO_BOX = [0, 0, 1, 1]  # for the evaluation, which asks for one but does not use it
+
+Masks = dict[int, Rle]  # frame -> mask of a track
 
 
-def _side_by_side(masks: Sequence[Rle | None], height: int, width: int) -> dict[str, Any]:
-    """What COCO's evaluation has to know of a track with these masks in its frames."""
-    areas = pycocotools.mask.area([mask for mask in masks if mask is not None])  # [visible frames]
+def _areas(masks: Iterable[Rle]) -> np.ndarray:
+    """Pixels of each mask, which pycocotools counts of one mask or of 255, but not of more."""
+    return np.array([pycocotools.mask.area(mask) for mask in masks], dtype=np.int64)
+
+
+def _mean_area(areas: np.ndarray) -> float:
+    """Of the frames that show a track."""
     visible = areas[areas > 0]
-    area = float(visible.mean()) if len(visible) else 0.0
-    return {"segmentation": rle.side_by_side(masks, height, width), "area": area}
+    return float(visible.mean()) if len(visible) else 0.0
+
+
+def track_ious(found: Sequence[Masks], truth: Sequence[Masks]) -> np.ndarray:
+    """The IoU of each pair of tracks over all frames, ``[K, N]``; 0 of two empty ones."""
+    shared = np.zeros((len(found), len(truth)))  # pixels
+    for frame in sorted({frame for masks in truth for frame in masks}):
+        rows = [k for k, masks in enumerate(found) if frame in masks]
+        columns = [n for n, masks in enumerate(truth) if frame in masks]
+        if not rows:
+            continue
+        ours, theirs = [found[k][frame] for k in rows], [truth[n][frame] for n in columns]
+        # With crowds, pycocotools divides by our area alone: times that it is the intersection.
+        of_ours = pycocotools.mask.iou(ours, theirs, [1] * len(theirs))
+        areas = _areas(ours)[:, None]
+        shared[np.ix_(rows, columns)] += np.rint(of_ours * areas)
+    totals = [np.array([_areas(masks.values()).sum() for masks in tracks]) for tracks in (found, truth)]
+    union = totals[0][:, None] + totals[1] - shared
+    return shared / np.maximum(union, 1)
 
 
 class TrackEvaluation(COCOeval_faster):
-    """COCO's evaluation without the rule that measures what lies in a crowd by intersection over detection."""
+    """COCO's evaluation of tracks that know their IoU with those of the ground truth."""
 
     def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list[float]:
-        truth, found = (
-            dataset.get_instances([imgId], [catId], True)[0][0] for dataset in (self.gt_dataset, self.dt_dataset)
-        )
+        found = self.dt_dataset.get_instances([imgId], [catId], True)[0][0]
         best = sorted(found, key=lambda track: -track["score"])[: self.params.maxDets[-1]]
-        masks, true_masks = ([track["segmentation"] for track in tracks] for tracks in (best, truth))
-        return pycocotools.mask.iou(masks, true_masks, [0] * len(truth))
+        return np.array([track["ious"] for track in best])
 
 
 class VideoMetric:
@@ -66,26 +86,25 @@ class VideoMetric:
         self.category_numbers = [categories.get(category_id, 0) for category_id in category_ids]
         self.categories = [{**c, "id": categories[c["id"]]} for c in ground_truth["categories"]]
         self.videos = [
-            {
-                "id": self.video_numbers[video["id"]],
-                "height": video["height"],
-                "width": video["width"] * video["length"],
-            }
+            {"id": self.video_numbers[video["id"]], "height": video["height"], "width": video["width"]}
             for video in ground_truth["videos"]
         ]
-        self.sizes = {video["id"]: (video["height"], video["width"]) for video in ground_truth["videos"]}
-        self.lengths = {video["id"]: video["length"] for video in ground_truth["videos"]}
+        sizes = {video["id"]: (video["height"], video["width"]) for video in ground_truth["videos"]}
+        self.truths: dict[tuple[int, int], list[Masks]] = {}  # of the numbers of video and category
         tracks = []
         for number, annotation in enumerate(ground_truth["annotations"], 1):
-            size = self.sizes[annotation["video_id"]]
-            masks = [None if s is None else as_rle(s, *size) for s in annotation["segmentations"]]
+            size = sizes[annotation["video_id"]]
+            masks = {frame: as_rle(s, *size) for frame, s in enumerate(annotation["segmentations"]) if s is not None}
+            video, category = self.video_numbers[annotation["video_id"]], categories[annotation["category_id"]]
+            self.truths.setdefault((video, category), []).append(masks)
             tracks.append(
                 {
                     "id": number,
-                    "image_id": self.video_numbers[annotation["video_id"]],
-                    "category_id": categories[annotation["category_id"]],
+                    "image_id": video,
+                    "category_id": category,
                     "iscrowd": annotation.get("iscrowd", 0),
-                    **_side_by_side(masks, *size),
+                    "area": _mean_area(_areas(masks.values())),
+                    "bbox": NO_BOX,
                 }
             )
         self.ground_truth = self._dataset(tracks)
@@ -99,16 +118,24 @@ class VideoMetric:
 
     def update(self, video_ids: Sequence[int], found: Sequence[Sequence[Track]]) -> None:
         for video_id, tracks in zip(video_ids, found, strict=True):
-            frames = range(self.lengths[video_id])
+            video = self.video_numbers[video_id]
+            ious: dict[int, list[float]] = {}  # track -> with each of the ground truth of its class
+            for label in {track.label for track in tracks}:
+                ours = [number for number, track in enumerate(tracks) if track.label == label]
+                truth = self.truths.get((video, self.category_numbers[label]), [])
+                rows = track_ious([tracks[number].masks for number in ours], truth)
+                ious |= zip(ours, rows.tolist(), strict=True)
             self.results[video_id] = [
                 {
-                    "image_id": self.video_numbers[video_id],
+                    "image_id": video,
                     "category_id": self.category_numbers[track.label],
                     "score": track.score,
                     "iscrowd": 0,
-                    **_side_by_side([track.masks.get(frame) for frame in frames], *self.sizes[video_id]),
+                    "area": _mean_area(_areas(track.masks.values())),
+                    "bbox": NO_BOX,
+                    "ious": ious[number],
                 }
-                for track in tracks
+                for number, track in enumerate(tracks)
             ]
 
     def compute(self) -> dict[str, float]:
@@ -123,7 +150,7 @@ class VideoMetric:
     def _evaluate(self) -> dict[str, float]:
         tracks = [track for video in self.results.values() for track in video]
         numbered = [{"id": number, **track} for number, track in enumerate(tracks, 1)]
-        evaluation = TrackEvaluation(self.ground_truth, self._dataset(numbered), iouType="segm", ranges=AREAS)
+        evaluation = TrackEvaluation(self.ground_truth, self._dataset(numbered), iouType="bbox", ranges=AREAS)
         evaluation.params.imgIds = sorted(self.video_numbers[video_id] for video_id in self.results)
         evaluation.run()
         return summary(evaluation)

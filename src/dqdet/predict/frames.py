@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import math
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
-from PIL import Image
+import numpy as np
+from av.sidedata.sidedata import SideData
+from PIL import Image, ImageOps
 
 from dqdet.errors import DqdetError
-from dqdet.formats.image_files import image_files, is_image_name, read_image
+from dqdet.formats.image_files import (
+    REPLACE,
+    as_rgb,
+    count_pages,
+    image_files,
+    is_image_name,
+    opened_image,
+    pages,
+    read_image,
+)
 
 FOLDER_RATE = Fraction(6)  # frames a second of a folder of frames; that of YouTube-VIS
 LARGEST_DENOMINATOR = 65535  # of a rate, in MPEG-4
 
 
-class VideoFile:
-    """The frames of a video file, upright. They are decoded anew, and one at a time, whenever they are iterated over.
+class Video(ABC):
+    """Frames of one size, upright. They are read anew, and one at a time, whenever they are iterated over.
 
     Attributes:
-        name: of the file, without its suffix.
+        name: of the file, without its suffix, or of the folder.
         rate: frames a second, on average.
         length: how many frames there are, as the file says; 0 where it does not.
         size: width and height of all frames.
+        file_names: of the frames, where each is a file.
 
     Raises:
         DqdetError: it cannot be read as a video, or has no frame; when iterated over: a frame is damaged or has
             another size than the first.
     """
+
+    name: str
+    rate: Fraction
+    length: int
+    size: tuple[int, int]
+    file_names: list[str] | None = None
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Image.Image]: ...
+
+
+class VideoFile(Video):
+    """A file that FFmpeg can read."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -63,7 +91,7 @@ class VideoFile:
         number = 1
         try:
             for frame in container.decode(stream):
-                yield frame.to_image().rotate(frame.rotation, expand=True)
+                yield _upright(frame)
                 number += 1
         except av.FFmpegError as error:
             raise DqdetError(
@@ -81,11 +109,12 @@ class VideoFile:
                 yield image
 
 
-class FrameFolder:
-    """Pictures of one size as the frames of a video; otherwise as `VideoFile`."""
+class FrameFolder(Video):
+    """Pictures of one size."""
 
     def __init__(self, name: str, files: list[Path]) -> None:
         self.files = files
+        self.file_names = [file.name for file in files]
         self.name = name
         self.rate = FOLDER_RATE
         self.length = len(files)
@@ -99,6 +128,31 @@ class FrameFolder:
                     f"{file}: is {_size(image.size)}, {self.files[0].name} {_size(self.size)}; give frames of one size"
                 )
             yield image
+
+
+class PageFile(Video):
+    """The frames of an animation (GIF, APNG, WebP), or the pages of a TIFF."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.name = file.stem
+        with opened_image(file, REPLACE) as image:
+            self.length = len(pages(image))
+            self.size = as_rgb(image).size
+            duration = round(image.info.get("duration", 0))  # ms, of WebP only known now
+            self.rate = Fraction(1000, duration) if duration > 0 else FOLDER_RATE
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        with opened_image(self.file, REPLACE) as image:
+            for page in pages(image):
+                image.seek(page)
+                frame = as_rgb(image)
+                if frame.size != self.size:
+                    raise DqdetError(
+                        f"{self.file}: page {page + 1} is {_size(frame.size)}, the first one {_size(self.size)}; "
+                        "save each page as a file of its own"
+                    )
+                yield frame
 
 
 @contextmanager
@@ -128,24 +182,44 @@ def video_writer(file: Path, rate: Fraction) -> Iterator[Callable[[Image.Image],
         container.mux(stream.encode())
 
 
-def open_video(source: Path) -> VideoFile | FrameFolder:
-    """A video file, the pictures of a folder in the order of their names, or a single picture.
+def open_video(source: Path) -> Video:
+    """A video file, the pictures of a folder in the order of their numbers, or a single picture.
 
     Raises:
         DqdetError: there is nothing of that.
     """
-    return VideoFile(source) if is_video_file(source) else FrameFolder(source.resolve().stem, image_files(source))
+    if is_video_file(source):
+        return PageFile(source) if count_pages(source) else VideoFile(source)
+    files = sorted(image_files(source), key=lambda file: natural(file.name))
+    return FrameFolder(source.resolve().stem, files)
 
 
 def is_video_file(source: Path) -> bool:
-    """Whether it is a file, but no picture."""
-    if not source.is_file() or is_image_name(source):
+    """Whether it is a file, but no single picture."""
+    if not source.is_file():
         return False
-    try:
-        read_image(source)
-    except DqdetError:
-        return True
-    return False
+    count = count_pages(source)
+    return count > 1 or (count == 0 and not is_image_name(source))
+
+
+def natural(name: str) -> list[tuple[str, int]]:
+    """A key that sorts the numbers in names by value: 2.png before 10.png."""
+    return [(text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _upright(frame: av.VideoFrame) -> Image.Image:
+    """A frame as its display matrix says: mirrored, where that turns it over, and rotated."""
+    image = frame.to_image()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    assert isinstance(matrix, SideData)
+    # x' = a x + c y, y' = b x + d y, with y downwards; the other entries move and scale.
+    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+    if a * d < b * c:
+        image = ImageOps.mirror(image)  # x becomes -x
+        a, b = -a, -b
+    return image.rotate(-math.degrees(math.atan2(b, a)), expand=True)  # PIL's angles are counterclockwise
 
 
 def _kinds(container: av.container.InputContainer) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dqdet.config import Config
 from dqdet.data.transforms import make_transform
 from dqdet.errors import DqdetError
-from dqdet.formats.image_files import read_image
+from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.inference import infer
 from dqdet.predict.pictures import segments
 from dqdet.runs.hub import publish
@@ -63,7 +63,8 @@ class Predictor:
 
         Args:
             images: the path of an image file, a PIL image, an array ``[H, W, 3]`` (uint8, RGB), or a list of
-                these. Files are turned upright as their EXIF orientation says; coordinates refer to that.
+                these. Files and PIL images are turned upright as their EXIF orientation says; coordinates refer to
+                that. Of a PIL image with several frames it is the current one.
             threshold: in 0..1.
 
         Returns:
@@ -225,7 +226,7 @@ def as_image(source: ImageSource) -> Image.Image:
     """An RGB image from any of the forms that a predictor takes.
 
     Raises:
-        DqdetError: the file cannot be read, or the array is not ``[H, W, 3]`` of uint8.
+        DqdetError: the file or image cannot be read, or the array is not ``[H, W, 3]`` of uint8.
     """
     if isinstance(source, str | Path):
         return read_image(source)
@@ -236,4 +237,8 @@ def as_image(source: ImageSource) -> Image.Image:
                 "give one of shape [H, W, 3] and type uint8, RGB"
             )
         return Image.fromarray(source)
-    return source.convert("RGB")
+    try:
+        return as_rgb(source)
+    except Exception as error:  # of Pillow, see opened_image
+        name = getattr(source, "filename", "") or "a PIL image"
+        raise DqdetError(f"{name}: cannot be read as an image ({one_line(error)}); give another one") from error

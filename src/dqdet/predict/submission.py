@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 
 from dqdet.config import Overrides, override_some
 from dqdet.data import open_dataset
-from dqdet.data.dataset import DetectionDataset
+from dqdet.data.clips import VideoDataset
+from dqdet.data.loader import VideoLoader
 from dqdet.errors import DqdetError
 from dqdet.formats.results import StoredResults, video_results
 from dqdet.inference.windows import best_tracks, track
@@ -34,20 +35,24 @@ def submit(run: str | Path, file: str | Path, overrides: Overrides = ()) -> None
         raise DqdetError(f"{run}: is of data.task={config.data.task}; only results of data.task=video are submitted so")
     model, _ = load_folder(Path(run))
     dataset = open_dataset(config.data, "val", config.train.seed)
+    assert isinstance(dataset, VideoDataset)
     place = f"data.root={config.data.root}" if config.data.root else f"data.kind={config.data.kind}"
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, place)
     write_submission(Predictor(model, config.model_copy(update={"category_ids": category_ids})), dataset, Path(file))
 
 
-def write_submission(predictor: Predictor, dataset: DetectionDataset, file: Path) -> None:
+def write_submission(predictor: Predictor, dataset: VideoDataset, file: Path) -> None:
     """The same for a predictor whose ``category_ids`` are those of the data set."""
     config = predictor.config
     results = StoredResults()
-    for index in in_progress(range(len(dataset)), "finding tracks", len(dataset)):
-        frames, target = dataset[index]  # [T, 3, H, W]
-        tracks = best_tracks(track(predictor.model, frames, target.original_size, config), config.inference.limit)
+    videos = VideoLoader(dataset, config.data.workers)
+    for video in in_progress(videos, "finding tracks", len(videos)):
+        (target,) = video.targets
+        windows = track(predictor.model, video.frames, target.original_size, config)
+        tracks = best_tracks(windows, config.inference.limit)
         tracks = [one for one in tracks if predictor.category_ids[one.label] != NO_CATEGORY]
-        results[target.image_id] = video_results(target.image_id, tracks, len(frames), predictor.category_ids)
+        length = target.boxes.shape[1]
+        results[target.image_id] = video_results(target.image_id, tracks, length, predictor.category_ids)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=file.parent, prefix=".") as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from dqdet.errors import DqdetError
 from dqdet.formats.results import video_results
 from dqdet.inference.windows import best_tracks, track
-from dqdet.predict.frames import FrameFolder, VideoFile, open_video, video_writer
+from dqdet.predict.frames import Video, open_video, video_writer
 from dqdet.predict.images import SMALLEST_PICTURE, ResultFiles
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor
@@ -25,11 +26,18 @@ from dqdet.predict.progress import in_progress
 from dqdet.types import Track
 
 
-def find_tracks(predictor: Predictor, video: VideoFile | FrameFolder) -> tuple[list[Track], int]:
+def find_tracks(
+    predictor: Predictor, video: Video, failures: list[DqdetError] | None = None
+) -> tuple[list[Track], int]:
     """The tracks of a video, and how many frames it has.
 
+    Args:
+        predictor: of a model of videos.
+        video: to look at.
+        failures: takes the error of a frame that cannot be read, before which the video then ends.
+
     Raises:
-        DqdetError: the model is none of videos, or a frame cannot be read.
+        DqdetError: the model is none of videos, or, without ``failures``, a frame cannot be read.
     """
     config = predictor.config
     if config.data.task != "video":
@@ -39,7 +47,8 @@ def find_tracks(predictor: Predictor, video: VideoFile | FrameFolder) -> tuple[l
 
     def frames() -> Iterator[Any]:
         nonlocal length
-        for image in in_progress(video, "finding tracks", video.length):
+        readable = video if failures is None else _readable(video, failures)
+        for image in in_progress(readable, "finding tracks", video.length):
             length += 1
             yield predictor.transform(image)
 
@@ -47,15 +56,22 @@ def find_tracks(predictor: Predictor, video: VideoFile | FrameFolder) -> tuple[l
     return tracks, length
 
 
-def predict_video(predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5) -> None:
-    """Detect in a video file, or in a folder of its frames, and write into ``out``:
+def predict_video(
+    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5
+) -> list[DqdetError]:
+    """Detect in a video file, an animation, or a folder of frames, and write into ``out``:
 
     - ``NAME.mp4``: the video with what scores above ``threshold`` drawn in,
     - of a video model ``results.json``, all tracks in the official format of YouTube-VIS, and ``videos.json``, the
-      video and the categories behind the ids; a track has one colour in the whole video,
+      video (of a folder with the names of its frames) and the categories behind the ids; a track has one colour in
+      the whole video,
     - of an image model the files of `ResultFiles`, with the numbers of frames, from 1, as ids of images.
 
-    Frames are read when they are needed, so that the memory does not depend on the length of the video.
+    Frames are read when they are needed, so that the memory does not depend on the length of the video. A video ends
+    before the first frame that cannot be read.
+
+    Returns:
+        what was wrong with that frame, if there was one; the frames before it are done.
 
     Raises:
         DqdetError: the video cannot be read, ``out`` cannot be written, or the video would be overwritten; ``out`` is
@@ -65,13 +81,14 @@ def predict_video(predictor: Predictor, source: str | Path, out: str | Path, thr
     video = open_video(source)
     if (out / f"{video.name}.mp4").resolve() == source.resolve():
         raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
+    failures: list[DqdetError] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out, prefix=".") as unfinished:
             folder = Path(unfinished)
             with video_writer(folder / f"{video.name}.mp4", video.rate) as append:
                 pictures = _tracked if predictor.config.data.task == "video" else _detected
-                for picture in pictures(predictor, video, folder, threshold):
+                for picture in pictures(predictor, video, failures, folder, threshold):
                     append(picture)
             for file in [file for file in folder.rglob("*") if file.is_file()]:
                 place = out / file.relative_to(folder)
@@ -79,22 +96,32 @@ def predict_video(predictor: Predictor, source: str | Path, out: str | Path, thr
                 file.replace(place)
     except (OSError, av.FFmpegError) as error:
         raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+    return failures
+
+
+def _readable(video: Video, failures: list[DqdetError]) -> Iterator[Image.Image]:
+    """The frames up to the first that cannot be read, whose error is added to ``failures``."""
+    done = 0
+    try:
+        for done, image in enumerate(video, 1):  # noqa: B007, their number is needed
+            yield image
+    except DqdetError as error:
+        failures.append(DqdetError(f"{error}; only the {done} frames before it are done"))
 
 
 def _tracked(
-    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float
+    predictor: Predictor, video: Video, failures: list[DqdetError], folder: Path, threshold: float
 ) -> Iterator[Image.Image]:
     """Pictures of the tracks in each frame; result files."""
-    tracks, length = find_tracks(predictor, video)
+    tracks, length = find_tracks(predictor, video, failures)
     width, height = video.size
-    described = {
-        "videos": [{"id": 1, "name": video.name, "width": width, "height": height, "length": length}],
-        "categories": predictor.categories,
-    }
+    described: dict[str, Any] = {"id": 1, "name": video.name, "width": width, "height": height, "length": length}
+    if video.file_names is not None:
+        described["file_names"] = video.file_names[:length]
     (folder / "results.json").write_text(json.dumps(video_results(1, tracks, length, predictor.category_ids)))
-    (folder / "videos.json").write_text(json.dumps(described))
+    (folder / "videos.json").write_text(json.dumps({"videos": [described], "categories": predictor.categories}))
     shown = {number: one for number, one in enumerate(tracks, 1) if one.score > threshold}
-    for frame, image in enumerate(in_progress(video, "drawing", length)):
+    for frame, image in enumerate(in_progress(islice(video, length), "drawing", length)):
         seen = {number: one for number, one in shown.items() if frame in one.masks}
         yield annotated(image, _in_frame(seen, frame, predictor.config.classes), max(SMALLEST_PICTURE, *image.size))
 
@@ -116,12 +143,13 @@ def _in_frame(tracks: dict[int, Track], frame: int, classes: list[str]) -> sv.De
 
 
 def _detected(
-    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float
+    predictor: Predictor, video: Video, failures: list[DqdetError], folder: Path, threshold: float
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
     results = ResultFiles(predictor, folder)
-    for number, image in enumerate(in_progress(video, "predicting", video.length), 1):
+    for number, image in enumerate(in_progress(_readable(video, failures), "predicting", video.length), 1):
         (outcome,) = predictor.outcomes([image])
-        results.add(number, f"{number:06d}.png", image, outcome)
+        name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
+        results.add(number, name, image, outcome)
         yield annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
     results.write()

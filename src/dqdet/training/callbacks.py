@@ -20,7 +20,7 @@ from dqdet.runs.folder import load_metrics, save_folder, write_file
 from dqdet.training.arriving import Arriving
 from dqdet.training.evaluation import Evaluation
 from dqdet.training.module import DetectionModule
-from dqdet.types import Batch
+from dqdet.types import Batch, VideoStream
 
 
 class Validation(Callback):
@@ -55,7 +55,7 @@ class Validation(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: list[Any],
-        batch: Batch,
+        batch: Batch | VideoStream,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -8,14 +8,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from dqdet.config import Config
+from dqdet.data.clips import VideoDataset
 from dqdet.data.dataset import DetectionDataset
-from dqdet.data.loader import BatchLoader, BatchSampler, TrainingBatches, make_loader
-from dqdet.types import Batch
+from dqdet.data.loader import BatchLoader, BatchSampler, TrainingBatches, VideoLoader, make_loader
+from dqdet.types import Batch, VideoStream
 
 
-def validation_loader(config: Config, dataset: DetectionDataset, rank: int, world: int) -> BatchLoader:
-    """Every image once, in batches as in training; videos, which differ in length, one at a time on each process."""
-    batch = world if config.data.task == "video" else config.train.batch // config.train.accumulate
+def validation_loader(config: Config, dataset: DetectionDataset, rank: int, world: int) -> BatchLoader | VideoLoader:
+    """Every image once, in batches as in training; videos one at a time on each process, and their frames, too."""
+    if isinstance(dataset, VideoDataset):
+        return VideoLoader(dataset, config.data.workers, rank, world)
+    batch = config.train.batch // config.train.accumulate
     return make_loader(dataset, batch=batch, train=False, workers=config.data.workers, rank=rank, world=world)
 
 
@@ -60,11 +63,13 @@ class DataModule(LightningDataModule):
     def start_epoch(self, epoch: int) -> None:
         self.batches.set_epoch(epoch)
 
-    def val_dataloader(self) -> BatchLoader:
+    def val_dataloader(self) -> BatchLoader | VideoLoader:
         assert self.trainer is not None
         return validation_loader(self.config, self.val_set, self.trainer.global_rank, self.trainer.world_size)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: Batch | VideoStream, device: torch.device, dataloader_idx: int
+    ) -> Batch | VideoStream:
         return batch.to(device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:

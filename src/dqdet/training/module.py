@@ -20,7 +20,7 @@ from dqdet.runs.folder import differences
 from dqdet.training.arriving import Arriving
 from dqdet.training.data_module import DataModule
 from dqdet.training.optimiser import make_optimiser, make_schedule
-from dqdet.types import Batch, Outcome, Track
+from dqdet.types import Batch, Outcome, Track, VideoStream
 
 LOG_EVERY = 10  # steps
 
@@ -82,10 +82,12 @@ class DetectionModule(LightningModule):
         assert isinstance(self.trainer.datamodule, DataModule)  # type: ignore[attr-defined]
         self.trainer.datamodule.start_epoch(self.current_epoch + 1)  # type: ignore[attr-defined]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[Outcome] | list[list[Track]]:  # type: ignore[override]
-        if self.config.data.task == "video":
-            (target,) = batch.targets  # whole videos come one at a time, without padding
-            parts = track(self.model, batch.images[0], target.original_size, self.config)
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch | VideoStream, batch_idx: int
+    ) -> list[Outcome] | list[list[Track]]:
+        if isinstance(batch, VideoStream):
+            (target,) = batch.targets
+            parts = track(self.model, batch.frames, target.original_size, self.config)
             return [best_tracks(parts, self.config.inference.limit)]
         predictions = self.model(batch.images, batch.padding)
         sizes, original_sizes = zip(*((target.size, target.original_size) for target in batch.targets), strict=True)

@@ -22,6 +22,7 @@ from dqdet.data.clips import Clip, VideoDataset
 from dqdet.data.dataset import Split
 from dqdet.data.scenes.scene import CLASSES, Scene, SceneObject, draw_scene, render
 from dqdet.formats.rle import encode
+from dqdet.types import Rle
 
 # Lower edge of the far lane's cars at most, as ``scenes.street`` places them; those below drive to the right.
 LANES = 0.9
@@ -163,21 +164,23 @@ class SceneVideosDataset(VideoDataset):
         for video, video_id in enumerate(self.video_ids):
             names = [f"{video_id}/{frame}.png" for frame in range(length)]
             videos.append({"id": video_id, "height": size, "width": size, "length": length, "file_names": names})
-            _, masks, labels = self._drawn(video, range(length))
-            seen = masks.flatten(1).any(1)
-            for label, track in zip(labels[seen].tolist(), masks[seen], strict=True):
-                visible = track.flatten(1).any(1).tolist()  # [T]
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "video_id": video_id,
-                        "category_id": self.category_ids[label],
-                        "iscrowd": 0,
-                        "segmentations": [
-                            rle if shown else None for rle, shown in zip(encode(track), visible, strict=True)
-                        ],
-                    }
-                )
+            masks: dict[int, list[Rle | None]] = {}  # by object, a frame each
+            for frame in range(length):
+                _, drawn, labels = self._drawn(video, [frame])  # [N, 1, size, size]
+                visible = drawn.flatten(1).any(1).tolist()  # [N]
+                for thing, (rle, shown) in enumerate(zip(encode(drawn[:, 0]), visible, strict=True)):
+                    masks.setdefault(thing, []).append(rle if shown else None)
+            for thing, of_frames in masks.items():
+                if any(of_frames):
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "video_id": video_id,
+                            "category_id": self.category_ids[int(labels[thing])],
+                            "iscrowd": 0,
+                            "segmentations": of_frames,
+                        }
+                    )
         categories = [
             {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
         ]
