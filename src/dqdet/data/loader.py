@@ -189,7 +189,7 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
             assert isinstance(self.batch_sampler, BatchSampler)
             yield from _with_counts(super().__iter__(), self.batch_sampler.accumulate)
         except DqdetError as error:
-            *traceback, message = str(error).splitlines()
+            *traceback, message = str(error.args[0]).splitlines()
             if not traceback:
                 raise
             name = f"{DqdetError.__module__}.{DqdetError.__qualname__}: "
