@@ -65,7 +65,7 @@ def train(
 
     best = load_metrics(run)
     headline = ", ".join(f"{name} {_number(best[name])}" for name in HEADLINE if name in best)
-    _show(f"{run}: {headline} (best validation, step {best['step']})")
+    _show(f"{run}: {headline} (best validation, step {best.get('step', 'unknown')})")
 
 
 @app.command("eval")
@@ -232,7 +232,7 @@ def _number(value: float) -> str:
 
 def _show(*results: Table | str) -> None:
     if _is_first_process():
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are no markup
         for result in results:
             console.print(result)
 

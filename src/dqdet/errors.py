@@ -46,7 +46,8 @@ class _Values(Repr):
         self.maxlevel, self.maxlist, self.maxdict, self.maxstring = 2, 8, 4, LONGEST_NAME
 
     def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"  # Python refuses to print it
+        # Python itself refuses to print integers of many digits.
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
 
 
 _VALUES = _Values()

@@ -118,7 +118,8 @@ class DabDetrConfig(TransformerConfig):
     dropout: Rate = 0.0
     temperature: Positive = 20.0  # of the feature map's position encoding
     activation: Literal["prelu", "relu"] = "prelu"
-    patterns: Annotated[Whole, Field(ge=0, le=1000)] = 0  # learned contents that each anchor is tried with; 0: one, of zeros
+    # Learned contents that each anchor is tried with; 0: one, of zeros.
+    patterns: Annotated[Whole, Field(ge=0, le=1000)] = 0
 
 
 class DeformableDetrConfig(TransformerConfig):
@@ -342,6 +343,8 @@ class DataConfig(Section):
     skip_empty: bool = False
     redraw_empty: bool = False  # a training item that the augmentation leaves without objects becomes another one
     clips: ClipsConfig = ClipsConfig()
+    # Look at the headers of all images before a training or evaluation: is each there, an image, and of its size?
+    check: bool = True
     workers: Annotated[Whole, Field(ge=0, le=1024)] = 2
     scenes: ScenesConfig = ScenesConfig()
 
@@ -351,7 +354,7 @@ class DataConfig(Section):
             raise ValueError("data.jitter is relative to data.window, which is not set; set data.window=[1024, 1024]")
         if self.jitter is not None and self.jitter[0] > self.jitter[1]:
             least, greatest = self.jitter
-            raise ValueError(f"data.jitter={list(self.jitter)}: its least factor {least} is above {greatest}; swap them")
+            raise ValueError(f"data.jitter=[{least}, {greatest}]: the least factor is above the greatest; swap them")
         return self
 
 

@@ -53,7 +53,8 @@ def _segments_fault(segments: object, category_ids: set[int]) -> str | None:
         if not VOID < segment["id"] <= LARGEST_ID:
             faults.append(f"segment {segment['id']}, whose id is not in 1..{LARGEST_ID}")
         if not (is_id(segment.get("category_id")) and segment["category_id"] in category_ids):
-            faults.append(f"segment {segment['id']} of the unknown category_id {value_text(segment.get('category_id'))}")
+            category_id = value_text(segment.get("category_id"))
+            faults.append(f"segment {segment['id']} of the unknown category_id {category_id}")
         if reason := crowd_fault(segment):
             faults.append(f"segment {segment['id']}, which {reason}")
     return f"has {listed(faults)}" if faults else None

@@ -62,10 +62,9 @@ def _rle_fault(rle: dict[str, Any], height: int, width: int) -> str | None:
         return "has an RLE without size"
     if size != [height, width]:
         return f"has an RLE of {size[1]} x {size[0]} pixels in an image of {width} x {height}"
+    runs = counts
     if isinstance(counts, str):
         runs = run_lengths(counts) if COUNTS.fullmatch(counts) else None
-    else:
-        runs = counts
     # pycocotools reads and writes outside its memory where runs are negative or do not fill the mask.
     if not (isinstance(runs, list) and all(is_id(run) and run >= 0 for run in runs) and sum(runs) == height * width):
         return f"has an RLE whose counts are not {height * width} pixels"

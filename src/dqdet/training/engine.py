@@ -54,6 +54,9 @@ from dqdet.training.progress import TrainingProgress
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = ("train.epochs", "train.steps", "train.validate_every", "data.root", "data.workers")
 
+# What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
+NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ArithmeticError)
+
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
 LOADED = ("data.workers", "train.batch", "train.accumulate", "train.precision")
 
@@ -202,6 +205,13 @@ def _fit(
     except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
         raise Interrupted(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
+        ) from error
+    except NOT_RESTORED as error:
+        if checkpoint is None or module.restored:
+            raise
+        raise DqdetError(
+            f"{checkpoint}: is not the state of this training ({type(error).__name__}: {error}); the training cannot "
+            "go on from it"
         ) from error
     finally:
         torch.set_float32_matmul_precision(precision)
