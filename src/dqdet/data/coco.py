@@ -155,6 +155,9 @@ class CocoDataset(DetectionDataset):
                 f"image and are left out of the targets: annotations {listed(ids)}"
             )
 
+    def file_faults(self) -> list[str]:
+        return self.images.file_faults()
+
     def read(self, index: int) -> Sample:
         first, stop = self.starts[index : index + 2].tolist()
         height, width = self.images.sizes[index].tolist()

@@ -14,6 +14,7 @@ from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.image_files import opened_image
+from dqdet.formats.image_headers import header_faults
 from dqdet.formats.records import is_text
 
 SPLIT_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid", "test")}
@@ -107,6 +108,11 @@ class CocoImages:
     @property
     def aspect_ratios(self) -> np.ndarray:
         return self.sizes[:, 1] / self.sizes[:, 0]
+
+    def file_faults(self) -> list[str]:
+        """What is wrong with the files, as far as their headers tell."""
+        faults = header_faults(self.folder, self.file_names.tolist(), [(h, w) for h, w in self.sizes.tolist()])
+        return [f"{self.folder}: {fault}" for fault in faults]
 
     def read(self, index: int) -> PIL.Image.Image:
         """The image in RGB; its EXIF orientation is not applied, as the official loaders do not apply it.

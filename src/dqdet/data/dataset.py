@@ -59,6 +59,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     def ground_truth(self) -> dict[str, Any]:
         """The annotations as a COCO dictionary, boxes in pixels of the original images, crowds included."""
 
+    def file_faults(self) -> list[str]:
+        """What is wrong with the image files, as far as their headers tell; nothing where images are generated."""
+        return []
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the augmentation of the items read from now on, in worker processes too."""
         self._epoch.fill_(epoch)

@@ -24,6 +24,7 @@ from dqdet.data.dataset import Split
 from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
 from dqdet.errors import DqdetError, listed, value_text
+from dqdet.formats.image_headers import header_faults
 from dqdet.formats.panoptic import VOID, read_ids, segment_faults
 from dqdet.formats.records import (
     category_faults,
@@ -146,6 +147,11 @@ class CocoPanopticDataset(SegmentsDataset):
                 faults.append(fault)
         if faults:
             raise DqdetError(listed(faults, "; "))
+
+    def file_faults(self) -> list[str]:
+        sizes = [(height, width) for height, width in self.images.sizes.tolist()]
+        maps = header_faults(self.map_folder, self.map_names.tolist(), sizes)
+        return self.images.file_faults() + [f"{self.map_folder}: {fault}" for fault in maps]
 
     def read(self, index: int) -> Sample:
         return as_sample(self.images.read(index), self.panoptic(index), self.category_ids)

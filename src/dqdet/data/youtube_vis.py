@@ -169,6 +169,9 @@ class YoutubeVisDataset(VideoDataset):
         # Rows of frame i of all: starts[i] .. starts[i + 1] - 1
         self.starts = np.searchsorted(frames[order], np.arange(self.first_frames[-1] + 1))
 
+    def file_faults(self) -> list[str]:
+        return self.frames.file_faults()
+
     def read_clip(self, video: int, frames: Sequence[int], masks: bool) -> Clip:
         numbers = [int(self.first_frames[video]) + frame for frame in frames]
         height, width = self.frames.sizes[numbers[0]].tolist()

@@ -62,7 +62,7 @@ def header_faults(folder: Path, names: Sequence[str], sizes: Sequence[Size] | No
         """Keys of the files that are right, and the faults of the others."""
         keys, faults = [], []
         for index in range(start, min(start + PART, len(names))):
-            file, size = os.path.join(folder, names[index]), sizes and sizes[index]
+            file, size = os.path.join(folder, names[index]), None if sizes is None else sizes[index]
             key = _key(file, size)
             reason = None if key in known else header_fault(file, size)
             if reason is None:

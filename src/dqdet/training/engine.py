@@ -27,7 +27,8 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import distributed as dist
 
 from dqdet.config import Config, DataConfig, Overrides, TrainConfig, override_some, parse_overrides
-from dqdet.data import open_dataset
+from dqdet.data import check_files, open_dataset
+from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
@@ -52,13 +53,13 @@ from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
 
 # What may differ when a training goes on; with anything else it would be another training.
-RESUMABLE = ("train.epochs", "train.steps", "train.validate_every", "data.root", "data.workers")
+RESUMABLE = ("train.epochs", "train.steps", "train.validate_every", "data.root", "data.workers", "data.check")
 
 # What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
 NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ArithmeticError)
 
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
-LOADED = ("data.workers", "train.batch", "train.accumulate", "train.precision")
+LOADED = ("data.workers", "data.check", "train.batch", "train.accumulate", "train.precision")
 
 
 def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None:
@@ -125,7 +126,7 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     config = override_some(load_config(run), overrides, (*MEASURED, *LOADED), NOT_MEASURED)
     model, _ = load_folder(run)
     metrics = measure(model, config)
-    if set(overrides) <= {"data.workers"}:
+    if set(overrides) <= {"data.workers", "data.check"}:
         rank_zero_only(save_metrics)(run, load_metrics(run) | metrics)
     return metrics
 
@@ -138,6 +139,7 @@ def measure(model: Detector, config: Config) -> dict[str, float]:
     """
     dataset = open_dataset(config.data, "val", config.train.seed)
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, _place(config.data))
+    _check_files(config, dataset)
     config = config.model_copy(update={"category_ids": category_ids})
     validation = Validation(make_evaluation(config, dataset))
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
@@ -162,7 +164,13 @@ def _open_data(config: Config) -> DataModule:
     check_classes(config.model_copy(update={"classes": train.classes}), val.classes, place)
     if differing := sorted(set(train.stuff) ^ set(val.stuff)):
         raise DqdetError(f"{place}: {listed(differing)}: stuff in this or the training split, but not in both")
+    _check_files(config, train, val)
     return DataModule(config, train, val)
+
+
+def _check_files(config: Config, *datasets: DetectionDataset) -> None:
+    if config.data.check and os.environ.get("LOCAL_RANK", "0") == "0":  # once on every machine
+        check_files(datasets)
 
 
 def _fit(
