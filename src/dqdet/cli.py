@@ -68,7 +68,7 @@ def train(
     best = load_metrics(run)
     headline = ", ".join(f"{name} {shown(best[name])}" for name in HEADLINE if name in best)
     which = "best" if any(is_score(best.get(name)) for name in HEADLINE) else "last"
-    _show(f"{run}: {headline} ({which} validation, step {best['step']})")
+    _show(f"{run}: {headline} ({which} validation, step {best.get('step', 'unknown')})")
 
 
 @app.command("eval")
@@ -233,7 +233,7 @@ def _show_model(run: Path) -> None:
 
 def _show(*results: Table | str) -> None:
     if _is_first_process():
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are no markup
         for result in results:
             console.print(result)
 

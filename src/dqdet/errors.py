@@ -1,15 +1,22 @@
 """The one exception for mistakes that a person can mend: bad data, options, files or checkpoints."""
 
 from collections.abc import Sequence
+from reprlib import Repr
 
 SHOWN = 5  # entries that a message spells out
+LONGEST = 4000  # characters of a message
+LONGEST_NAME = 100  # characters of a name in a message
 
 
 class DqdetError(Exception):
     """Says in one line what is wrong, where (file and entry), and what to do.
 
-    The command line prints the message without a traceback (unless ``--debug``) and exits with status 1.
+    Whatever names and values of files the message quotes, it can be printed, and stays one line of bounded length.
+    The command line prints it without a traceback (unless ``--debug``) and exits with status 1.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), LONGEST)
 
 
 class Interrupted(DqdetError):
@@ -18,5 +25,34 @@ class Interrupted(DqdetError):
 
 def listed(entries: Sequence[object], separator: str = ", ") -> str:
     """The first entries, and how many there are beyond them."""
-    shown = separator.join(str(entry) for entry in entries[:SHOWN])
+    shown = separator.join(printable(str(entry), LONGEST // 4) for entry in entries[:SHOWN])
     return shown if len(entries) <= SHOWN else f"{shown}{separator}and {len(entries) - SHOWN} more"
+
+
+def printable(text: str, longest: int = LONGEST_NAME) -> str:
+    """Text of a file in one line that every terminal can show: line breaks, controls and lone surrogates are escaped.
+
+    What is too long loses its middle.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[: half - 3]} ... {text[2 - half :]}"
+
+
+class _Values(Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring = 2, 8, 4, LONGEST_NAME
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python itself refuses to print integers of many digits.
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
+
+
+_VALUES = _Values()
+
+
+def value_text(value: object) -> str:
+    """A value of a file as messages quote it: as in Python, of bounded length and depth."""
+    return _VALUES.repr(value)

@@ -286,7 +286,8 @@ def test_all_faults_are_reported_together(tmp_path):
     )
     message = error_of(tmp_path)
     assert message == (
-        f"{file}: bad entries (11): image 2 has no file_name; image 3 has no height; "
+        f"{file}: bad entries (11): image 2 has no file_name; "
+        "image 3 has the height 0, which is no whole number in 1..65535; "
         "image 1 has an id that is there already; image number 5 has no whole number as id; category 9 has no name; "
         "and 6 more; correct or remove them; "
         f"2 of 6 images are missing in {tmp_path}/images/train: x.png, 4.png; add them or remove their records"

@@ -176,7 +176,8 @@ def test_bad_masks_are_reported_with_all_other_faults(tmp_path):
     document["annotations"][2]["image_id"] = 2
     file.write_text(json.dumps(document))
     assert error_of(tmp_path) == (
-        f"{file}: bad entries (4): image 2 has no height; annotation 1 has a bbox that is not 4 finite numbers: None; "
+        f"{file}: bad entries (4): image 2 has the height 0, which is no whole number in 1..65535; "
+        "annotation 1 has a bbox that is not 4 finite numbers: None; "
         "annotation 2 has a polygon of 2 points; at least 3 are needed; annotation 4 has an empty mask; "
         "correct or remove them; "
         f"1 of 2 images are missing in {tmp_path}/train: 2.png; add them or remove their records"

@@ -188,9 +188,11 @@ def test_the_two_pieces_of_sky_are_one_segment_of_the_map(tmp_path):
 def test_the_official_file_of_instances_is_the_ground_truth_of_things(tmp_path):
     write(tmp_path)
     assert [a["iscrowd"] for a in opened(tmp_path).ground_truth()["annotations"]] == [0, 1]
+    size = {"height": 20, "width": 30}
+    box = {"bbox": [0, 0, 3, 3], "area": 9, "iscrowd": 0, "category_id": 2, "segmentation": [[0, 0, 3, 0, 3, 3]]}
     instances = {
-        "images": [{"id": 1, "file_name": "1.jpg"}, {"id": 8, "file_name": "8.jpg"}],
-        "annotations": [{"id": 11, "image_id": 1, "bbox": [0, 0, 3, 3]}, {"id": 12, "image_id": 8}],
+        "images": [{"id": 1, "file_name": "1.jpg", **size}, {"id": 8, "file_name": "8.jpg", **size}],
+        "annotations": [{"id": 11, "image_id": 1, **box}, {"id": 12, "image_id": 8, **box}],
         "categories": [{"id": 2, "name": "cat"}],
     }
     file = tmp_path / "annotations/instances_train.json"
@@ -206,7 +208,8 @@ def test_the_official_file_of_instances_is_the_ground_truth_of_things(tmp_path):
         f"{file}: its 2 categories are not the 1 things of {tmp_path}/annotations/panoptic_train.json "
         "(differing ids: 2, 4); correct or remove it"
     )
-    file.write_text(json.dumps(instances | {"images": instances["images"][1:]}))
+    of_others = {name: instances[name][1:] for name in ("images", "annotations")}
+    file.write_text(json.dumps(instances | of_others))
     with pytest.raises(DqdetError, match=r"lacks 1 of 1 images of .*: 1; download it again or remove it$"):
         opened(tmp_path).ground_truth()
 

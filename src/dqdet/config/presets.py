@@ -13,11 +13,14 @@ from pydantic import ValidationError
 
 from dqdet.config.length import DROPS, LENGTH, moved_drops, without_the_other
 from dqdet.config.schema import Config
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, listed, printable, value_text
 
 logger = logging.getLogger(__name__)
 
 Overrides = Iterable[str] | Mapping[str, Any]  # ["train.epochs=12"], or {"train.epochs": 12}, nested or not
+
+# What reading text that is none raises; the two others are of numbers and dates, and of deep nesting.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 FIXED = ("preset", "model.family")  # what a preset is; another one is chosen by its name
 
@@ -137,8 +140,8 @@ def parse_overrides(overrides: Overrides) -> dict[str, Any]:
             raise DqdetError(f"'{text}' is not of the form option=value")
         try:
             read = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise DqdetError(f"{text}: not a value: {str(error).splitlines()[0]}") from error
+        except NOT_YAML as error:
+            raise DqdetError(f"{printable(text)}: not a value: {str(error).splitlines()[0]}") from error
         given = _flat({path: read if isinstance(read, dict | list | None) else value})
         for twice in parsed.keys() & given.keys():
             logger.warning(f"{twice} is given twice: {twice}={parsed[twice]} has no effect")
@@ -158,7 +161,7 @@ def from_yaml(text: str, source: str) -> Config:
     """
     try:
         options = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise DqdetError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise DqdetError(f"{source}: not a configuration of dqdet")
@@ -214,7 +217,7 @@ def _validated(options: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(options)
     except ValidationError as error:
-        raise DqdetError("; ".join(map(_problem, error.errors()))) from error
+        raise DqdetError(listed([_problem(problem) for problem in error.errors()], "; ")) from error
 
 
 def _problem(error: Any) -> str:
@@ -222,11 +225,12 @@ def _problem(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
-    location = [str(part) for part in error["loc"]]
+    location = [printable(str(part)) for part in error["loc"]]
     if location[0] in ("model", "loss"):
         del location[1:2]  # pydantic adds the kind here
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
         return f"unknown option '{path}'"
     message = message.replace("Input should be", "should be").split(", unable")[0]
-    return f"{path}={error['input']}: {message}"
+    value = error["input"]
+    return f"{path}={printable(value) if isinstance(value, str) else value_text(value)}: {message}"

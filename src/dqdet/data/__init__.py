@@ -1,5 +1,7 @@
 """Data sets, their augmentation, and the loader that makes batches of them."""
 
+from collections.abc import Iterable
+
 from dqdet.config import DataConfig
 from dqdet.data.cityscapes import CityscapesDataset
 from dqdet.data.clips import VideoDataset
@@ -10,6 +12,7 @@ from dqdet.data.pseudo_clips import JointDataset, PseudoClips
 from dqdet.data.scenes.images import ScenesDataset
 from dqdet.data.scenes.videos import SceneVideosDataset
 from dqdet.data.youtube_vis import YoutubeVisDataset
+from dqdet.errors import DqdetError, listed
 
 # By config.data.kind and config.data.task.
 DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
@@ -24,6 +27,20 @@ DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
     ("scenes", "panoptic"): ScenesDataset,
     ("scenes", "video"): SceneVideosDataset,
 }
+
+
+def check_files(datasets: Iterable[DetectionDataset]) -> None:
+    """Look at the headers of all image files of some data sets.
+
+    Raises:
+        DqdetError: files are missing, no images, or of other sizes than their records; says how many.
+    """
+    faults = [fault for dataset in datasets for fault in dataset.file_faults()]
+    if faults:
+        raise DqdetError(
+            f"{len(faults)} image files cannot be used: {listed(faults, '; ')}; replace them or correct their "
+            "records, or set data.check=false to find them as they are read"
+        )
 
 
 def open_dataset(config: DataConfig, split: Split, seed: int = 0) -> DetectionDataset:

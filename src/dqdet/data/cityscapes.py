@@ -19,6 +19,7 @@ from dqdet.data.transforms import Sample
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.cityscapes import CLASSES, LABELS, labels_of, unknown
 from dqdet.formats.image_files import opened_image, read_image, sizes
+from dqdet.formats.image_headers import header_faults
 from dqdet.types import PanopticMap
 
 IMAGE_ENDING, INSTANCES_ENDING = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -150,6 +151,10 @@ class CityscapesDataset(SegmentsDataset):
             for index in range(len(self))
             for segment in self.panoptic(index).segments
         )
+
+    def file_faults(self) -> list[str]:
+        places = (self.image_folder, self.file_names), (self.annotation_folder, self.annotation_names)
+        return [f"{folder}: {fault}" for folder, names in places for fault in header_faults(folder, [*map(str, names)])]
 
     def read(self, index: int) -> Sample:
         panoptic = self.panoptic(index)

@@ -25,9 +25,20 @@ from dqdet.config import DataConfig
 from dqdet.data.coco_files import CocoImages, find_split, refuse
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.transforms import Sample
-from dqdet.errors import listed
+from dqdet.errors import listed, value_text
 from dqdet.formats.masks import CompressedMasks, compress, mask_area, segmentation_fault
-from dqdet.formats.records import category_fault, image_fault, is_finite, is_id, read_document, record_faults
+from dqdet.formats.records import (
+    FARTHEST,
+    FINITE,
+    LARGEST_AREA,
+    are_numbers,
+    category_faults,
+    crowd_fault,
+    image_fault,
+    is_id,
+    read_document,
+    record_faults,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +51,22 @@ def _layouts(root: Path, name: str) -> Iterator[tuple[Path, list[Path]]]:
 def _annotation_fault(annotation: dict[str, Any], image_ids: set[int], category_ids: set[int]) -> str | None:
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         if not (is_id(annotation.get(key)) and annotation[key] in known):
-            return f"has the unknown {key} {annotation.get(key)!r}"
+            return f"has the unknown {key} {value_text(annotation.get(key))}"
     box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
-        return f"has a bbox that is not 4 finite numbers: {box!r}"
-    return None
+    if not (isinstance(box, list) and len(box) == 4 and are_numbers(box, FINITE)):
+        return f"has a bbox that is not 4 finite numbers: {value_text(box)}"
+    if not are_numbers(box):
+        return f"has a bbox with numbers beyond {FARTHEST:.0f}: {value_text(box)}"
+    area = annotation.get("area", 0)
+    if not are_numbers([area], LARGEST_AREA):
+        return f"has an area that is not a number of at most {LARGEST_AREA:.0e}: {value_text(area)}"
+    return crowd_fault(annotation)
 
 
-def _find_faults(document: dict[str, Any], masks: bool) -> list[str]:
-    """All records that cannot be used, with the reason."""
+def find_faults(document: dict[str, Any], masks: bool) -> list[str]:
+    """All records of a file in the detection format that cannot be used, with the reason."""
     bad_images, image_ids = record_faults("image", document["images"], image_fault)
-    bad_categories, category_ids = record_faults("category", document["categories"], category_fault)
+    bad_categories, category_ids = category_faults(document["categories"])
     sizes = {
         image["id"]: (image["height"], image["width"])
         for image in document["images"]
@@ -86,7 +102,7 @@ class CocoDataset(DetectionDataset):
         self.task = config.task
         self.annotation_file, folder = find_split(config, split, _layouts)
         document = read_document(self.annotation_file)
-        faults = _find_faults(document, masks=self.task == "instance")
+        faults = find_faults(document, masks=self.task == "instance")
         refuse(self.annotation_file, faults, {"images": (folder, document["images"])})
 
         categories = sorted(document["categories"], key=lambda category: category["id"])
@@ -139,6 +155,9 @@ class CocoDataset(DetectionDataset):
                 f"image and are left out of the targets: annotations {listed(ids)}"
             )
 
+    def file_faults(self) -> list[str]:
+        return self.images.file_faults()
+
     def read(self, index: int) -> Sample:
         first, stop = self.starts[index : index + 2].tolist()
         height, width = self.images.sizes[index].tolist()
@@ -161,7 +180,7 @@ class CocoDataset(DetectionDataset):
         document.setdefault("info", {})
         sizes = dict(zip(self.image_ids, self.images.sizes.tolist(), strict=True))
         for annotation in document["annotations"]:
-            annotation.setdefault("iscrowd", 0)
+            annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
             if "area" not in annotation and self.task == "instance":
                 size = sizes[annotation["image_id"]]
                 annotation["area"] = mask_area(compress(annotation["segmentation"], *size), *size)

@@ -16,6 +16,7 @@ from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.image_files import read_image
+from dqdet.formats.image_headers import header_faults
 from dqdet.formats.records import is_text
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,11 @@ class CocoImages:
     @property
     def aspect_ratios(self) -> np.ndarray:
         return self.sizes[:, 1] / self.sizes[:, 0]
+
+    def file_faults(self) -> list[str]:
+        """What is wrong with the files, as far as their headers tell."""
+        faults = header_faults(self.folder, self.file_names.tolist(), [(h, w) for h, w in self.sizes.tolist()])
+        return [f"{self.folder}: {fault}" for fault in faults]
 
     def read(self, index: int) -> PIL.Image.Image:
         """The image in RGB, upright as its EXIF orientation says, unless the record has its size as stored.

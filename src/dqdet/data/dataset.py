@@ -63,6 +63,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
         """Whether there is anything to learn or to measure, crowds apart. Those who know better say so."""
         return True
 
+    def file_faults(self) -> list[str]:
+        """What is wrong with the image files, as far as their headers tell; nothing where images are generated."""
+        return []
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the augmentation of the items read from now on, in worker processes too."""
         self._epoch.fill_(epoch)

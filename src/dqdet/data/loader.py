@@ -189,7 +189,7 @@ class PlainLoader(DataLoader[Any]):
         try:
             yield from super().__iter__()
         except DqdetError as error:
-            *traceback, message = str(error).splitlines()
+            *traceback, message = str(error.args[0]).splitlines()
             if not traceback:
                 raise
             name = f"{DqdetError.__module__}.{DqdetError.__qualname__}: "

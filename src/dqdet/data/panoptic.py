@@ -18,13 +18,24 @@ from typing import Any
 import numpy as np
 
 from dqdet.config import DataConfig
+from dqdet.data import coco
 from dqdet.data.coco_files import CocoImages, find_split, first_folder, refuse
 from dqdet.data.dataset import Split
 from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
-from dqdet.errors import DqdetError, listed
+from dqdet.errors import DqdetError, listed, value_text
+from dqdet.formats.image_headers import header_faults
 from dqdet.formats.panoptic import VOID, read_ids, segment_faults
-from dqdet.formats.records import category_fault, image_fault, is_id, is_text, read_document, record_faults
+from dqdet.formats.records import (
+    category_faults,
+    crowd_fault,
+    image_fault,
+    is_flag,
+    is_id,
+    read_document,
+    record_faults,
+    text_fault,
+)
 from dqdet.types import PanopticMap
 
 SMALL = 200  # maps, which are all checked when the data set is opened
@@ -43,30 +54,31 @@ def _segments_fault(segments: object, category_ids: set[int]) -> str | None:
         if not VOID < segment["id"] <= LARGEST_ID:
             faults.append(f"segment {segment['id']}, whose id is not in 1..{LARGEST_ID}")
         if not (is_id(segment.get("category_id")) and segment["category_id"] in category_ids):
-            faults.append(f"segment {segment['id']} of the unknown category_id {segment.get('category_id')!r}")
+            category_id = value_text(segment.get("category_id"))
+            faults.append(f"segment {segment['id']} of the unknown category_id {category_id}")
+        if reason := crowd_fault(segment):
+            faults.append(f"segment {segment['id']}, which {reason}")
     return f"has {listed(faults)}" if faults else None
 
 
 def _find_faults(document: dict[str, Any]) -> list[str]:
     """All records that cannot be used, with the reason."""
-    names = Counter(category.get("name") for category in document["categories"] if isinstance(category, dict))
 
     def class_fault(category: dict[str, Any]) -> str | None:
-        if reason := category_fault(category):
-            return reason
-        if names[category["name"]] > 1:
-            return f"has the name of another one: {category['name']!r}"
-        return None if category.get("isthing") in (0, 1) else "has no isthing, which is 0 or 1"
+        if not is_flag(category.get("isthing")):
+            return "has no isthing, which is 0 or 1"
+        color = category.get("color", [0, 0, 0])
+        if not (isinstance(color, list) and len(color) == 3 and all(is_id(c) and 0 <= c <= 255 for c in color)):
+            return f"has a color that is not 3 numbers in 0..255: {value_text(color)}"
+        return None
 
     def annotation_fault(annotation: dict[str, Any]) -> str | None:
         if annotation["image_id"] not in image_ids:
             return "is of no listed image"
-        if not is_text(annotation.get("file_name")):
-            return "has no file_name"
-        return _segments_fault(annotation.get("segments_info"), category_ids)
+        return text_fault(annotation, "file_name") or _segments_fault(annotation.get("segments_info"), category_ids)
 
     bad_images, image_ids = record_faults("image", document["images"], image_fault)
-    bad_categories, category_ids = record_faults("category", document["categories"], class_fault)
+    bad_categories, category_ids = category_faults(document["categories"], class_fault)
     kind = "annotation of image"
     bad_annotations, annotated = record_faults(kind, document["annotations"], annotation_fault, key="image_id")
     without = [f"image {image_id} has no annotation" for image_id in sorted(image_ids - annotated)]
@@ -136,6 +148,11 @@ class CocoPanopticDataset(SegmentsDataset):
         if faults:
             raise DqdetError(listed(faults, "; "))
 
+    def file_faults(self) -> list[str]:
+        sizes = [(height, width) for height, width in self.images.sizes.tolist()]
+        maps = header_faults(self.map_folder, self.map_names.tolist(), sizes)
+        return self.images.file_faults() + [f"{self.map_folder}: {fault}" for fault in maps]
+
     def read(self, index: int) -> Sample:
         return as_sample(self.images.read(index), self.panoptic(index), self.category_ids)
 
@@ -192,6 +209,7 @@ class CocoPanopticDataset(SegmentsDataset):
         if not (things and file.is_file()):
             return super().ground_truth()
         document = read_document(file)
+        refuse(file, coco.find_faults(document, masks=True), {})
         found = {category["id"]: category["name"] for category in document["categories"]}
         if found != things:
             raise DqdetError(

@@ -114,6 +114,9 @@ class PseudoClips(DetectionDataset):
         self.image_ids = [self.images.image_ids[index] for index in self.usable]
         self.aspect_ratios = self.images.aspect_ratios[self.usable]
 
+    def file_faults(self) -> list[str]:
+        return self.images.file_faults()
+
     def read(self, index: int) -> Sample:
         sample = self.images.read(int(self.usable[index]))
         labels = torch.from_numpy(self.labels)[sample["labels"]]
@@ -137,6 +140,9 @@ class JointDataset(DetectionDataset):
         self.classes, self.category_ids = videos.classes, videos.category_ids
         self.image_ids = videos.image_ids + pseudo.image_ids
         self.aspect_ratios = np.concatenate([videos.aspect_ratios, pseudo.aspect_ratios])
+
+    def file_faults(self) -> list[str]:
+        return self.videos.file_faults() + self.pseudo.file_faults()
 
     def set_epoch(self, epoch: int) -> None:
         self.videos.set_epoch(epoch)

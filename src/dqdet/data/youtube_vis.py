@@ -28,8 +28,17 @@ from dqdet.config import DataConfig
 from dqdet.data.clips import Clip, VideoDataset
 from dqdet.data.coco_files import CocoImages, find_split, refuse
 from dqdet.data.dataset import Split
+from dqdet.errors import value_text
 from dqdet.formats.masks import EMPTY, CompressedMasks, compress, mask_area, segmentation_fault
-from dqdet.formats.records import category_fault, image_fault, is_id, is_text, read_document, record_faults
+from dqdet.formats.records import (
+    category_faults,
+    crowd_fault,
+    is_id,
+    is_text,
+    read_document,
+    record_faults,
+    size_fault,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +55,16 @@ def _video_fault(video: dict[str, Any]) -> str | None:
     names = video.get("file_names")
     if not (isinstance(names, list) and names and all(map(is_text, names))):
         return "has no file_names"
-    if video.get("length", len(names)) != len(names):
-        return f"has the length {video['length']!r}, but {len(names)} file_names"
-    return image_fault(video | {"file_name": names[0]})
+    length = video.get("length", len(names))
+    if not is_id(length) or length != len(names):
+        return f"has the length {value_text(length)}, but {len(names)} file_names"
+    return size_fault(video)
 
 
 def _track_fault(track: dict[str, Any], videos: dict[int, dict[str, Any]], category_ids: set[int]) -> str | None:
     for key, known in (("video_id", videos), ("category_id", category_ids)):
         if not (is_id(track.get(key)) and track[key] in known):
-            return f"has the unknown {key} {track.get(key)!r}"
+            return f"has the unknown {key} {value_text(track.get(key))}"
     video = videos[track["video_id"]]
     if _video_fault(video) is not None:
         return None  # the video is at fault
@@ -71,13 +81,13 @@ def _track_fault(track: dict[str, Any], videos: dict[int, dict[str, Any]], categ
             visible += 1
         elif reason != EMPTY:
             return f"{reason} (segmentations[{frame}])"
-    return None if visible else "is visible in no frame"
+    return crowd_fault(track) if visible else "is visible in no frame"
 
 
 def _find_faults(document: dict[str, Any]) -> list[str]:
     """All records that cannot be used, with the reason."""
     bad_videos, _ = record_faults("video", document["videos"], _video_fault)
-    bad_categories, category_ids = record_faults("category", document["categories"], category_fault)
+    bad_categories, category_ids = category_faults(document["categories"])
     videos = {video["id"]: video for video in document["videos"] if isinstance(video, dict) and is_id(video.get("id"))}
     bad_tracks, _ = record_faults(
         "annotation", document["annotations"], lambda track: _track_fault(track, videos, category_ids)
@@ -159,6 +169,9 @@ class YoutubeVisDataset(VideoDataset):
         # Rows of frame i of all: starts[i] .. starts[i + 1] - 1
         self.starts = np.searchsorted(frames[order], np.arange(self.first_frames[-1] + 1))
 
+    def file_faults(self) -> list[str]:
+        return self.frames.file_faults()
+
     def read_clip(self, video: int, frames: Sequence[int], masks: bool) -> Clip:
         numbers = [int(self.first_frames[video]) + frame for frame in frames]
         height, width = self.frames.sizes[numbers[0]].tolist()
@@ -187,5 +200,6 @@ class YoutubeVisDataset(VideoDataset):
         for video in document["videos"]:
             video.setdefault("length", len(video["file_names"]))
         for annotation in document["annotations"]:
-            annotation.setdefault("iscrowd", 0)
+            annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
+            annotation["segmentations"] = [segmentation or None for segmentation in annotation["segmentations"]]
         return document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,9 +12,14 @@ import pycocotools.mask
 import torch
 from torch import Tensor
 
-from dqdet.formats.records import is_finite, is_id
+from dqdet.formats.records import FARTHEST, FINITE, are_numbers, is_id
 from dqdet.formats.rle import run_lengths
 from dqdet.types import Rle
+
+# Pixels along the outline of a polygon. pycocotools makes a list of all of them, some hundred bytes each.
+LONGEST_OUTLINE = 2**21
+# What run lengths are compressed to: pycocotools reads to the first zero byte, and numbers of 30 bits.
+COUNTS = re.compile("(?:[P-o]{0,5}[0-O])*")
 
 EMPTY = "has an empty mask"  # a fault of an object, but not of an object in one of several frames
 
@@ -28,13 +34,26 @@ def segmentation_fault(segmentation: object, height: int, width: int) -> str | N
     if isinstance(segmentation, dict):
         return _rle_fault(segmentation, height, width)
     for polygon in segmentation:
-        if not (isinstance(polygon, list) and all(map(is_finite, polygon))):
+        if not (isinstance(polygon, list) and are_numbers(polygon, FINITE)):
             return "has a polygon that is not a list of finite numbers"
         if len(polygon) % 2:
             return f"has a polygon with an odd number of coordinates: {len(polygon)}"
         if len(polygon) < 6:
             return f"has a polygon of {len(polygon) // 2} points; at least 3 are needed"
+        if not are_numbers(polygon):
+            return f"has a polygon with coordinates beyond {FARTHEST:.0f}"
+        if _outline(polygon) > LONGEST_OUTLINE:
+            return f"has a polygon with an outline of more than {LONGEST_OUTLINE} pixels"
     return None
+
+
+def _outline(polygon: list[float]) -> float:
+    """At least the pixels along the outline of a polygon; exact where they could be many."""
+    most = len(polygon) * max(max(polygon) - min(polygon), 1)
+    if most <= LONGEST_OUTLINE:
+        return most
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(1).sum())
 
 
 def _rle_fault(rle: dict[str, Any], height: int, width: int) -> str | None:
@@ -43,10 +62,9 @@ def _rle_fault(rle: dict[str, Any], height: int, width: int) -> str | None:
         return "has an RLE without size"
     if size != [height, width]:
         return f"has an RLE of {size[1]} x {size[0]} pixels in an image of {width} x {height}"
-    try:
-        runs = run_lengths(counts) if isinstance(counts, str) else counts
-    except IndexError:
-        runs = None
+    runs = counts
+    if isinstance(counts, str):
+        runs = run_lengths(counts) if COUNTS.fullmatch(counts) else None
     # pycocotools reads and writes outside its memory where runs are negative or do not fill the mask.
     if not (isinstance(runs, list) and all(is_id(run) and run >= 0 for run in runs) and sum(runs) == height * width):
         return f"has an RLE whose counts are not {height * width} pixels"

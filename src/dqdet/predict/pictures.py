@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
+from dqdet.errors import printable
 from dqdet.types import PanopticMap, Target
 
 PALETTE = sv.ColorPalette.DEFAULT  # a class has the same colour in all pictures
@@ -115,7 +116,7 @@ def annotated(image: Image.Image, detections: sv.Detections, longer_side: int) -
 
 
 def _labels(detections: sv.Detections) -> list[str]:
-    labels = [str(name) for name in detections.data["class_name"]]
+    labels = [printable(str(name)) for name in detections.data["class_name"]]
     if detections.tracker_id is not None:
         labels = [f"{label} {number}" for label, number in zip(labels, detections.tracker_id, strict=True)]
     if detections.confidence is not None:

@@ -22,7 +22,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dqdet.config import Config, from_yaml, to_yaml
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, printable
+from dqdet.formats.records import FINITE, are_numbers
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 
@@ -118,9 +119,12 @@ def load_metrics(path: Path) -> dict[str, float]:
     """What was measured of the model of a run folder; empty when nothing was, yet."""
     file = path / METRICS
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError) as error:
+        metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
         raise DqdetError(f"{file}: cannot be read ({error}); remove it or evaluate again") from error
+    if not (isinstance(metrics, dict) and are_numbers([*metrics.values()], FINITE)):
+        raise DqdetError(f"{file}: not metrics, which are numbers by their names; remove it or evaluate again")
+    return metrics
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -141,6 +145,13 @@ def load_weights(model: nn.Module, file: Path) -> None:
     if other := differences(model.state_dict(), weights):
         raise DqdetError(f"{file}: weights of another model than configured ({origin}): {other}")
     model.load_state_dict(weights)
+    check_finite(model.state_dict(), str(file))
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise DqdetError if weights, as a model holds them, are infinite or NaN. ``source`` is named in it."""
+    if wrong := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
+        raise DqdetError(f"{source}: {len(wrong)} tensors are not finite ({_few(wrong)}); use another checkpoint")
 
 
 def without_pretraining(config: Config) -> Config:
@@ -227,9 +238,14 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], lis
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
+    retyped = [
+        f"{name} {found[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped, "of another type": retyped}
     return "; ".join(f"{len(names)} {kind} ({_few(names, listed)})" for kind, names in kinds.items() if names)
 
 
 def _few(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    return ", ".join(map(printable, names[:count])) + (", ..." if len(names) > count else "")

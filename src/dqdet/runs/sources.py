@@ -12,6 +12,7 @@ from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.runs.folder import (
     CONFIG,
+    check_finite,
     differences,
     load_folder,
     load_metrics,
@@ -62,6 +63,7 @@ def load_model(source: str | Path) -> Trained:
     except DqdetError as error:
         raise DqdetError(f"{source}: {error}") from error
     model.load_state_dict(state)
+    check_finite(model.state_dict(), str(source))
     return Trained(model.eval(), config.model_copy(update={"init": str(source)}), {})
 
 

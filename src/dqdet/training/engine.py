@@ -38,7 +38,8 @@ from dqdet.config import (
     total_steps,
 )
 from dqdet.config.effects import beyond_the_end, unused, without_effect
-from dqdet.data import open_dataset
+from dqdet.data import check_files, open_dataset
+from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
@@ -67,11 +68,14 @@ logger = logging.getLogger(__name__)
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = (
     *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every")),
-    *("data.root", "data.workers"),
+    *("data.root", "data.workers", "data.check"),
 )
 
+# What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
+NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ArithmeticError)
+
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
-LOADED = ("data.workers", "train.batch", "train.accumulate", "train.precision")
+LOADED = ("data.workers", "data.check", "train.batch", "train.accumulate", "train.precision")
 
 
 def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None:
@@ -146,7 +150,7 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     _warn(unused(config, overrides))
     model, _ = load_folder(run)
     metrics = measure(model, config)
-    if set(overrides) <= {"data.workers"}:
+    if set(overrides) <= {"data.workers", "data.check"}:
         rank_zero_only(save_metrics)(run, load_metrics(run) | metrics)
     return metrics
 
@@ -159,6 +163,7 @@ def measure(model: Detector, config: Config) -> dict[str, float]:
     """
     dataset = open_dataset(config.data, "val", config.train.seed)
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, _place(config.data))
+    _check_files(config, dataset)
     config = config.model_copy(update={"category_ids": category_ids})
     validation = Validation(make_evaluation(config, dataset))
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
@@ -188,7 +193,13 @@ def _open_data(config: Config) -> DataModule:
     check_classes(config.model_copy(update={"classes": train.classes}), val.classes, place)
     if differing := sorted(set(train.stuff) ^ set(val.stuff)):
         raise DqdetError(f"{place}: {listed(differing)}: stuff in this or the training split, but not in both")
+    _check_files(config, train, val)
     return DataModule(config, train, val)
+
+
+def _check_files(config: Config, *datasets: DetectionDataset) -> None:
+    if config.data.check and os.environ.get("LOCAL_RANK", "0") == "0":  # once on every machine
+        check_files(datasets)
 
 
 def _fit(
@@ -232,6 +243,13 @@ def _fit(
     except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
         raise Interrupted(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
+        ) from error
+    except NOT_RESTORED as error:
+        if checkpoint is None or module.restored:
+            raise
+        raise DqdetError(
+            f"{checkpoint}: is not the state of this training ({type(error).__name__}: {error}); the training cannot "
+            "go on from it"
         ) from error
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -16,7 +16,7 @@ from dqdet.errors import DqdetError
 from dqdet.inference import infer
 from dqdet.inference.windows import best_tracks, track
 from dqdet.losses import Losses, make_loss
-from dqdet.runs.folder import differences
+from dqdet.runs.folder import check_finite, differences
 from dqdet.training.arriving import Arriving
 from dqdet.training.data_module import DataModule
 from dqdet.training.optimiser import make_optimiser, make_schedule
@@ -39,6 +39,7 @@ class DetectionModule(LightningModule):
         self.criterion = make_loss(config.loss)
         self.config = config
         self.unchecked: tuple[Arriving, str] | None = None  # the last loss, and what it is the loss of
+        self.restored = False  # whether all that a checkpoint held is in its place
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout depends on the position in the training only, so a resumed run needs no state of generators.
@@ -94,8 +95,13 @@ class DetectionModule(LightningModule):
         return infer(predictions, sizes, original_sizes, self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if other := differences(self.state_dict(), checkpoint["state_dict"]):
+        weights = checkpoint["state_dict"]
+        if other := differences(self.state_dict(), weights):
             raise DqdetError(f"the checkpoint to go on from is of another model than configured: {other}")
+        check_finite(weights, "the checkpoint to go on from")
+
+    def on_train_start(self) -> None:
+        self.restored = True
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert isinstance(self.trainer.datamodule, DataModule)  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ class TrainingProgress(ProgressBar):
         self.batch = batch
         self.metric = metric
         self.steps = steps
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),

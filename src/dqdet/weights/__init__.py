@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dqdet.config import Config, override
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, value_text
+from dqdet.formats.records import is_id
 from dqdet.weights.conditional_detr import CONDITIONAL_DETR
 from dqdet.weights.dab_deformable_detr import DAB_DEFORMABLE_DETR
 from dqdet.weights.dab_detr import DAB_DETR
 from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
-from dqdet.weights.huggingface import class_names, read_config
+from dqdet.weights.huggingface import check_sizes, class_names, read_config
 from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.published import Published
 from dqdet.weights.reading import read_checkpoint
@@ -54,8 +57,24 @@ def read_official(file: Path) -> tuple[State, Config]:
     official, arguments = read_checkpoint(file)
     if arguments.get("dilation"):
         raise DqdetError("trained with --dilation (DC5), which is not supported")
-    state, published = translate(official)
-    return state, published.describe(state, arguments.get("nheads", 8), arguments.get("num_queries"))
+    counts = arguments.get("nheads", 8), arguments.get("num_queries", 1)
+    if not all(is_id(count) and count >= 1 for count in counts):
+        heads, queries = map(value_text, counts)
+        raise DqdetError(f"the arguments beside its parameters have nheads={heads} and num_queries={queries}")
+    with fitting():
+        state, published = translate(official)
+        return state, published.describe(state, arguments.get("nheads", 8), arguments.get("num_queries"))
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """A `DqdetError` for what converting parameters raises that are missing, or have another shape than others."""
+    try:
+        yield
+    except KeyError as error:
+        raise DqdetError(f"has no {error.args[0]}") from error
+    except (IndexError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise DqdetError(f"has parameters that do not fit together ({error})") from error
 
 
 def read_huggingface(folder: Path) -> tuple[State, Config]:
@@ -73,6 +92,9 @@ def read_huggingface(folder: Path) -> tuple[State, Config]:
         raise DqdetError(f"model_type is {theirs.get('model_type')!r}; supported are {', '.join(known)}")
     there, published = known[theirs["model_type"]]
     there.check(theirs)
-    state = published.from_huggingface(read_checkpoint(weights)[0], theirs)
-    config = published.describe(state, theirs.get(there.heads, 8), names=class_names(theirs))
+    parameters = read_checkpoint(weights)[0]
+    with fitting():
+        state = published.from_huggingface(parameters, theirs)
+        config = published.describe(state, theirs.get(there.heads, 8), names=class_names(theirs))
+    check_sizes(theirs, config)
     return state, override(config, {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs)})

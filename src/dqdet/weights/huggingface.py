@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dqdet.config import UNUSED
-from dqdet.errors import DqdetError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dqdet.config import UNUSED, Config
+from dqdet.config.schema import Layers, Rate, Text, Width
+from dqdet.errors import DqdetError, listed, value_text
 from dqdet.weights.renaming import Rule, State
 
 THEIR_CONFIG = "config.json"
@@ -45,19 +48,74 @@ class HuggingFace:
         for options, values in (theirs, fixed), (theirs.get("backbone_config") or {}, FIXED_BACKBONE):
             for option, value in values.items():
                 if options.get(option, value) != value:
-                    raise DqdetError(f"{THEIR_CONFIG} has {option}={options[option]}; supported is {value} only")
+                    found = value_text(options[option])
+                    raise DqdetError(f"{THEIR_CONFIG} has {option}={found}; supported is {value} only")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a model; a `DqdetError` if it cannot be read."""
     try:
         theirs = json.loads((folder / THEIR_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DqdetError(f"{THEIR_CONFIG} cannot be read ({error})") from error
-    return theirs if isinstance(theirs, dict) else {}
+    try:
+        TheirConfig.model_validate(theirs)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}={value_text(fault['input'])}" for fault in error.errors()]
+        raise DqdetError(f"{THEIR_CONFIG} has values of a wrong type: {listed(faults, '; ')}") from error
+    return theirs
+
+
+class TheirConfig(BaseModel):
+    """The options that are read, with the type and the bounds that each of them has."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    model_type: str | None = None
+    id2label: dict[str, Text] | None = None
+    backbone_config: dict[str, Any] | None = None
+    encoder_attention_heads: Layers = 8
+    num_attention_heads: Layers = 8
+    encoder_layers: Layers = 6
+    decoder_layers: Layers = 6
+    hidden_dim: Width = 256
+    dropout: Rate = 0.1
+    with_box_refine: bool = False
+    two_stage: bool = False
+    two_stage_num_proposals: Width = 300
+
+
+# What parameters tell as well: their options, and ours.
+SIZES = {
+    "d_model": "hidden",
+    "hidden_dim": "hidden",
+    "encoder_layers": "encoder_layers",
+    "encoder_ffn_dim": "feedforward",
+    "decoder_ffn_dim": "feedforward",
+    "dim_feedforward": "feedforward",
+    "encoder_feedforward_dim": "encoder_feedforward",
+    "num_feature_levels": "levels",
+    "decoder_n_points": "points",
+    "num_queries": "count",
+}
+
+
+def check_sizes(theirs: Theirs, config: Config) -> None:
+    """Refuse options that contradict the parameters, from which ``config`` is made."""
+    model = config.model
+    ours = model.model_dump() | ({} if theirs.get("two_stage") else {"count": config.queries.count})
+    added = 1 if model.family == "mask2former" else 0  # predictions before the first layer count as one there
+    pairs = [(option, ours[own]) for option, own in SIZES.items() if own in ours]
+    for option, told in [*pairs, ("decoder_layers", model.decoder_layers + added)]:
+        if theirs.get(option, told) != told:
+            raise DqdetError(
+                f"{THEIR_CONFIG} has {option}={value_text(theirs[option])}, but the parameters are of {told}; get both "
+                "files again"
+            )
 
 
 def class_names(theirs: Theirs) -> list[str]:
     """The names of the classes, in label order."""
-    names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # their default, which they leave out
+    # Their default, which they leave out:
+    names: dict[str, str] = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return [names.get(str(label), UNUSED) for label in range(len(names))]

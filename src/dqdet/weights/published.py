@@ -14,6 +14,7 @@ from dqdet.weights.huggingface import HuggingFace, Theirs
 from dqdet.weights.renaming import Rule, State, count_modules, fold_norms, merge_projections, rename
 
 COEFFICIENTS = "queries.coefficients.0.weight"
+MOST_CLASSES = 100_000
 RATIO = 4  # basic queries behind each modulated one
 
 
@@ -76,6 +77,8 @@ class Published:
             backbone = recognise(state)
             head = "class_head.0.bias" if "class_head.0.bias" in state else "class_head.bias"
             outputs = len(state[head]) - self.config.no_object if names is None else len(names)
+            if outputs > MOST_CLASSES:
+                raise DqdetError(f"has {outputs} classes, more than {MOST_CLASSES}")
             labels = {"classes": names or [f"class {label}" for label in range(outputs)]}
             presets = self.presets or self.family + "_{}"
             learned = self.classes.get(outputs)

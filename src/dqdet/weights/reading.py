@@ -42,7 +42,7 @@ def read_checkpoint(file: Path) -> tuple[State, dict[str, Any]]:
         ) from error
     except Exception as error:  # whatever reading damaged bytes brings
         raise DqdetError(f"damaged or cut short ({type(error).__name__}); get it again") from error
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not state or not all(isinstance(name, str) and _is_plain(tensor) for name, tensor in state.items()):
         raise DqdetError("not a checkpoint of a detector: neither parameters nor an entry 'model' of them")
     arguments = content.get("args")
     return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
@@ -58,6 +58,10 @@ def _content(file: Path) -> Any:
         case _:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def _tensor(value: Any) -> Any:
