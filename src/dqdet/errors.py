@@ -1,8 +1,10 @@
 """The one exception for mistakes that a person can mend: bad data, options, files or checkpoints."""
 
+import errno
 from collections.abc import Sequence
 
 SHOWN = 5  # entries that a message spells out
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, none for this user, or for this file
 
 
 class DqdetError(Exception):

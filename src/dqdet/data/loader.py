@@ -10,6 +10,7 @@ import gc
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import islice
 
@@ -22,6 +23,8 @@ from dqdet.data.clips import VideoDataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
 from dqdet.types import Batch, Target, pad_images
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class BatchSampler(Sampler[list[int]], ABC):
@@ -187,7 +190,9 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
             gc.collect()
         try:
             assert isinstance(self.batch_sampler, BatchSampler)
-            yield from _with_counts(super().__iter__(), self.batch_sampler.accumulate)
+            with _signals_held_back():
+                batches = super().__iter__()
+            yield from _with_counts(batches, self.batch_sampler.accumulate)
         except DqdetError as error:
             *traceback, message = str(error).splitlines()
             if not traceback:
@@ -199,9 +204,23 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, but the batches that are under way are still wanted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that was inherited
+    """Ctrl-C and SIGTERM may reach all processes of a group, but the batches that are under way are still wanted.
+
+    Workers end when they are told to, or when the main process has died.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Workers that are started here do not meet a signal with the handlers that they inherit."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_loader(
