@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from rich.table import Table
 
 import dqdet
 from dqdet.config import describe, parse_overrides, preset_names, resolve, to_yaml
-from dqdet.errors import DqdetError, Interrupted
+from dqdet.errors import DISK_FULL, DqdetError, Interrupted
 
 HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
 
@@ -34,6 +35,7 @@ Source = Annotated[
         help="Folder of a run, official checkpoint, folder of a Hugging Face model, or its name on the hub.",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite results of another source.")]
 NewRun = Annotated[Path, typer.Option(help="Folder to write, as a run.")]
 
 
@@ -65,7 +67,7 @@ def train(
 
     best = load_metrics(run)
     headline = ", ".join(f"{name} {_number(best[name])}" for name in HEADLINE if name in best)
-    _show(f"{run}: {headline} (best validation, step {best['step']})")
+    _show(f"{run}: {headline} (best validation, step {best.get('step', '-')})")
 
 
 @app.command("eval")
@@ -96,6 +98,7 @@ def predict(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or frames, or video.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of objects that are drawn.")] = 0.5,
+    force: Force = False,
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
 
@@ -107,9 +110,9 @@ def predict(
 
     predictor = dqdet.load(model)
     if predictor.config.data.task == "video" or is_video_file(source):
-        predict_video(predictor, source, out, threshold)
+        predict_video(predictor, source, out, threshold, force)
         return
-    failures = predict_folder(predictor, source, out, threshold)
+    failures = predict_folder(predictor, source, out, threshold, force)
     for failure in failures:
         _complain(failure)
     if failures:
@@ -121,6 +124,7 @@ def submit(
     run: Run,
     file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="To write, with results.json in it.")],
     options: Options = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write the tracks in the videos of the validation split for the evaluation server of YouTube-VIS.
 
@@ -128,7 +132,7 @@ def submit(
     """
     from dqdet.predict import submission
 
-    submission.submit(run, file, options or [])
+    submission.submit(run, file, options or [], force)
 
 
 @app.command()
@@ -245,12 +249,29 @@ def _complain(error: DqdetError) -> None:
     print(f"error: {error}", file=sys.stderr)
 
 
+def _run(arguments: list[str]) -> None:
+    try:
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        if error.filename is None:  # the standard output, which Python would try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        place = error.filename or "the output"
+        raise DqdetError(f"{place}: cannot be written ({error.strerror}); make space") from error
+
+
 def main() -> None:
     """Run a command. A `DqdetError` is one line and exit status 1; an interruption is status 130."""
     arguments = sys.argv[1:]
+    # As Ctrl-C: what is under way is put in order. The loops of a training have their own way.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; the error at their end is reported
     try:
-        app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
+        _run([argument for argument in arguments if argument != "--debug"])  # wherever it stands
     except Interrupted as interruption:
         if _is_first_process():
             print(interruption, file=sys.stderr)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dqdet.errors import DqdetError
+from dqdet.formats.writing import replacing
 
 
 @contextmanager
@@ -62,3 +64,16 @@ def image_files(source: Path) -> list[Path]:
 
 def is_image_name(file: Path) -> bool:
     return file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
+
+
+def write_image(file: Path, image: Image.Image) -> None:
+    """Write a picture in the format of the file's suffix, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Encoded first: Pillow does not notice when the disk takes only a part of the last bytes.
+    content = BytesIO()
+    image.save(content, Image.registered_extensions()[file.suffix.lower()], quality=92)  # of formats that have it
+    with replacing(file) as unfinished:
+        unfinished.write_bytes(content.getbuffer())

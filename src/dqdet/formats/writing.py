@@ -29,12 +29,40 @@ def replacing(place: Path) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".{os.getpid()}-{next(_numbers)}.unfinished{place.suffix}")
+    unfinished = _unfinished(place.parent, place.suffix)
     try:
         yield unfinished
         unfinished.replace(place)
     finally:
         _remove(unfinished)  # it is there after an error only
+
+
+@contextmanager
+def unfinished_folder(parent: Path) -> Iterator[Path]:
+    """A new folder inside another one, which is gone at the end, for what is moved to its place when it is finished.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = _unfinished(parent)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _unfinished(parent: Path, suffix: str = "") -> Path:
+    return parent / f".{os.getpid()}-{next(_numbers)}.unfinished{suffix}"
+
+
+def move_files(source: Path, target: Path) -> None:
+    """Move the files of a folder and of its subfolders; files and links that are in their place are replaced."""
+    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+        place = target / file.relative_to(source)
+        if place.parent != target:
+            own_folder(place.parent)
+        file.replace(place)
 
 
 def own_folder(path: Path) -> None:

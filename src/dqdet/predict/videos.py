@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import av
 import numpy as np
 import pycocotools.mask
 import supervision as sv
@@ -16,9 +14,11 @@ from PIL import Image
 
 from dqdet.errors import DqdetError
 from dqdet.formats.results import video_results
+from dqdet.formats.writing import replacing
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.frames import FrameFolder, VideoFile, open_video, video_writer
 from dqdet.predict.images import SMALLEST_PICTURE, ResultFiles
+from dqdet.predict.output import Output, results_folder
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.progress import in_progress
@@ -47,7 +47,9 @@ def find_tracks(predictor: Predictor, video: VideoFile | FrameFolder) -> tuple[l
     return tracks, length
 
 
-def predict_video(predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5) -> None:
+def predict_video(
+    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5, force: bool = False
+) -> None:
     """Detect in a video file, or in a folder of its frames, and write into ``out``:
 
     - ``NAME.mp4``: the video with what scores above ``threshold`` drawn in,
@@ -58,41 +60,40 @@ def predict_video(predictor: Predictor, source: str | Path, out: str | Path, thr
     Frames are read when they are needed, so that the memory does not depend on the length of the video.
 
     Raises:
-        DqdetError: the video cannot be read, ``out`` cannot be written, or the video would be overwritten; ``out`` is
-            as before.
+        DqdetError: the video cannot be read, the video would be overwritten, or ``out`` has results of another source,
+            which are overwritten only with ``force``; ``out`` is as before. ``out`` cannot be written; results that
+            are found are kept.
+        Interrupted: by Ctrl-C or SIGTERM; results that are found are kept.
     """
     source, out = Path(source), Path(out)
     video = open_video(source)
     if (out / f"{video.name}.mp4").resolve() == source.resolve():
         raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out, prefix=".") as unfinished:
-            folder = Path(unfinished)
-            with video_writer(folder / f"{video.name}.mp4", video.rate) as append:
-                pictures = _tracked if predictor.config.data.task == "video" else _detected
-                for picture in pictures(predictor, video, folder, threshold):
-                    append(picture)
-            for file in [file for file in folder.rglob("*") if file.is_file()]:
-                place = out / file.relative_to(folder)
-                place.parent.mkdir(exist_ok=True)
-                file.replace(place)
-    except (OSError, av.FFmpegError) as error:
-        raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+    with (
+        results_folder(out, source, force) as output,
+        replacing(output.folder / f"{video.name}.mp4") as unfinished,
+        video_writer(unfinished, video.rate) as append,
+    ):
+        pictures = _tracked if predictor.config.data.task == "video" else _detected
+        for picture in pictures(predictor, video, output, threshold):
+            append(picture)
 
 
 def _tracked(
-    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float
+    predictor: Predictor, video: VideoFile | FrameFolder, output: Output, threshold: float
 ) -> Iterator[Image.Image]:
     """Pictures of the tracks in each frame; result files."""
     tracks, length = find_tracks(predictor, video)
     width, height = video.size
-    described = {
+    document = {
+        "info": output.info,
         "videos": [{"id": 1, "name": video.name, "width": width, "height": height, "length": length}],
         "categories": predictor.categories,
     }
-    (folder / "results.json").write_text(json.dumps(video_results(1, tracks, length, predictor.category_ids)))
-    (folder / "videos.json").write_text(json.dumps(described))
+    results = video_results(1, tracks, length, predictor.category_ids)
+    (output.folder / "results.json").write_text(json.dumps(results))
+    (output.folder / "videos.json").write_text(json.dumps(document))
+    output.done = "the tracks are found"
     shown = {number: one for number, one in enumerate(tracks, 1) if one.score > threshold}
     for frame, image in enumerate(in_progress(video, "drawing", length)):
         seen = {number: one for number, one in shown.items() if frame in one.masks}
@@ -116,12 +117,13 @@ def _in_frame(tracks: dict[int, Track], frame: int, classes: list[str]) -> sv.De
 
 
 def _detected(
-    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float
+    predictor: Predictor, video: VideoFile | FrameFolder, output: Output, threshold: float
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
-    results = ResultFiles(predictor, folder)
+    results = ResultFiles(predictor, output)
     for number, image in enumerate(in_progress(video, "predicting", video.length), 1):
         (outcome,) = predictor.outcomes([image])
         results.add(number, f"{number:06d}.png", image, outcome)
+        output.done = f"{number} frames are done"
         yield annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
-    results.write()
+    results.finish()

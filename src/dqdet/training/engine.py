@@ -161,7 +161,10 @@ def measure(model: Detector, config: Config) -> dict[str, float]:
     validation = Validation(make_evaluation(config, dataset))
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
     loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
-    _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
+    try:
+        _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
+    except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
+        raise KeyboardInterrupt from error
     return validation.metrics
 
 

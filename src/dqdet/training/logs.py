@@ -119,8 +119,10 @@ class GoingOn(Callback):
             start = Event(step=done, session_log=SessionLog(status=SessionLog.START))
             self.events.experiment.file_writer.add_event(start, done)
         if trainer.strategy.broadcast(self._validation_is_missing(trainer)):
+            loop = trainer.fit_loop.epoch_loop.val_loop
             trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
+            loop.run()
+            loop._has_run = False  # or Lightning would take all that follows for done
             trainer.training = True
 
     def _validation_is_missing(self, trainer: Trainer) -> bool:
