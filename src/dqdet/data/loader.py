@@ -7,11 +7,14 @@ the same batches as one.
 from __future__ import annotations
 
 import gc
+import multiprocessing.util
+import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -188,6 +191,7 @@ class BatchLoader(DataLoader[tuple[Tensor, Target]]):
             # Garbage of this process is not the workers' to collect: freeing the decoder of a video waits for its
             # threads, which a forked process does not have.
             gc.collect()
+            _end_workers_at_exit(os.getpid())
         try:
             assert isinstance(self.batch_sampler, BatchSampler)
             with _signals_held_back():
@@ -211,6 +215,18 @@ def leave_signals_to_the_main_process(worker: int) -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+@cache
+def _end_workers_at_exit(process: int) -> None:
+    """A process that ends asks its workers by SIGTERM to end, too, and waits for them."""
+
+    def end() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    multiprocessing.util.Finalize(None, end, exitpriority=1)
 
 
 @contextmanager

@@ -82,9 +82,14 @@ def _lock(folder: Path) -> IO[str]:
         if _is_at(path, lock):
             break
         lock.close()  # whoever held it has removed it
-    lock.truncate()
-    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-    lock.flush()
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n"
+    try:
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), holder.encode())
+    except OSError:
+        path.unlink()
+        lock.close()
+        raise
     return lock
 
 
