@@ -19,7 +19,7 @@ from dqdet.runs.folder import (
     load_folder,
     load_metrics,
     load_weights,
-    new_folder,
+    new_run,
     prepare_folder,
     save_folder,
     without_pretraining,
@@ -226,8 +226,17 @@ def test_a_folder_without_a_run_may_be_used(tmp_path):
 
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert new_folder("tiny") == Path("runs/tiny")
-    save_folder(new_folder("tiny"), *make(), {})
-    assert new_folder("tiny") == Path("runs/tiny-2")
-    write_file(Path("runs/tiny-2/last.ckpt"), b"")
-    assert new_folder("tiny") == Path("runs/tiny-3")
+    model, config = make()
+
+    def named() -> Path:
+        with new_run(None, config) as folder:
+            return folder
+
+    assert named() == Path("runs/scenes_tiny")
+    assert named() == Path("runs/scenes_tiny")  # it has no run
+    save_folder(named(), model, config, {})
+    assert named() == Path("runs/scenes_tiny-2")
+    write_file(Path("runs/scenes_tiny-2/last.ckpt"), b"")
+    assert named() == Path("runs/scenes_tiny-3")
+    with new_run(None, config) as third, new_run(None, config) as fourth:
+        assert [third, fourth] == [Path("runs/scenes_tiny-3"), Path("runs/scenes_tiny-4")]

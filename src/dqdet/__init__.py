@@ -153,7 +153,6 @@ def train(
         DqdetError: data, options or folder are at fault, or the loss is not finite.
         Interrupted: by SIGINT (Ctrl-C) or SIGTERM; the state is saved for ``resume``.
     """
-    from dqdet.runs.folder import new_folder
     from dqdet.training import engine
 
     if resume is not None:
@@ -164,10 +163,7 @@ def train(
         return Path(resume)
     if name is None:
         raise DqdetError("which preset? `dqdet presets` lists them")
-    config = resolve(name, overrides)
-    folder = new_folder(config.preset) if out is None else Path(out)
-    engine.train(config, folder, callbacks)
-    return folder
+    return engine.train(resolve(name, overrides), None if out is None else Path(out), callbacks)
 
 
 def evaluate(folder: str | Path, **overrides: Any) -> dict[str, float]:

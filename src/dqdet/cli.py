@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from rich.table import Table
 
 import dqdet
 from dqdet.config import describe, parse_overrides, preset_names, resolve, to_yaml
-from dqdet.errors import DqdetError, Interrupted
+from dqdet.errors import DISK_FULL, DqdetError, Interrupted
 from dqdet.metrics.scores import is_score, shown
 
 HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
@@ -36,6 +37,7 @@ Source = Annotated[
         help="Folder of a run, official checkpoint, folder of a Hugging Face model, or its name on the hub.",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite results of another source.")]
 NewRun = Annotated[Path, typer.Option(help="Folder to write, as a run.")]
 
 
@@ -99,6 +101,7 @@ def predict(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or frames, or video.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of objects that are drawn.")] = 0.5,
+    force: Force = False,
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
 
@@ -111,7 +114,7 @@ def predict(
 
     predictor = dqdet.load(model)
     of_video = predictor.config.data.task == "video" or is_video_file(source)
-    failures = (predict_video if of_video else predict_folder)(predictor, source, out, threshold)
+    failures = (predict_video if of_video else predict_folder)(predictor, source, out, threshold, force)
     for failure in failures:
         _complain(failure)
     if len(failures) > 1:
@@ -126,6 +129,7 @@ def submit(
     run: Run,
     file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="To write, with results.json in it.")],
     options: Options = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write the tracks in the videos of the validation split for the evaluation server of YouTube-VIS.
 
@@ -133,7 +137,7 @@ def submit(
     """
     from dqdet.predict import submission
 
-    submission.submit(run, file, options or [])
+    submission.submit(run, file, options or [], force)
 
 
 @app.command()
@@ -246,14 +250,31 @@ def _complain(error: DqdetError) -> None:
     print(f"error: {error}", file=sys.stderr)
 
 
+def _run(arguments: list[str]) -> None:
+    try:
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        if error.filename is None:  # the standard output, which Python would try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        place = error.filename or "the output"
+        raise DqdetError(f"{place}: cannot be written ({error.strerror}); make space") from error
+
+
 def main() -> None:
     """Run a command. A `DqdetError` is one line and exit status 1; an interruption is status 130."""
     arguments = sys.argv[1:]
     if not _is_first_process():
         logging.disable(logging.WARNING)  # the first one says it
+    # As Ctrl-C: what is under way is put in order. The loops of a training have their own way.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; the error at their end is reported
     try:
-        app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
+        _run([argument for argument in arguments if argument != "--debug"])  # wherever it stands
     except Interrupted as interruption:
         if _is_first_process():
             print(interruption, file=sys.stderr)

@@ -1,11 +1,13 @@
 """The one exception for mistakes that a person can mend: bad data, options, files or checkpoints."""
 
+import errno
 from collections.abc import Sequence
 from reprlib import Repr
 
 SHOWN = 5  # entries that a message spells out
 LONGEST = 4000  # characters of a message
 LONGEST_NAME = 100  # characters of a name in a message
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, none for this user, or for this file
 
 
 class DqdetError(Exception):

@@ -7,10 +7,14 @@ the same batches as one.
 from __future__ import annotations
 
 import gc
+import multiprocessing.util
+import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import cache
 from itertools import chain, groupby, islice
 from typing import Any
 
@@ -23,6 +27,8 @@ from dqdet.data.clips import VideoDataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError
 from dqdet.types import Batch, Target, VideoStream, pad_images
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class BatchSampler(Sampler[list[int]], ABC):
@@ -186,8 +192,11 @@ class PlainLoader(DataLoader[Any]):
             # Garbage of this process is not the workers' to collect: freeing the decoder of a video waits for its
             # threads, which a forked process does not have.
             gc.collect()
+            _end_workers_at_exit(os.getpid())
         try:
-            yield from super().__iter__()
+            with _signals_held_back():
+                batches = super().__iter__()
+            yield from batches
         except DqdetError as error:
             *traceback, message = str(error.args[0]).splitlines()
             if not traceback:
@@ -258,9 +267,35 @@ class VideoLoader:
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, but the batches that are under way are still wanted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler that was inherited
+    """Ctrl-C and SIGTERM may reach all processes of a group, but the batches that are under way are still wanted.
+
+    Workers end when they are told to, or when the main process has died.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+@cache
+def _end_workers_at_exit(process: int) -> None:
+    """A process that ends asks its workers by SIGTERM to end, too, and waits for them."""
+
+    def end() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    multiprocessing.util.Finalize(None, end, exitpriority=1)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Workers that are started here do not meet a signal with the handlers that they inherit."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_loader(

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dqdet.errors import DqdetError
+from dqdet.formats.writing import replacing
 
 Size = tuple[int, int]  # width, height
 
@@ -219,3 +221,16 @@ def irregular(file: str | Path) -> str | None:
 def one_line(error: Exception) -> str:
     """The message of an exception that others raise, for one of ours."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def write_image(file: Path, image: Image.Image) -> None:
+    """Write a picture in the format of the file's suffix, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Encoded first: Pillow does not notice when the disk takes only a part of the last bytes.
+    content = BytesIO()
+    image.save(content, Image.registered_extensions()[file.suffix.lower()], quality=92)  # of formats that have it
+    with replacing(file) as unfinished:
+        unfinished.write_bytes(content.getbuffer())

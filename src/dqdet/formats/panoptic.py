@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from dqdet.formats.image_files import opened_image
+from dqdet.formats.image_files import opened_image, write_image
 from dqdet.types import PanopticMap
 
 VOID = 0  # the id of pixels that belong to no segment
@@ -26,9 +26,9 @@ def read_ids(file: Path) -> np.ndarray:
 
 
 def write_ids(file: Path, ids: np.ndarray) -> None:
-    """Write segment ids [H, W], each below 2^24, as an official PNG map."""
+    """Write segment ids [H, W], each below 2^24, as an official PNG map. Raises OSError when it cannot be written."""
     colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)  # [H, W, 3]
-    PIL.Image.fromarray(colours.astype(np.uint8)).save(file)
+    write_image(file, PIL.Image.fromarray(colours.astype(np.uint8)))
 
 
 def segment_faults(panoptic: PanopticMap, category_ids: Iterable[int]) -> list[str]:

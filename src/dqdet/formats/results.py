@@ -60,6 +60,52 @@ def video_results(video_id: int, tracks: Iterable[Track], length: int, category_
     ]
 
 
+class GrowingList:
+    """A JSON file with a list that grows, and that is whole after every call, also when the disk is full.
+
+    Args:
+        file: to write.
+        name: of the list in an object; None: the file is the list.
+        others: entries of the object before the list.
+    """
+
+    def __init__(self, file: Path, name: str | None = None, **others: Any) -> None:
+        self.file = file.open("wb", buffering=0)
+        self.tail = b"]" if name is None else b"]}"
+        self.empty = True
+        self.end = 0  # where the next entry goes
+        self._write("[" if name is None else json.dumps({**others, name: []})[:-2])
+
+    def extend(self, entries: Entries) -> None:
+        """Raises OSError when they cannot be written; see `cut`."""
+        if entries:
+            self._write(("\n" if self.empty else ",\n") + ",\n".join(map(json.dumps, entries)))
+            self.empty = False
+
+    def finish(self, **others: Any) -> None:
+        """Close the file, with more entries of the object after the list."""
+        if others:
+            self.tail = b"], " + json.dumps(others)[1:].encode()
+            self._write("")
+        self.file.close()
+
+    def cut(self, end: int) -> None:
+        """Take back all entries from an earlier ``end`` on."""
+        self.end = end
+        self.file.seek(end)
+        self.file.write(self.tail)  # where it was before, so there is space
+        self.file.truncate()
+
+    def _write(self, text: str) -> None:
+        """Instead of the tail, with the tail behind it."""
+        added = text.encode()
+        self.file.seek(self.end)
+        left = memoryview(added + self.tail)
+        while left:
+            left = left[self.file.write(left) :]
+        self.end += len(added)
+
+
 class StoredResults(Mapping[int, Entries]):
     """Image id -> its entries. The last ones that are given for an image count.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 from PIL import Image
 
 from dqdet.errors import DqdetError
-from dqdet.formats.image_files import image_files, is_image_name, read_image
+from dqdet.formats.image_files import image_files, is_image_name, read_image, write_image
 from dqdet.formats.panoptic import write_ids
-from dqdet.formats.results import IouType, StoredResults, coco_results, panoptic_result
+from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
+from dqdet.predict.output import Output, results_folder
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.progress import in_progress
@@ -29,45 +29,63 @@ class ResultFiles:
     - ``images.json``: the images and categories behind the ids, as a COCO file without annotations.
     - of panoptic models ``panoptic.json``, the official results file, with its maps in ``panoptic/``.
 
+    Each file is whole whenever an image is added.
+
     Args:
         predictor: whose results they are.
-        out: the folder to write to.
+        output: where to write, by `results_folder`.
+
+    Raises:
+        OSError: a file cannot be written; the images before are in all files.
     """
 
-    def __init__(self, predictor: Predictor, out: Path) -> None:
+    def __init__(self, predictor: Predictor, output: Output) -> None:
         self.predictor = predictor
-        self.out = out
-        self.images: list[dict[str, Any]] = []
-        self.results = StoredResults()
-        self.maps: dict[str, dict[str, Any]] = {}  # by their file names
+        self.folder = folder = output.folder
+        self.names: set[str] = set()  # of panoptic maps
+        self.described: list[dict[str, Any]] = []
+        categories = predictor.categories
+        self.results = GrowingList(folder / "results.json")
+        self.images = GrowingList(folder / "images.json", "images", info=output.info, categories=categories)
+        self.files = [self.results, self.images]
+        if predictor.config.data.task == "panoptic":
+            self.maps = GrowingList(folder / "panoptic.json", "annotations", categories=categories)
+            self.files.append(self.maps)
 
     def add(self, image_id: int, file_name: str, image: Image.Image, outcome: Outcome) -> None:
-        """Raises OSError when a panoptic map cannot be written."""
-        self.images.append({"id": image_id, "file_name": file_name, "width": image.width, "height": image.height})
+        ends = [file.end for file in self.files]
+        try:
+            self._add(image_id, file_name, image, outcome)
+        except OSError:
+            for file, end in zip(self.files, ends, strict=True):
+                file.cut(end)
+            raise
+
+    def _add(self, image_id: int, file_name: str, image: Image.Image, outcome: Outcome) -> None:
         found = objects(outcome)
         iou_type: IouType = "bbox" if found.masks is None else "segm"
-        self.results[image_id] = coco_results(image_id, found, self.predictor.category_ids, iou_type)
+        self.results.extend(coco_results(image_id, found, self.predictor.category_ids, iou_type))
         if isinstance(outcome, Segmentation):
             name = f"{Path(file_name).stem}.png"
-            if name in self.maps:  # 1.jpg and 1.png
+            if name in self.names:  # 1.jpg and 1.png
                 name = f"{file_name}.png"
+            self.names.add(name)
             panoptic = self.predictor.described(outcome.panoptic)
-            self.maps[name] = panoptic_result(image_id, name, panoptic)
-            (self.out / "panoptic").mkdir(parents=True, exist_ok=True)
-            write_ids(self.out / "panoptic" / name, panoptic.ids)
+            write_ids(self.folder / "panoptic" / name, panoptic.ids)
+            self.maps.extend([panoptic_result(image_id, name, panoptic)])
+        entry = {"id": image_id, "file_name": file_name, "width": image.width, "height": image.height}
+        self.images.extend([entry])
+        self.described.append(entry)
 
-    def write(self) -> None:
-        """Raises OSError when a file cannot be written."""
-        described = {"images": self.images, "categories": self.predictor.categories}
-        self.results.write(self.out / "results.json")
-        (self.out / "images.json").write_text(json.dumps(described))
+    def finish(self) -> None:
+        self.results.finish()
+        self.images.finish()
         if self.predictor.config.data.task == "panoptic":
-            maps = described | {"annotations": list(self.maps.values())}
-            (self.out / "panoptic.json").write_text(json.dumps(maps))
+            self.maps.finish(images=self.described)
 
 
 def predict_folder(
-    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5
+    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5, force: bool = False
 ) -> list[DqdetError]:
     """Detect in an image, or in all images of a folder (not of its subfolders), and write into ``out``:
 
@@ -76,22 +94,26 @@ def predict_folder(
     - the files of `ResultFiles`. File names that are distinct numbers, as COCO's are, give the ids of images;
       otherwise images are numbered from 1.
 
+    Pictures are written whole. When the disk is full, or after an interruption, the files of results have the images
+    that are done. Links in ``out`` are replaced, not followed.
+
     Returns:
         what was wrong with the files that could not be read; all others are done nevertheless.
 
     Raises:
-        DqdetError: there are no images, or ``out`` cannot be written or would overwrite them.
+        DqdetError: there are no images, or ``out`` cannot be written, would overwrite them, or has results of another
+            source, which are overwritten only with ``force``.
+        Interrupted: by Ctrl-C or SIGTERM.
     """
     files = image_files(Path(source))
     ids = image_ids(files)
     out = Path(out)
     if out.resolve() == files[0].parent.resolve():
         raise DqdetError(f"{out}: has the images, which would be overwritten; choose another folder for the results")
-    results = ResultFiles(predictor, out)
     failures: list[DqdetError] = []
     batches = [files[start : start + predictor.batch] for start in range(0, len(files), predictor.batch)]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with results_folder(out, Path(source), force) as output:
+        results = ResultFiles(predictor, output)
         for batch in in_progress(batches, "predicting", len(batches)):
             readable = {}
             for file in batch:
@@ -101,13 +123,11 @@ def predict_folder(
                     failures.append(error)
             outcomes = predictor.outcomes(list(readable.values()))
             for (file, image), outcome in zip(readable.items(), outcomes, strict=True):
-                results.add(ids[file], file.name, image, outcome)
                 picture = annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
-                name = file.name if is_image_name(file) else f"{file.name}.png"
-                picture.save(out / name, quality=92)  # of formats that have it
-        results.write()
-    except OSError as error:
-        raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+                write_image(out / (file.name if is_image_name(file) else f"{file.name}.png"), picture)
+                results.add(ids[file], file.name, image, outcome)
+                output.done = f"{len(results.described)} of {len(files)} images are done"
+        results.finish()
     return failures
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dqdet.config import Overrides, override_some
 from dqdet.data import open_dataset
@@ -12,24 +11,28 @@ from dqdet.data.clips import VideoDataset
 from dqdet.data.loader import VideoLoader
 from dqdet.errors import DqdetError
 from dqdet.formats.results import StoredResults, video_results
+from dqdet.formats.writing import remove_unfinished, unfinished_folder
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.progress import in_progress
 from dqdet.runs.folder import MEASURED, NO_CATEGORY, NOT_MEASURED, load_config, load_folder, match_classes
 
 
-def submit(run: str | Path, file: str | Path, overrides: Overrides = ()) -> None:
+def submit(run: str | Path, file: str | Path, overrides: Overrides = (), force: bool = False) -> None:
     """Find the tracks in all videos of the validation split, which needs no annotations, and write them.
 
     Args:
         run: folder of a run.
         file: the ZIP file to write, with ``results.json`` in it.
         overrides: of the run's configuration, for example ``data.val=valid`` or ``data.root``; of `MEASURED` options.
+        force: overwrite a file that exists.
 
     Raises:
         DqdetError: the run is none of a video model, the data is at fault, an option would have no effect, or the file
-            cannot be written.
+            exists or cannot be written.
     """
+    if Path(file).exists() and not force:
+        raise DqdetError(f"{file}: exists already; choose another name, or overwrite it with --force")
     config = override_some(load_config(Path(run)), overrides, MEASURED, NOT_MEASURED)
     if config.data.task != "video":
         raise DqdetError(f"{run}: is of data.task={config.data.task}; only results of data.task=video are submitted so")
@@ -55,8 +58,9 @@ def write_submission(predictor: Predictor, dataset: VideoDataset, file: Path) ->
         results[target.image_id] = video_results(target.image_id, tracks, length, predictor.category_ids)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=file.parent, prefix=".") as folder:
-            document, packed = Path(folder) / "results.json", Path(folder) / "results.zip"
+        remove_unfinished(file.parent)
+        with unfinished_folder(file.parent) as folder:
+            document, packed = folder / "results.json", folder / "results.zip"
             results.write(document)
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
                 archive.write(document, document.name)

@@ -6,10 +6,8 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import av
 import numpy as np
 import pycocotools.mask
 import supervision as sv
@@ -17,9 +15,11 @@ from PIL import Image
 
 from dqdet.errors import DqdetError
 from dqdet.formats.results import video_results
+from dqdet.formats.writing import replacing
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.frames import Video, open_video, video_writer
 from dqdet.predict.images import SMALLEST_PICTURE, ResultFiles
+from dqdet.predict.output import Output, results_folder
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.progress import in_progress
@@ -57,7 +57,7 @@ def find_tracks(
 
 
 def predict_video(
-    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5
+    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5, force: bool = False
 ) -> list[DqdetError]:
     """Detect in a video file, an animation, or a folder of frames, and write into ``out``:
 
@@ -74,28 +74,24 @@ def predict_video(
         what was wrong with that frame, if there was one; the frames before it are done.
 
     Raises:
-        DqdetError: the video cannot be read, ``out`` cannot be written, or the video would be overwritten; ``out`` is
-            as before.
+        DqdetError: the video cannot be read, the video would be overwritten, or ``out`` has results of another source,
+            which are overwritten only with ``force``; ``out`` is as before. ``out`` cannot be written; results that
+            are found are kept.
+        Interrupted: by Ctrl-C or SIGTERM; results that are found are kept.
     """
     source, out = Path(source), Path(out)
     video = open_video(source)
     if (out / f"{video.name}.mp4").resolve() == source.resolve():
         raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
     failures: list[DqdetError] = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out, prefix=".") as unfinished:
-            folder = Path(unfinished)
-            with video_writer(folder / f"{video.name}.mp4", video.rate) as append:
-                pictures = _tracked if predictor.config.data.task == "video" else _detected
-                for picture in pictures(predictor, video, failures, folder, threshold):
-                    append(picture)
-            for file in [file for file in folder.rglob("*") if file.is_file()]:
-                place = out / file.relative_to(folder)
-                place.parent.mkdir(exist_ok=True)
-                file.replace(place)
-    except (OSError, av.FFmpegError) as error:
-        raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+    with (
+        results_folder(out, source, force) as output,
+        replacing(output.folder / f"{video.name}.mp4") as unfinished,
+        video_writer(unfinished, video.rate) as append,
+    ):
+        pictures = _tracked if predictor.config.data.task == "video" else _detected
+        for picture in pictures(predictor, video, failures, output, threshold):
+            append(picture)
     return failures
 
 
@@ -110,7 +106,7 @@ def _readable(video: Video, failures: list[DqdetError]) -> Iterator[Image.Image]
 
 
 def _tracked(
-    predictor: Predictor, video: Video, failures: list[DqdetError], folder: Path, threshold: float
+    predictor: Predictor, video: Video, failures: list[DqdetError], output: Output, threshold: float
 ) -> Iterator[Image.Image]:
     """Pictures of the tracks in each frame; result files."""
     tracks, length = find_tracks(predictor, video, failures)
@@ -118,8 +114,11 @@ def _tracked(
     described: dict[str, Any] = {"id": 1, "name": video.name, "width": width, "height": height, "length": length}
     if video.file_names is not None:
         described["file_names"] = video.file_names[:length]
-    (folder / "results.json").write_text(json.dumps(video_results(1, tracks, length, predictor.category_ids)))
-    (folder / "videos.json").write_text(json.dumps({"videos": [described], "categories": predictor.categories}))
+    document = {"info": output.info, "videos": [described], "categories": predictor.categories}
+    results = video_results(1, tracks, length, predictor.category_ids)
+    (output.folder / "results.json").write_text(json.dumps(results))
+    (output.folder / "videos.json").write_text(json.dumps(document))
+    output.done = "the tracks are found"
     shown = {number: one for number, one in enumerate(tracks, 1) if one.score > threshold}
     for frame, image in enumerate(in_progress(islice(video, length), "drawing", length)):
         seen = {number: one for number, one in shown.items() if frame in one.masks}
@@ -143,13 +142,14 @@ def _in_frame(tracks: dict[int, Track], frame: int, classes: list[str]) -> sv.De
 
 
 def _detected(
-    predictor: Predictor, video: Video, failures: list[DqdetError], folder: Path, threshold: float
+    predictor: Predictor, video: Video, failures: list[DqdetError], output: Output, threshold: float
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
-    results = ResultFiles(predictor, folder)
+    results = ResultFiles(predictor, output)
     for number, image in enumerate(in_progress(_readable(video, failures), "predicting", video.length), 1):
         (outcome,) = predictor.outcomes([image])
         name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
         results.add(number, name, image, outcome)
+        output.done = f"{number} frames are done"
         yield annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
-    results.write()
+    results.finish()

@@ -10,7 +10,7 @@ from dqdet.config import Config, override
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.runs.folder import prepare_folder, save_folder, without_pretraining
+from dqdet.runs.folder import new_run, save_folder, without_pretraining
 from dqdet.runs.sources import load_model
 from dqdet.weights.renaming import State
 
@@ -51,5 +51,5 @@ def fold_folder(source: str | Path, out: Path) -> None:
     except DqdetError as error:
         raise DqdetError(f"{source}: {error}") from error
     config.init = str(source)
-    prepare_folder(out, config)
-    save_folder(out, model, config, metrics)
+    with new_run(out, config):
+        save_folder(out, model, config, metrics)

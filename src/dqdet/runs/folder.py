@@ -6,7 +6,8 @@
 - ``last.ckpt``: the state of the training, for ``--resume``; ``logs/``: TensorBoard and CSV.
 
 The first two are the model. Nothing in them is executed when they are loaded. Every file is written beside
-the old one and then takes its place, so that an interruption or a full disk leaves the old one as it was.
+the old one and then takes its place, so that an interruption or a full disk leaves the old one as it was. One
+process at a time writes (`dqdet.runs.lock`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,13 +26,16 @@ from torch import Tensor, nn
 from dqdet.config import Config, from_yaml, to_yaml
 from dqdet.errors import DqdetError, printable
 from dqdet.formats.records import FINITE, are_numbers
+from dqdet.formats.writing import replacing
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
+from dqdet.runs.lock import InUse, held, is_first_process
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
 LAST = "last.ckpt"
+LOGS = "logs"
 
 NO_CATEGORY = -1
 
@@ -43,10 +48,50 @@ MEASURED = (
 NOT_MEASURED = "has no effect on a model that is trained"
 
 
-def new_folder(name: str) -> Path:
-    """``runs/NAME``, or the first of ``runs/NAME-2``, ``runs/NAME-3``, ... that has no run."""
+@contextmanager
+def new_run(path: Path | None, config: Config) -> Iterator[Path]:
+    """Hold the folder of a new run, with its configuration, against other processes.
+
+    Args:
+        path: the folder; None: ``runs/PRESET``, or the first of ``runs/PRESET-2``, ``runs/PRESET-3``, ... that has no
+            run and is not held. Of processes that train together, only the first one knows the number.
+        config: of the run.
+
+    Raises:
+        DqdetError: it has a run already, is in use, or cannot be written to.
+    """
+    with ExitStack() as stack:
+        if path is None:
+            path = stack.enter_context(_new_folder(config.preset))
+        else:
+            stack.enter_context(_made_and_held(path))
+        if is_first_process():
+            prepare_folder(path, config)
+        yield path
+
+
+@contextmanager
+def _new_folder(name: str) -> Iterator[Path]:
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for path in (Path("runs") / name for name in names) if not _written(path))
+    for path in (Path("runs") / name for name in names):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(_made_and_held(path))
+            except InUse:
+                continue
+            if not is_first_process() or not _written(path):
+                yield path
+                return
+
+
+@contextmanager
+def _made_and_held(path: Path) -> Iterator[None]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DqdetError(f"{path}: cannot be written ({error.strerror})") from error
+    with held(path):
+        yield
 
 
 def _written(path: Path) -> list[str]:
@@ -65,6 +110,8 @@ def prepare_folder(path: Path, config: Config) -> None:
             f"{path}: has a run already ({' and '.join(used)}); continue it with --resume {path}, or choose "
             "another --out"
         )
+    if (path / LOGS).is_symlink():  # replaced, as all links in a folder that is written, not followed
+        (path / LOGS).unlink()
     write_file(path / CONFIG, to_yaml(config).encode())
 
 
@@ -76,8 +123,45 @@ def save_folder(path: Path, model: nn.Module, config: Config, metrics: Mapping[s
     """
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_file(path / CONFIG, to_yaml(config).encode())
-    write_file(path / WEIGHTS, save(weights, metadata={"format": "pt", "model": _summary(config)}))
+    # What was measured is in the weights, too: between the two files a process can be killed.
+    metadata = {"format": "pt", "model": _summary(config), "metrics": json.dumps(metrics)}
+    write_file(path / WEIGHTS, save(weights, metadata=metadata))
     save_metrics(path, metrics)
+
+
+def match_metrics(path: Path) -> str | None:
+    """See to it that a run's metrics are those of its model, before a training looks for a better one.
+
+    Where they are missing, or older than the model, they are written again, as the model has them.
+
+    Returns:
+        what was done, if anything.
+
+    Raises:
+        DqdetError: the model that the metrics are of is missing, or nothing says how good the model is.
+    """
+    weights, metrics = path / WEIGHTS, load_metrics(path)
+    if not weights.exists():
+        if metrics:
+            raise DqdetError(
+                f"{weights}: missing, while {METRICS} says what was measured of it; put it back, or remove {METRICS} "
+                "if the best model from now on is to be kept"
+            )
+        return None
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            of_model = json.loads((opened.metadata() or {}).get("metrics", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DqdetError(f"{weights}: damaged or cut short ({error}); copy it again or remove it") from error
+    if not of_model and not metrics:
+        raise DqdetError(
+            f"{path / METRICS}: missing, so that nothing says how good {WEIGHTS} is; put it back, write it again with "
+            f"`dqdet eval {path}`, or remove {WEIGHTS}"
+        )
+    if not of_model or of_model.get("step") == metrics.get("step"):
+        return None
+    save_metrics(path, of_model)
+    return f"{path / METRICS}: was {'older than the model' if metrics else 'missing'}; written again from {WEIGHTS}"
 
 
 def save_metrics(path: Path, metrics: Mapping[str, float]) -> None:
@@ -206,18 +290,11 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
     Raises:
         DqdetError: it cannot be written; what was at ``path`` is as before.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         kept = "; the previous file is kept" if path.is_file() else ""
         raise DqdetError(f"{path}: cannot be written ({error.strerror}){kept}") from error

@@ -16,7 +16,7 @@ from dqdet.runs.folder import (
     differences,
     load_folder,
     load_metrics,
-    prepare_folder,
+    new_run,
     save_folder,
     without_pretraining,
 )
@@ -74,5 +74,5 @@ def convert(source: str | Path, out: Path) -> None:
         DqdetError: as `load_model`, or ``out`` has a run already.
     """
     model, config, metrics = load_model(source)
-    prepare_folder(out, config)
-    save_folder(out, model, config, metrics)
+    with new_run(out, config):
+        save_folder(out, model, config, metrics)

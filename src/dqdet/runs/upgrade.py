@@ -11,7 +11,7 @@ from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.queries import ModulatedQueries
-from dqdet.runs.folder import prepare_folder, save_folder, without_pretraining
+from dqdet.runs.folder import new_run, save_folder, without_pretraining
 from dqdet.runs.sources import load_model
 from dqdet.weights.renaming import State
 
@@ -74,5 +74,5 @@ def upgrade_folder(source: str | Path, out: Path, ratio: int = 4, perturbation: 
     except DqdetError as error:
         raise DqdetError(f"{source}: {error}") from error
     config.init = str(source)
-    prepare_folder(out, config)
-    save_folder(out, model, config, metrics if perturbation == 0 else {})
+    with new_run(out, config):
+        save_folder(out, model, config, metrics if perturbation == 0 else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 from collections.abc import Sequence
@@ -71,10 +72,11 @@ def write(report: Report, request: Request, page: Path | None) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # words as words
         for ending in ("svg", "png"):
-            figure.savefig(path.with_suffix(f".{ending}"), dpi=150, bbox_inches="tight")
+            content = io.BytesIO()
+            figure.savefig(content, format=ending, dpi=150, bbox_inches="tight")
+            write_file(path.with_suffix(f".{ending}"), content.getbuffer())
 
 
 def machine() -> str:

@@ -23,7 +23,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import dqdet
 from dqdet.config import resolve
-from dqdet.errors import DqdetError, Interrupted
+from dqdet.data.loader import STOPPING
+from dqdet.errors import DISK_FULL, DqdetError, Interrupted
 from dqdet.runs.folder import CONFIG, LAST, load_config, write_file
 
 VALIDATIONS = "validations.json"
@@ -132,7 +133,7 @@ def _prepare_worker(started: Any, threads: int) -> None:
     if torch.cuda.device_count() > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % len(visible.split(","))]  # before CUDA starts
-    signal.signal(signal.SIGINT, _stop_later)
+    _handle_stopping(_stop_later)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -153,14 +154,19 @@ def _stop_later(number: int, frame: FrameType | None) -> None:
 def _train_in_worker(training: Training) -> None:
     if _stopping.is_set():
         raise Interrupted("stopped before it began")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _handle_stopping(signal.default_int_handler)
     try:
         _train(training)
     except (Interrupted, KeyboardInterrupt) as error:
         _stopping.set()
         raise Interrupted("stopped") from error
     finally:
-        signal.signal(signal.SIGINT, _stop_later)
+        _handle_stopping(_stop_later)
+
+
+def _handle_stopping(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in STOPPING:
+        signal.signal(number, handler)
 
 
 def _train(training: Training) -> None:
@@ -181,6 +187,10 @@ def _train(training: Training) -> None:
             raise
         except DqdetError as error:
             raise DqdetError(f"{training.label}: {error}") from error
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise DqdetError(f"{training.label}: {folder} cannot be written ({error.strerror}); make space") from error
     seconds = round(time.monotonic() - started)
     write_file(folder / FINISHED, json.dumps({"seconds": seconds, "device": device()}).encode())
 

@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from dqdet.config import to_yaml
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.metrics.scores import is_kept, is_score
-from dqdet.runs.folder import load_metrics, save_folder, write_file
+from dqdet.runs.folder import CONFIG, load_metrics, save_folder, write_file
 from dqdet.training.arriving import Arriving
 from dqdet.training.evaluation import Evaluation
 from dqdet.training.module import DetectionModule
@@ -98,6 +99,7 @@ class LastCheckpoint(Callback):
         self.steps = steps
         self.say = say
         self.signalled = False
+        self.stopping = False  # before the next step
         self.asked: Arriving | None = None  # how many processes were signalled
         self.epoch_unsaved = False
 
@@ -116,6 +118,10 @@ class LastCheckpoint(Callback):
             # Lightning's own handlers are replaced. It puts back those from before the training when it ends.
             signal.signal(signal.SIGINT, on_signal)
             signal.signal(signal.SIGTERM, on_signal)
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, DetectionModule)
+            # With the length that it goes on with, for when it is interrupted again.
+            write_file(self.file.with_name(CONFIG), to_yaml(pl_module.config).encode())
         if self._complete(trainer):
             trainer.should_stop = True
 
@@ -133,8 +139,11 @@ class LastCheckpoint(Callback):
             stop = self._anyone_signalled(trainer)
             if stop or trainer.should_stop:
                 self._save(trainer, pl_module)
-            if stop:
-                self._stop(trainer)
+            self.stopping = stop  # when this step is in the logs
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.stopping:
+            self._stop(trainer)
 
     # Lightning can go on from a checkpoint that is saved in one of these two hooks, but not reliably from one of the
     # last batch. The first comes before the averaged weights are swapped in.
@@ -171,6 +180,8 @@ class LastCheckpoint(Callback):
                 f"the weights are not finite after step {trainer.global_step}; the last checkpoint is kept; "
                 "lower train.lr, warm up longer (train.warmup) or set train.precision=32"
             )
+        for logger in trainer.loggers:
+            logger.save()
         trainer.save_checkpoint(self.file)
 
     def _stop(self, trainer: Trainer) -> None:

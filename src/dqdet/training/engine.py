@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -40,26 +40,31 @@ from dqdet.config import (
 from dqdet.config.effects import beyond_the_end, unused, without_effect
 from dqdet.data import check_files, open_dataset
 from dqdet.data.dataset import DetectionDataset
-from dqdet.errors import DqdetError, Interrupted, listed
+from dqdet.errors import DISK_FULL, DqdetError, Interrupted, listed
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.runs.folder import (
     LAST,
+    LOGS,
     MEASURED,
+    METRICS,
     NOT_MEASURED,
     check_classes,
     load_config,
     load_folder,
     load_metrics,
     match_classes,
-    prepare_folder,
+    match_metrics,
+    new_run,
     save_metrics,
     without_pretraining,
 )
+from dqdet.runs.lock import InUse, held, is_first_process
 from dqdet.runs.transfer import start_from
 from dqdet.training.callbacks import CheckpointFiles, LastCheckpoint, Validation
 from dqdet.training.data_module import DataModule, validation_loader
 from dqdet.training.evaluation import make_evaluation
+from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
 
@@ -78,15 +83,18 @@ NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError, AssertionErr
 LOADED = ("data.workers", "data.check", "train.batch", "train.accumulate", "train.precision")
 
 
-def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None:
+def train(config: Config, out: Path | None = None, callbacks: Sequence[Callback] = ()) -> Path:
     """Train a new model.
 
     Run by ``torchrun``, all its processes train together; otherwise this process trains, on one device.
 
     Args:
         config: resolved; its classes are filled from the data set.
-        out: folder of the run; see `dqdet.runs.folder`.
+        out: folder of the run; see `dqdet.runs.folder`. None: as `new_run` names it.
         callbacks: of Lightning, besides those of dqdet.
+
+    Returns:
+        the folder of the run.
 
     Raises:
         DqdetError: data, options or folder are at fault, or the loss is not finite.
@@ -108,8 +116,8 @@ def train(config: Config, out: Path, callbacks: Sequence[Callback] = ()) -> None
     else:
         model = create_model(without_pretraining(config))
         rank_zero_only(print)(start_from(config.init, model, config), file=sys.stderr)
-    prepare_folder(out, config)
-    _fit(DetectionModule(model, config), data, out, None, callbacks)
+    with new_run(out, config) as folder:
+        return _fit(DetectionModule(model, config), data, folder, None, callbacks)
 
 
 def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> None:
@@ -120,16 +128,19 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         overrides: of the options in `RESUMABLE`.
         callbacks: of Lightning, besides those of dqdet.
     """
-    before = load_config(run)
-    given = prolonged(before, overrides)
-    config = override_some(before, given, RESUMABLE, "cannot change in a training that goes on")
-    data = _open_data(config)
-    _warn(beyond_the_end(config, data.steps_per_epoch))
-    if line := about_drops(before.train, config.train):
-        rank_zero_only(print)(line, file=sys.stderr)
-    check_classes(config, data.val_set.classes, _place(config.data))
-    module = DetectionModule(create_model(without_pretraining(config)), config)
-    _fit(module, data, run, run / LAST, callbacks)
+    with held(run):
+        before = load_config(run)
+        given = prolonged(before, overrides)
+        config = override_some(before, given, RESUMABLE, "cannot change in a training that goes on")
+        if is_first_process() and (noticed := match_metrics(run)):
+            print(noticed, file=sys.stderr)
+        data = _open_data(config)
+        _warn(beyond_the_end(config, data.steps_per_epoch))
+        if line := about_drops(before.train, config.train):
+            rank_zero_only(print)(line, file=sys.stderr)
+        check_classes(config, data.val_set.classes, _place(config.data))
+        module = DetectionModule(create_model(without_pretraining(config)), config)
+        _fit(module, data, run, run / LAST, callbacks)
 
 
 def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
@@ -148,11 +159,22 @@ def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
     overrides = parse_overrides(overrides)
     config = override_some(load_config(run), overrides, (*MEASURED, *LOADED), NOT_MEASURED)
     _warn(unused(config, overrides))
+    before = load_metrics(run)
     model, _ = load_folder(run)
     metrics = measure(model, config)
-    if set(overrides) <= {"data.workers", "data.check"}:
-        rank_zero_only(save_metrics)(run, load_metrics(run) | metrics)
+    if set(overrides) <= {"data.workers", "data.check"} and is_first_process():
+        _keep_metrics(run, before, metrics)
     return metrics
+
+
+def _keep_metrics(run: Path, before: dict[str, float], metrics: dict[str, float]) -> None:
+    """Write what was measured, unless a training has a newer model there, or may have in a moment."""
+    try:
+        with held(run):
+            if load_metrics(run) == before:
+                save_metrics(run, before | metrics)
+    except InUse as error:
+        print(f"{METRICS} is left to the training that goes on: {error}", file=sys.stderr)
 
 
 def measure(model: Detector, config: Config) -> dict[str, float]:
@@ -168,7 +190,10 @@ def measure(model: Detector, config: Config) -> dict[str, float]:
     validation = Validation(make_evaluation(config, dataset))
     trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
     loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
-    _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
+    try:
+        _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
+    except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
+        raise KeyboardInterrupt from error
     return validation.metrics
 
 
@@ -208,23 +233,22 @@ def _fit(
     out: Path,
     checkpoint: Path | None,
     callbacks: Sequence[Callback],
-) -> None:
+) -> Path:
+    """Train, and return the folder as the first process knows it."""
     config = module.config
     evaluation = make_evaluation(config, data.val_set)
     averaging = [EMAWeightAveraging(decay=config.train.ema)] if config.train.ema else []
     progress = TrainingProgress(config.train.batch, evaluation.best, config.train.steps)
     validation = Validation(evaluation, out, progress.print)
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
-    loggers: list[Logger] = [
-        TensorBoardLogger(out / "logs", name="tensorboard"),
-        CSVLogger(out / "logs", name="csv", flush_logs_every_n_steps=1),
-    ]
+    events = TensorBoardLogger(out / LOGS, name="tensorboard", version=0)
+    log = CsvLog(out / LOGS / "csv" / "version_0" / "metrics.csv")
     trainer = _make_trainer(
         config,
         # Validation measures and saves before the averaged weights are swapped out again; the last checkpoint is
         # saved after the average has taken in the step.
-        [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress],
-        loggers,
+        [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress, GoingOn(log, events)],
+        [events, log],
         epochs=-(-total_steps(config.train, data.steps_per_epoch) // data.steps_per_epoch),
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -237,9 +261,17 @@ def _fit(
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, in trainings alone
     try:
-        _quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
-        if validation.step != trainer.global_step:
-            _quietly(trainer.validate, module, datamodule=data, verbose=False)
+        with quiet_threads():
+            _quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
+            if validation.step != trainer.global_step:
+                _quietly(trainer.validate, module, datamodule=data, verbose=False)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise DqdetError(
+            f"{out}: cannot be written ({error.strerror}); make space, then `dqdet train --resume {out}` goes on from "
+            "the last checkpoint, if there is one"
+        ) from error
     except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
         raise Interrupted(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
@@ -253,6 +285,7 @@ def _fit(
         ) from error
     finally:
         torch.set_float32_matmul_precision(precision)
+    return trainer.strategy.broadcast(out)
 
 
 def _quietly(run: Callable[..., object], *args: object, **options: object) -> None:

@@ -1,0 +1,87 @@
+"""The folder that results are written to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+
+from dqdet.errors import DqdetError, Interrupted
+from dqdet.formats.writing import move_files, unfinished_folder
+from dqdet.runs.lock import held
+
+RESULTS = ("results.json", "panoptic.json", "images.json", "videos.json")
+DESCRIBING = RESULTS[2:]  # these say of which source the results are
+
+
+@dataclass
+class Output:
+    """Where result files are written before they are put in their place.
+
+    Attributes:
+        folder: to write to.
+        info: of which source the results are, for the files of `DESCRIBING`.
+        done: what the files have so far, in words.
+    """
+
+    folder: Path
+    info: dict[str, str]
+    done: str = ""
+
+
+@contextmanager
+def results_folder(out: Path, source: Path, force: bool) -> Iterator[Output]:
+    """Hold the folder of results of ``source``; result files are put there at the end.
+
+    When the disk is full, or after Ctrl-C or SIGTERM, they are put there too, with what is done.
+
+    Args:
+        out: is made where it does not exist.
+        source: of the results.
+        force: overwrite the results of another source.
+
+    Raises:
+        DqdetError: the folder is in use, has results of another source, or cannot be written to.
+        Interrupted: by Ctrl-C or SIGTERM.
+    """
+    output = Output(out, {"source": str(source.resolve())})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with held(out):
+            if not force:
+                _check_source(out, output.info)
+            with unfinished_folder(out) as folder:
+                output.folder = folder
+                try:
+                    yield output
+                except (OSError, av.FFmpegError, KeyboardInterrupt):
+                    if output.done:
+                        move_files(folder, out)
+                    raise
+                move_files(folder, out)
+    except KeyboardInterrupt as error:
+        done = f"{output.done}: {out / RESULTS[0]}" if output.done else "nothing is done"
+        raise Interrupted(f"stopped; {done}") from error
+    except (OSError, av.FFmpegError) as error:
+        done = f"; {output.done}: {out / RESULTS[0]}" if output.done else ""
+        raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space{done}") from error
+
+
+def _check_source(out: Path, info: dict[str, str]) -> None:
+    if not any((out / name).exists() for name in RESULTS):
+        return
+    sources = {_source(out / name) for name in DESCRIBING if (out / name).exists()}
+    if sources != {info["source"]}:
+        other = ", ".join(sorted(known for known in sources if known)) or "an unknown source"
+        raise DqdetError(f"{out}: has the results of {other}; choose another folder, or overwrite them with --force")
+
+
+def _source(file: Path) -> str | None:
+    try:
+        return str(json.loads(file.read_text())["info"]["source"])
+    except (ValueError, LookupError, TypeError):
+        return None
