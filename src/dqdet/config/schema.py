@@ -1,4 +1,7 @@
-"""What can be set, and its default: the paper's and the families' published ones."""
+"""What can be set, and its default: the paper's and the families' published ones.
+
+The text below an option is its explanation, which ``dqdet presets NAME`` prints.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,35 @@ from pydantic import (
 class Section(BaseModel):
     """A group of options. Unknown keys are refused, and values are checked on assignment too."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def explanation(cls, option: str) -> str:
+        """What an option is, in one line; of one whose default a family changes, the text where it is first."""
+        sections = (section for section in cls.__mro__ if issubclass(section, Section))
+        texts = (section.model_fields[option].description for section in sections if option in section.model_fields)
+        return " ".join(next(filter(None, texts), "").split())
 
 
 Task = Literal["detection", "instance", "panoptic", "video"]
 Context = Literal["backbone", "projected", "memory", "none"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class BackboneConfig(Section):
-    name: str = "resnet50"  # a timm model, or one of the short names of nn/backbone.py
-    pretrained: bool = True  # ImageNet weights, fetched by timm
-    weights: str | None = None  # a local weights file (.safetensors, .pth or .pkl) instead of the fetched ones
-    # Of ResNets: batch norms, stem and first stage, as published for detectors; or batch norms alone; or nothing.
+    name: str = "resnet50"
+    """A timm model, or a short name (resnet50, swin_b, ...); what makes the feature maps."""
+    pretrained: bool = True
+    """Start from ImageNet weights, which timm fetches; false: random ones."""
+    weights: str | None = None
+    """Local file of weights (.safetensors, .pth or .pkl) instead of the fetched ones; null: none."""
     freeze: bool | Literal["norms"] = True
-    drop_path: float | None = Field(default=None, ge=0, lt=1)  # stochastic depth; None: the backbone's own
+    """Of ResNets: true holds batch norms, stem and first stage, as published for detectors; norms: batch norms
+    alone; false: nothing.
+    """
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """Stochastic depth, the greatest chance that a block is skipped in training; null: the backbone's own."""
 
 
 class TransformerConfig(Section):
@@ -46,13 +64,21 @@ class TransformerConfig(Section):
     starts_from: ClassVar[str | None] = None  # a family with the same parameters, which learned first what it learns
 
     family: str
+    """Kind of model; a preset's own, chosen by the name of a preset."""
     backbone: BackboneConfig = BackboneConfig()
-    hidden: PositiveInt = 256  # channels of queries and memory
+    """What makes feature maps of the image."""
+    hidden: PositiveInt = 256
+    """Channels of queries and memory; divisible by heads."""
     heads: PositiveInt = 8
+    """Heads of each attention."""
     encoder_layers: PositiveInt = 6
+    """Layers of the encoder."""
     decoder_layers: PositiveInt = 6
+    """Layers of the decoder; each predicts, the last one's predictions are used."""
     feedforward: PositiveInt = 2048
+    """Hidden channels of the feed-forward networks."""
     dropout: NonNegativeFloat = 0.1
+    """Share of activations that training drops; 0: none."""
 
 
 class DetrConfig(TransformerConfig):
@@ -82,9 +108,12 @@ class DabDetrConfig(TransformerConfig):
 
     family: Literal["dab_detr"] = "dab_detr"
     dropout: NonNegativeFloat = 0.0
-    temperature: PositiveFloat = 20.0  # of the feature map's position encoding
+    temperature: PositiveFloat = 20.0
+    """Of the feature map's position encoding; higher: longer waves."""
     activation: Literal["prelu", "relu"] = "prelu"
-    patterns: int = Field(default=0, ge=0)  # learned contents that each anchor is tried with; 0: one, of zeros
+    """Of the feed-forward networks."""
+    patterns: int = Field(default=0, ge=0)
+    """Learned contents that each anchor is tried with; 0: one, of zeros."""
 
 
 class DeformableDetrConfig(TransformerConfig):
@@ -94,10 +123,14 @@ class DeformableDetrConfig(TransformerConfig):
 
     family: Literal["deformable_detr"] = "deformable_detr"
     feedforward: PositiveInt = 1024
-    levels: PositiveInt = 4  # feature maps; those beyond the backbone's are strided convolutions
-    points: PositiveInt = 4  # sampling points a head and level
-    refine: bool = False  # iterative box refinement
-    two_stage: bool = False  # encoder proposals replace the learned queries
+    levels: PositiveInt = 4
+    """Feature maps; those beyond the backbone's are strided convolutions."""
+    points: PositiveInt = 4
+    """Sampling points a head and level."""
+    refine: bool = False
+    """Every layer refines the boxes of the one before."""
+    two_stage: bool = False
+    """Encoder proposals replace the learned queries; needs queries.kind=static."""
 
 
 class DabDeformableDetrConfig(DeformableDetrConfig):
@@ -120,10 +153,13 @@ class Mask2FormerConfig(TransformerConfig):
 
     family: Literal["mask2former"] = "mask2former"
     decoder_layers: PositiveInt = 9
-    encoder_feedforward: PositiveInt = 1024  # of the pixel decoder
+    encoder_feedforward: PositiveInt = 1024
+    """Hidden channels of the feed-forward networks of the pixel decoder."""
     dropout: NonNegativeFloat = 0.0
-    points: PositiveInt = 4  # sampling points a head and level of the pixel decoder
-    see_padding: bool = False  # treat padding as image, as the published code does
+    points: PositiveInt = 4
+    """Sampling points a head and level of the pixel decoder."""
+    see_padding: bool = False
+    """Treat padding as image, as the published code does."""
 
 
 class VideoMask2FormerConfig(Mask2FormerConfig):
@@ -142,10 +178,12 @@ class SeqFormerConfig(DeformableDetrConfig):
     loss: ClassVar[str] = "sequences"
 
     family: Literal["seqformer"] = "seqformer"  # type: ignore[assignment]
-    levels: int = Field(default=4, ge=3)  # masks are made from the three of the backbone
+    levels: int = Field(default=4, ge=3)
+    """Feature maps, 3 or more; masks are made from the three of the backbone."""
     refine: Literal[True] = True
     two_stage: Literal[False] = False
-    see_padding: bool = False  # let the masks' convolutions read padded cells, as the published code does
+    see_padding: bool = False
+    """Let the masks' convolutions read padded cells, as the published code does."""
 
 
 ModelConfig = Annotated[
@@ -166,18 +204,31 @@ class QueriesConfig(Section):
     """Where the decoder's queries come from (``queries.py``)."""
 
     kind: Literal["static", "modulated", "generated", "grouped", "shared"] = "modulated"
-    count: PositiveInt = 300  # m: queries used at inference
-    ratio: PositiveInt = 4  # r: basic queries behind each modulated one
-    # How basic (or unrelated) queries train: all as one group, as r groups of m, or one of these groups a step.
+    """Where queries come from: learned (static), combined by the image (modulated), made by an MLP (generated), with
+    unrelated training groups (grouped), from shared patterns (shared).
+    """
+    count: PositiveInt = 300
+    """m: queries used at inference, the most objects that can be found."""
+    ratio: PositiveInt = 4
+    """r: basic queries behind each modulated one."""
     basic: Literal["whole", "groups", "one"] = "whole"
-    patterns: PositiveInt = 100  # K: shared ones, behind all queries together
-    hidden: PositiveInt = 512  # hidden size of the MLP that predicts the coefficients
-    # The coarsest map that tells what is in the image: the backbone's (the paper's F); that after the projection to the
-    # model's width and its norm; or what the encoder makes of it. None: coefficients are learned constants.
+    """How basic (or unrelated) queries train: all as one group (whole), as r groups of m (groups), or one of these
+    groups a step (one).
+    """
+    patterns: PositiveInt = 100
+    """K: patterns behind all queries of kind shared together."""
+    hidden: PositiveInt = 512
+    """Hidden channels of the MLP that predicts the coefficients."""
     context: Context = "backbone"
+    """Map that tells what is in the image: the backbone's coarsest (the paper's F), that after its projection
+    (projected), or what the encoder makes of it (memory); none: coefficients are learned constants.
+    """
     pool: Literal["mean", "max"] = "mean"
-    pool_padding: bool = False  # let padded positions take part in the pooling, as the published code does
+    """How the context map is pooled."""
+    pool_padding: bool = False
+    """Let padded positions take part in the pooling, as the published code does."""
     coefficients: Literal["softmax", "raw"] = "softmax"
+    """softmax: convex combinations; raw: any, as parts of the published code do."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -190,30 +241,50 @@ class LossConfig(Section):
     """Set loss of boxes: matching costs, weights and normalisation (``losses/set_loss.py``)."""
 
     kind: Literal["boxes"] = "boxes"
+    """Kind of loss; the family's own."""
     classification: Literal["focal", "cross_entropy"] = "focal"
+    """Loss of the class scores; cross_entropy needs an output for no object."""
     class_cost: NonNegativeFloat = 2.0
+    """Weight of the class scores in the matching."""
     box_cost: NonNegativeFloat = 5.0
+    """Weight of the L1 distance of boxes in the matching."""
     giou_cost: NonNegativeFloat = 2.0
+    """Weight of the generalised IoU of boxes in the matching."""
     class_weight: NonNegativeFloat = 2.0
+    """Weight of the classification loss."""
     box_weight: NonNegativeFloat = 5.0
+    """Weight of the L1 loss of boxes."""
     giou_weight: NonNegativeFloat = 2.0
-    no_object_weight: NonNegativeFloat = 0.1  # cross_entropy only
-    box_epsilon: NonNegativeFloat = 0.0  # added to the denominators of IoU and GIoU
-    beta: NonNegativeFloat = 1.0  # weight of the basic queries' loss, Eq. 7
+    """Weight of the generalised IoU loss of boxes."""
+    no_object_weight: NonNegativeFloat = 0.1
+    """Weight of unmatched queries in the cross-entropy; no effect on focal."""
+    box_epsilon: NonNegativeFloat = 0.0
+    """Added to the denominators of IoU and GIoU."""
+    beta: NonNegativeFloat = 1.0
+    """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves."""
 
 
 class MaskLossConfig(Section):
     """Set loss of masks, compared at points (``losses/masks.py``). Costs of the matching have the same weights."""
 
     kind: Literal["masks"] = "masks"
+    """Kind of loss; the family's own."""
     class_weight: NonNegativeFloat = 2.0
-    mask_weight: NonNegativeFloat = 5.0  # binary cross-entropy
+    """Weight of the classification loss, and of the class scores in the matching."""
+    mask_weight: NonNegativeFloat = 5.0
+    """Weight of the binary cross-entropy of masks, and of it in the matching."""
     dice_weight: NonNegativeFloat = 5.0
+    """Weight of the dice loss of masks, and of it in the matching."""
     no_object_weight: NonNegativeFloat = 0.1
-    points: PositiveInt = 12544  # a mask
-    oversample: float = Field(default=3.0, ge=1)  # candidates of the loss's points, times the points
-    important: float = Field(default=0.75, ge=0, le=1)  # share of points that are the candidates of least certainty
-    beta: NonNegativeFloat = 1.0  # weight of the basic queries' loss, Eq. 7
+    """Weight of unmatched queries in the classification loss."""
+    points: PositiveInt = 12544
+    """Points of a mask at which it is compared."""
+    oversample: float = Field(default=3.0, ge=1)
+    """Candidates of the loss's points, times the points."""
+    important: float = Field(default=0.75, ge=0, le=1)
+    """Share of points that are the candidates of least certainty; the others are drawn evenly."""
+    beta: NonNegativeFloat = 1.0
+    """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves."""
 
 
 class SequenceLossConfig(LossConfig):
@@ -221,8 +292,10 @@ class SequenceLossConfig(LossConfig):
 
     kind: Literal["sequences"] = "sequences"  # type: ignore[assignment]
     classification: Literal["focal"] = "focal"
-    mask_weight: NonNegativeFloat = 2.0  # focal
+    mask_weight: NonNegativeFloat = 2.0
+    """Weight of the focal loss of masks."""
     dice_weight: NonNegativeFloat = 5.0
+    """Weight of the dice loss of masks."""
 
 
 def _loss_kind(options: Any) -> str:
@@ -240,32 +313,46 @@ AnyLossConfig = Annotated[
 class InferenceConfig(Section):
     """Which predictions are reported (``inference/``)."""
 
-    limit: PositiveInt = 100  # detections an image, or tracks a video
-    object_threshold: float = Field(default=0.8, ge=0, le=1)  # least score of a segment of a panoptic map
-    overlap_threshold: float = Field(default=0.8, ge=0, le=1)  # share of its mask that such a segment must keep
-    window: int = Field(default=36, ge=2)  # frames of a video that go through the model together
+    limit: PositiveInt = 100
+    """Most objects that are reported of an image, or tracks of a video."""
+    object_threshold: float = Field(default=0.8, ge=0, le=1)
+    """Least score of a segment of a panoptic map, 0..1; `predict --threshold` sets it."""
+    overlap_threshold: float = Field(default=0.8, ge=0, le=1)
+    """Share of its mask, 0..1, that a segment of a panoptic map must keep beside better ones."""
+    window: int = Field(default=36, ge=2)
+    """Frames of a video that go through the model together; more need more memory."""
 
 
 class ScenesConfig(Section):
     """The built-in generated data set (``data/scenes/``)."""
 
-    size: PositiveInt = 128  # height and width, pixels
-    train_images: PositiveInt = 2000  # or videos
+    size: PositiveInt = 128
+    """Height and width of pictures, in pixels."""
+    train_images: PositiveInt = 2000
+    """Images, or videos, of the training split."""
     val_images: PositiveInt = 200
-    frames: PositiveInt = 8  # of each video
+    """Images, or videos, of the validation split."""
+    frames: PositiveInt = 8
+    """Frames of each video."""
     seed: int = Field(default=0, ge=0)
+    """What the pictures are drawn from; another one gives another data set."""
 
 
 class ClipsConfig(Section):
     """How videos are cut into clips for training."""
 
-    frames: PositiveInt = 2  # of a clip
-    reach: PositiveInt = 20  # frames from the first chosen one within which the others lie, on both sides
-    # SeqFormer's clips: one frame before and one after the first chosen one, at most so many away, and the others from
-    # beyond these two. 0: all are drawn evenly.
+    frames: PositiveInt = 2
+    """Frames of a clip."""
+    reach: PositiveInt = 20
+    """Frames from the first chosen one within which the others lie, on both sides."""
     neighbours: int = Field(default=0, ge=0)
-    every_frame: bool = False  # an epoch has a clip around every frame, not one of every video
-    images: str | None = None  # folder of COCO, whose images become clips of their own (pseudo-videos); None: no
+    """SeqFormer's clips: one frame before and one after the first chosen one, at most so many away, the others from
+    beyond these two; 0: all are drawn evenly.
+    """
+    every_frame: bool = False
+    """An epoch has a clip around every frame; false: one of every video."""
+    images: str | None = None
+    """Folder of COCO, whose images become clips of their own (pseudo-videos); null: none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -287,56 +374,117 @@ TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
 
 class DataConfig(Section):
     kind: Literal["coco", "cityscapes", "youtube_vis", "scenes"] = "coco"
-    task: Task = "detection"  # what is annotated, learned and measured: boxes, masks, panoptic maps, tracks
-    root: str | None = None  # folder of the data set
-    train: str | None = None  # name of the training split; None: found (train2017 or train)
-    val: str | None = None  # likewise (val2017, val, valid or test)
-    resize: list[PositiveInt] = list(range(480, 801, 32))  # shorter side, one drawn an image
-    max_size: PositiveInt = 1333  # longer side never exceeds it
+    """Format of the data set; scenes is generated."""
+    task: Task = "detection"
+    """What is annotated, learned and measured: boxes, masks, panoptic maps or tracks."""
+    root: str | None = None
+    """Folder of the data set; scenes need none."""
+    train: str | None = None
+    """Name of the training split; null: train2017 or train, whichever there is."""
+    val: str | None = None
+    """Name of the validation split; null: val2017, val, valid or test, whichever there is."""
+    resize: list[PositiveInt] = list(range(480, 801, 32))
+    """Shorter sides of training images in pixels, one drawn an image."""
+    max_size: PositiveInt = 1333
+    """Most pixels of the longer side; where it would be more, the image becomes smaller."""
     val_resize: PositiveInt = 800
-    val_max_size: int | None = Field(default=None, ge=0)  # of the longer side; None: max_size; 0: any
-    crop: bool = True  # DETR's second branch: resize to 400-600, crop 384-600, resize again
-    jitter: tuple[PositiveFloat, PositiveFloat] | None = None  # large-scale jitter: least and greatest factor
-    # Height, width of a random crop at the end. With jitter, smaller images are padded to it, and the model sees that.
+    """Shorter side of images in validation and prediction, in pixels."""
+    val_max_size: int | None = Field(default=None, ge=0)
+    """Most pixels of the longer side in validation and prediction; null: max_size; 0: any."""
+    val_fit: Literal["shorter", "exact", "inside", "stretch", "original"] = "shorter"
+    """Resize in validation and prediction: shorter: to val_resize, rounded as in official DETR; exact: the same,
+    rounded as in transformers; inside: as large as fits into val_size; stretch: to val_size; original: not at all.
+    """
+    val_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width in pixels of val_fit=inside and stretch; null: none."""
+    val_divisor: PositiveInt = 1
+    """In validation and prediction, sides are stretched up to multiples of it after the resize; 1: they are not."""
+    val_pad: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width in pixels of padded batches in validation and prediction; null: those of the largest image."""
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
+    """Of red, green and blue in 0..1, subtracted from images; ImageNet's."""
+    std: tuple[FinitePositive, FinitePositive, FinitePositive] = (0.229, 0.224, 0.225)
+    """Of red, green and blue in 0..1, by which images are divided; ImageNet's."""
+    crop: bool = True
+    """DETR's second branch in half of all images: resize to 400-600, crop 384-600, resize again."""
+    jitter: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Large-scale jitter, least and greatest factor of the window; replaces resize; null: none."""
     window: tuple[PositiveInt, PositiveInt] | None = None
+    """Height, width of a random crop at the end; with jitter, smaller images are padded to it, and the model sees
+    that; null: none.
+    """
     flip: bool = True
-    colour: bool = False  # SSD's photometric distortion, of every frame on its own
-    hue: float = Field(default=0.05, ge=0, le=0.5)  # its greatest shift of the hue, in turns of the colour circle
-    permute_channels: bool = False  # with it, the colour channels change places in half of all images
-    # coco, but not panoptic: training images without objects are left out, those with crowds alone, too.
+    """Mirror half of all training images."""
+    colour: bool = False
+    """SSD's photometric distortion, of every frame on its own."""
+    hue: float = Field(default=0.05, ge=0, le=0.5)
+    """Greatest shift of the hue by colour=true, in turns of the colour circle."""
+    permute_channels: bool = False
+    """With colour=true, the colour channels change places in half of all images."""
     skip_empty: bool = False
-    redraw_empty: bool = False  # a training item that the augmentation leaves without objects becomes another one
+    """Leave out training images without objects, those with crowds alone, too; of coco, but not panoptic."""
+    redraw_empty: bool = False
+    """A training item that the augmentation leaves without objects becomes another one."""
     clips: ClipsConfig = ClipsConfig()
+    """How videos are cut into clips."""
     workers: int = Field(default=2, ge=0)
+    """Processes that read images, for each process of the training; 0: it reads them itself."""
     scenes: ScenesConfig = ScenesConfig()
+    """The generated data set."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.jitter is not None and self.window is None:
             raise ValueError("data.jitter is relative to data.window, which is not set; set data.window=[1024, 1024]")
+        sized = self.val_fit in ("inside", "stretch")
+        if sized and self.val_size is None:
+            raise ValueError(f"data.val_fit={self.val_fit} needs a size; set data.val_size=[640, 640]")
+        if self.val_size is not None and not sized:
+            raise ValueError(
+                f"data.val_size has no effect on data.val_fit={self.val_fit}; set data.val_fit=stretch, or inside"
+            )
         return self
 
 
 class TrainConfig(Section):
     epochs: PositiveInt = 50
-    steps: PositiveInt | None = None  # stop after so many optimiser steps, whatever the epoch
-    batch: PositiveInt = 16  # images a step, over all processes and accumulated batches together
-    accumulate: PositiveInt = 1  # batches a step and process, to fit a large batch into a small memory
+    """Passes over the training split."""
+    steps: PositiveInt | None = None
+    """Stop after so many optimiser steps, whatever the epoch; null: after the epochs."""
+    batch: PositiveInt = 16
+    """Images a step, over all processes and accumulated batches together."""
+    accumulate: PositiveInt = 1
+    """Batches a step and process, to fit a large batch into a small memory; the gradient stays the same."""
     lr: PositiveFloat = 2e-4
-    backbone_lr: NonNegativeFloat = 2e-5  # 0 freezes the backbone
-    offsets_lr: PositiveFloat = 2e-5  # sampling offsets and reference points (deformable families)
+    """Learning rate of everything but the backbone and the offsets."""
+    backbone_lr: NonNegativeFloat = 2e-5
+    """Learning rate of the backbone; 0 freezes it."""
+    offsets_lr: PositiveFloat = 2e-5
+    """Learning rate of sampling offsets and reference points; of deformable families."""
     weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW."""
     schedule: Literal["steps", "poly"] = "steps"
-    drop: list[PositiveFloat] = [40.0]  # steps: epochs after which the learning rates are divided by ten
-    drop_steps: list[PositiveInt] = []  # the same in optimiser steps, where drop is empty
-    power: PositiveFloat = 0.9  # poly: of the share of steps that are left
-    decay_norms: bool = True  # weight decay of norms and embeddings too
-    warmup: int = Field(default=0, ge=0)  # steps of linear warm-up
-    clip: NonNegativeFloat = 0.1  # gradient norm; 0: no clipping
-    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"  # 16-mixed is of GPUs; without one it becomes 32
-    ema: float | None = Field(default=None, gt=0, lt=1)  # decay of the averaged weights; None: no averaging
-    validate_every: PositiveInt = 1  # epochs
+    """Learning rates fall in steps, at drop or drop_steps, or evenly (poly)."""
+    drop: list[PositiveFloat] = [40.0]
+    """Epochs after which the learning rates are divided by ten; of schedule=steps."""
+    drop_steps: list[PositiveInt] = []
+    """Optimiser steps after which they are, where drop is empty; of schedule=steps."""
+    power: PositiveFloat = 0.9
+    """Exponent of the share of steps that are left; of schedule=poly."""
+    decay_norms: bool = True
+    """Weight decay of norms and embeddings too."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps in which the learning rates rise from zero; 0: none."""
+    clip: NonNegativeFloat = 0.1
+    """Greatest norm of the gradient; 0: any."""
+    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    """Of the computations; 16-mixed is of GPUs, without one it becomes 32."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay a step of averaged weights, which are validated and kept; null: no averaging."""
+    validate_every: PositiveInt = 1
+    """Epochs between validations."""
     seed: int = Field(default=0, ge=0)
+    """Of initial weights, order, augmentation and dropout; the same one gives the same training."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -351,17 +499,28 @@ class TrainConfig(Section):
 class Config(Section):
     """Everything that makes a model, its training and its use reproducible."""
 
-    preset: str
+    preset: str = Field(pattern=r"^\w+$")
+    """Name of the preset that this is made from."""
     model: ModelConfig
+    """The network."""
     queries: QueriesConfig = QueriesConfig()
+    """Where the decoder's queries come from."""
     loss: AnyLossConfig = LossConfig()
+    """Matching and set loss."""
     data: DataConfig = DataConfig()
+    """The data set, and how images are prepared."""
     train: TrainConfig = TrainConfig()
+    """Length, optimiser and precision of a training."""
     inference: InferenceConfig = InferenceConfig()
-    classes: list[str] = []  # class names in label order; filled from the data set
-    category_ids: list[int] = []  # likewise, the data set's id of each class: results are written with them
-    stuff: list[str] = []  # the classes among them that are regions, not objects (panoptic)
-    init: str | None = None  # what the weights start from: a run, a checkpoint or a name on the hub; None: ImageNet
+    """Which predictions are reported."""
+    classes: list[str] = []
+    """Names of the classes in label order; filled from the data set."""
+    category_ids: list[int] = []
+    """The data set's id of each class, with which results are written; filled from it."""
+    stuff: list[str] = []
+    """Classes that are regions, not objects, of panoptic maps; filled from the data set."""
+    init: str | None = None
+    """What the weights start from: a run, a checkpoint or a name on the hub; null: ImageNet alone."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -374,6 +533,10 @@ class Config(Section):
             raise ValueError(
                 f"data.kind={self.data.kind} has no data.task={self.data.task}, only "
                 f"{', '.join(TASKS_OF_DATA[self.data.kind])}"
+            )
+        if self.data.task == "video" and self.data.val_pad is not None:
+            raise ValueError(
+                "data.val_pad has no effect on data.task=video, whose clips are never padded; leave it out"
             )
         if self.data.task not in model.tasks:
             raise ValueError(

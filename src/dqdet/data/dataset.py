@@ -44,6 +44,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     def __init__(self, config: DataConfig, split: Split, seed: int) -> None:
         self.seed = seed
         self.transform = make_transform(config, train=split == "train")
+        self.padded_size = None if split == "train" else config.val_pad  # of batches; None: of their largest image
         self.redraws = REDRAWS if config.redraw_empty and split == "train" else 0
         # In shared memory, because worker processes outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

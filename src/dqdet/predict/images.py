@@ -1,11 +1,11 @@
-"""A model used on a folder of pictures: annotated pictures, and results in the official formats."""
+"""A model used on pictures: annotated pictures, and results in the official formats."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,7 +15,7 @@ from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import IouType, StoredResults, coco_results, panoptic_result
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor, objects
-from dqdet.predict.progress import in_progress
+from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Outcome, Segmentation
 
 SMALLEST_PICTURE = 640  # longer side to which smaller pictures are enlarged, so that their labels can be read
@@ -48,13 +48,14 @@ class ResultFiles:
         iou_type: IouType = "bbox" if found.masks is None else "segm"
         self.results[image_id] = coco_results(image_id, found, self.predictor.category_ids, iou_type)
         if isinstance(outcome, Segmentation):
-            name = f"{Path(file_name).stem}.png"
+            name = str(PurePosixPath(file_name).with_suffix(".png"))
             if name in self.maps:  # 1.jpg and 1.png
                 name = f"{file_name}.png"
             panoptic = self.predictor.described(outcome.panoptic)
             self.maps[name] = panoptic_result(image_id, name, panoptic)
-            (self.out / "panoptic").mkdir(parents=True, exist_ok=True)
-            write_ids(self.out / "panoptic" / name, panoptic.ids)
+            place = self.out / "panoptic" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_ids(place, panoptic.ids)
 
     def write(self) -> None:
         """Raises OSError when a file cannot be written."""
@@ -66,48 +67,82 @@ class ResultFiles:
             (self.out / "panoptic.json").write_text(json.dumps(maps))
 
 
+class Picture(NamedTuple):
+    """A picture to look at."""
+
+    file: Path
+    name: str  # of it in results, with slashes where there are folders; with a suffix that says how to write it
+
+
 def predict_folder(
-    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5
+    predictor: Predictor, source: str | Path, out: str | Path, threshold: float | None = None
 ) -> list[DqdetError]:
-    """Detect in an image, or in all images of a folder (not of its subfolders), and write into ``out``:
+    """Detect in an image, or in all images of a folder (not of its subfolders); otherwise as `predict_pictures`."""
+    files = image_files(Path(source))
+    pictures = [Picture(file, file.name if is_image_name(file) else f"{file.name}.png") for file in files]
+    return predict_pictures(predictor, pictures, Path(out), threshold)
+
+
+def predict_pictures(
+    predictor: Predictor,
+    pictures: Sequence[Picture],
+    out: Path,
+    threshold: float | None = None,
+    ids: Mapping[str, int] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[DqdetError]:
+    """Detect in pictures, and write into ``out``:
 
     - each picture under its own name, with what was found drawn in: objects above ``threshold``, or the panoptic
       map; small pictures are enlarged,
-    - the files of `ResultFiles`. File names that are distinct numbers, as COCO's are, give the ids of images;
-      otherwise images are numbered from 1.
+    - the files of `ResultFiles`.
+
+    Args:
+        predictor: of the model.
+        pictures: to look at.
+        out: folder to write to.
+        threshold: in 0..1: of objects by default 0.5; of the segments of panoptic maps instead of
+            ``inference.object_threshold``.
+        ids: of the pictures, by their names. By default file names that are distinct numbers, as COCO's are, give
+            them; otherwise images are numbered from 1.
+        say: is given a line on what was done.
 
     Returns:
         what was wrong with the files that could not be read; all others are done nevertheless.
 
     Raises:
-        DqdetError: there are no images, or ``out`` cannot be written or would overwrite them.
+        DqdetError: ``out`` cannot be written, or would overwrite the pictures.
     """
-    files = image_files(Path(source))
-    ids = image_ids(files)
-    out = Path(out)
-    if out.resolve() == files[0].parent.resolve():
+    if ids is None:
+        by_file = image_ids([picture.file for picture in pictures])
+        ids = {picture.name: by_file[picture.file] for picture in pictures}
+    if any((out / picture.name).resolve() == picture.file.resolve() for picture in pictures):
         raise DqdetError(f"{out}: has the images, which would be overwritten; choose another folder for the results")
     results = ResultFiles(predictor, out)
+    tally = Tally("images", "segments" if predictor.config.data.task == "panoptic" else "objects")
     failures: list[DqdetError] = []
-    batches = [files[start : start + predictor.batch] for start in range(0, len(files), predictor.batch)]
+    batches = [pictures[start : start + predictor.batch] for start in range(0, len(pictures), predictor.batch)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         for batch in in_progress(batches, "predicting", len(batches)):
             readable = {}
-            for file in batch:
+            for picture in batch:
                 try:
-                    readable[file] = read_image(file)
+                    readable[picture.name] = read_image(picture.file)
                 except DqdetError as error:
                     failures.append(error)
-            outcomes = predictor.outcomes(list(readable.values()))
-            for (file, image), outcome in zip(readable.items(), outcomes, strict=True):
-                results.add(ids[file], file.name, image, outcome)
-                picture = annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
-                name = file.name if is_image_name(file) else f"{file.name}.png"
-                picture.save(out / name, quality=92)  # of formats that have it
+            outcomes = predictor.outcomes(list(readable.values()), threshold)
+            for (name, image), outcome in zip(readable.items(), outcomes, strict=True):
+                results.add(ids[name], name, image, outcome)
+                shown = predictor.shown(outcome, threshold)
+                tally.add(len(shown))
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                drawn = annotated(image, shown, max(SMALLEST_PICTURE, *image.size))
+                drawn.save(out / name, quality=92)  # of formats that have it
         results.write()
     except OSError as error:
         raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+    say(f"{out}: {tally.line(predictor.shown_above(threshold))}")
     return failures
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from dqdet.predict.frames import FrameFolder, VideoFile, open_video, video_write
 from dqdet.predict.images import SMALLEST_PICTURE, ResultFiles
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor
-from dqdet.predict.progress import in_progress
+from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Track
 
 
@@ -47,15 +47,22 @@ def find_tracks(predictor: Predictor, video: VideoFile | FrameFolder) -> tuple[l
     return tracks, length
 
 
-def predict_video(predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5) -> None:
+def predict_video(
+    predictor: Predictor,
+    source: str | Path,
+    out: str | Path,
+    threshold: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Detect in a video file, or in a folder of its frames, and write into ``out``:
 
-    - ``NAME.mp4``: the video with what scores above ``threshold`` drawn in,
+    - ``NAME.mp4``: the video with what scores above ``threshold`` (as of `predict_pictures`) drawn in,
     - of a video model ``results.json``, all tracks in the official format of YouTube-VIS, and ``videos.json``, the
       video and the categories behind the ids; a track has one colour in the whole video,
     - of an image model the files of `ResultFiles`, with the numbers of frames, from 1, as ids of images.
 
-    Frames are read when they are needed, so that the memory does not depend on the length of the video.
+    ``say`` is given a line on what was done. Frames are read when they are needed, so that the memory does not depend
+    on the length of the video.
 
     Raises:
         DqdetError: the video cannot be read, ``out`` cannot be written, or the video would be overwritten; ``out`` is
@@ -65,13 +72,14 @@ def predict_video(predictor: Predictor, source: str | Path, out: str | Path, thr
     video = open_video(source)
     if (out / f"{video.name}.mp4").resolve() == source.resolve():
         raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
+    of_videos = predictor.config.data.task == "video"
+    tally = Tally("frames", "tracks" if of_videos else "objects")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out, prefix=".") as unfinished:
             folder = Path(unfinished)
             with video_writer(folder / f"{video.name}.mp4", video.rate) as append:
-                pictures = _tracked if predictor.config.data.task == "video" else _detected
-                for picture in pictures(predictor, video, folder, threshold):
+                for picture in (_tracked if of_videos else _detected)(predictor, video, folder, threshold, tally):
                     append(picture)
             for file in [file for file in folder.rglob("*") if file.is_file()]:
                 place = out / file.relative_to(folder)
@@ -79,10 +87,11 @@ def predict_video(predictor: Predictor, source: str | Path, out: str | Path, thr
                 file.replace(place)
     except (OSError, av.FFmpegError) as error:
         raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+    say(f"{out / video.name}.mp4: {tally.line(predictor.shown_above(threshold))}")
 
 
 def _tracked(
-    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float
+    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float | None, tally: Tally
 ) -> Iterator[Image.Image]:
     """Pictures of the tracks in each frame; result files."""
     tracks, length = find_tracks(predictor, video)
@@ -93,7 +102,8 @@ def _tracked(
     }
     (folder / "results.json").write_text(json.dumps(video_results(1, tracks, length, predictor.category_ids)))
     (folder / "videos.json").write_text(json.dumps(described))
-    shown = {number: one for number, one in enumerate(tracks, 1) if one.score > threshold}
+    shown = {number: one for number, one in enumerate(tracks, 1) if one.score > predictor.shown_above(threshold)}
+    tally.add(len(shown), length)
     for frame, image in enumerate(in_progress(video, "drawing", length)):
         seen = {number: one for number, one in shown.items() if frame in one.masks}
         yield annotated(image, _in_frame(seen, frame, predictor.config.classes), max(SMALLEST_PICTURE, *image.size))
@@ -116,12 +126,14 @@ def _in_frame(tracks: dict[int, Track], frame: int, classes: list[str]) -> sv.De
 
 
 def _detected(
-    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float
+    predictor: Predictor, video: VideoFile | FrameFolder, folder: Path, threshold: float | None, tally: Tally
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
     results = ResultFiles(predictor, folder)
     for number, image in enumerate(in_progress(video, "predicting", video.length), 1):
-        (outcome,) = predictor.outcomes([image])
+        (outcome,) = predictor.outcomes([image], threshold)
         results.add(number, f"{number:06d}.png", image, outcome)
-        yield annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
+        shown = predictor.shown(outcome, threshold)
+        tally.add(len(shown))
+        yield annotated(image, shown, max(SMALLEST_PICTURE, *image.size))
     results.write()

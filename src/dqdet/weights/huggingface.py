@@ -37,6 +37,8 @@ class HuggingFace:
     fixed: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}
     options: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}  # overrides that parameters do not tell
     heads: str = "encoder_attention_heads"  # the option that is their number
+    processor: str = "DetrImageProcessor"  # of its images, where a folder does not name another one
+    divisor: int = 1  # the sides of images that our family is given are multiples of it
 
     def check(self, theirs: Theirs) -> None:
         """Refuse a model with a value that dqdet does not have."""
@@ -50,10 +52,14 @@ class HuggingFace:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a model; a `DqdetError` if it cannot be read."""
+    return read_json(folder, THEIR_CONFIG)
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        theirs = json.loads((folder / THEIR_CONFIG).read_text(encoding="utf-8"))
+        theirs = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DqdetError(f"{THEIR_CONFIG} cannot be read ({error})") from error
+        raise DqdetError(f"{name} cannot be read ({error})") from error
     return theirs if isinstance(theirs, dict) else {}
 
 
