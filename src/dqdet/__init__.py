@@ -176,18 +176,27 @@ def train(
     return folder
 
 
-def evaluate(folder: str | Path, **overrides: Any) -> dict[str, float]:
+def evaluate(folder: str | Path, out: str | Path | None = None, **overrides: Any) -> dict[str, float]:
     """The official metrics of a run's model on the validation split, by name.
 
     ``AP``, ``AP50``, ..., ``AP/person`` are of boxes, masks (task instance) or tracks (task video), whatever the
     model has learned. For panoptic maps they are ``PQ``, ``SQ``, ``RQ``, ``PQ_things``, ..., ``PQ/person``, the mask
     AP of the things ``AP_things``, and ``mIoU``.
 
-    They are written to the run's ``metrics.json``, unless ``overrides`` make them those of something else.
+    They are written to the run's ``metrics.json``, unless ``overrides`` make them those of something else. ``out`` gets
+    them too, as ``metrics.json``, with a table of the classes (``classes.csv``) and the predictions in the official
+    format of the task: ``results.json`` of COCO or YouTube-VIS, ``panoptic.json`` with maps, ``instances/`` of
+    Cityscapes.
+
+    Args:
+        folder: of the run, or its ``last.ckpt``, which means the newest weights.
+        out: folder of the results, ``FOLDER/eval`` by default.
+        overrides: of its configuration, for example ``data={"root": "/data/other"}``.
 
     Raises:
-        DqdetError: folder, data or options are at fault, or the data has other classes than the model.
+        DqdetError: folder, data or options are at fault, the data has other classes than the model, or ``out`` cannot
+            be written.
     """
     from dqdet.training import engine
 
-    return engine.evaluate(Path(folder), overrides)
+    return engine.evaluate(Path(folder), overrides, None if out is None else Path(out))

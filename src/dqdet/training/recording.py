@@ -1,11 +1,12 @@
-"""What an evaluation leaves: the predictions in the official formats of data set and task, metrics, a table of classes."""
+"""What an evaluation leaves: predictions in the official format of data set and task, metrics, a table of classes."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -20,11 +21,12 @@ from dqdet.data.segments import SegmentsDataset
 from dqdet.errors import DqdetError
 from dqdet.formats.panoptic import VOID, write_ids
 from dqdet.formats.results import IouType, StoredResults, coco_results, panoptic_result, video_results
-from dqdet.runs.folder import METRICS, NO_CATEGORY
+from dqdet.runs.folder import NO_CATEGORY, save_metrics
 from dqdet.types import Batch, ImageDetections, PanopticMap, Segmentation, Track
 
 RESULTS = "results.json"
 CLASSES = "classes.csv"
+UNDEFINED = -1  # nothing in the data to measure it on
 
 
 class Files(Protocol):
@@ -151,8 +153,11 @@ def official_files(config: Config, dataset: DetectionDataset, folder: Path) -> l
             return [CocoFile(config, folder, "bbox")]
         case "video":
             return [TracksFile(config, folder)]
-    of_cityscapes = isinstance(dataset, CityscapesDataset)
-    files: list[Files] = [CityscapesFiles(config, dataset, folder) if of_cityscapes else CocoFile(config, folder, "segm")]
+    files: list[Files] = [
+        CityscapesFiles(config, dataset, folder)
+        if isinstance(dataset, CityscapesDataset)
+        else CocoFile(config, folder, "segm")
+    ]
     if config.data.task == "panoptic":
         assert isinstance(dataset, SegmentsDataset)
         files.append(PanopticFiles(dataset, folder))
@@ -160,29 +165,15 @@ def official_files(config: Config, dataset: DetectionDataset, folder: Path) -> l
 
 
 class Recording(Callback):
-    """Writes what a validation finds into a folder, which takes the place of ``out`` when all is done.
-
-    Several processes need to see the same folder.
-
-    Args:
-        out: the folder; a new or an empty one, or that of an earlier evaluation.
+    """Gives official files what a validation finds.
 
     Raises:
-        DqdetError: ``out`` has other files, or cannot be written; an earlier evaluation there is kept.
+        DqdetError: they cannot be written.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.unfinished = out.with_name(f".{out.name}.unfinished")
-        self.files: list[Files] = []
-        if out.exists() and not (out / METRICS).is_file() and any(out.iterdir()):
-            raise DqdetError(f"{out}: has files that are of no evaluation; choose another folder for the results")
-
-    def start(self, config: Config, dataset: DetectionDataset, first: bool) -> None:
-        """To be called before the validation; the first process makes the folder empty."""
-        if first:
-            self._writing(lambda: (shutil.rmtree(self.unfinished, ignore_errors=True), self.unfinished.mkdir(parents=True)))
-        self.files = official_files(config, dataset, self.unfinished)
+    def __init__(self, files: Sequence[Files], folder: Path) -> None:
+        self.files = files
+        self.folder = folder
 
     def on_validation_batch_end(  # type: ignore[override]
         self,
@@ -193,4 +184,71 @@ class Recording(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        ...
+        with writing(self.folder):
+            for target, found in zip(batch.targets, outputs, strict=True):
+                for file in self.files:
+                    file.add(target.image_id, found, batch.images.shape[1])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with writing(self.folder):
+            for file in self.files:
+                file.write(trainer.is_global_zero)
+
+
+@contextmanager
+def results_folder(out: Path, first: bool) -> Iterator[Path]:
+    """An empty folder to write to, which at the end takes the place of ``out``. Several processes need to see the same.
+
+    Args:
+        out: a new folder, an empty one, or that of an earlier evaluation, which is kept until the end.
+        first: whether this is the first of several processes, which makes and moves the folder.
+
+    Raises:
+        DqdetError: ``out`` has other files, or cannot be written.
+    """
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    with writing(out):
+        if out.exists() and any(out.iterdir()) and not (out / CLASSES).is_file():
+            raise DqdetError(f"{out}: has files that are of no evaluation; choose another folder for the results")
+        if first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if first:
+            with writing(out):
+                if out.exists():
+                    shutil.rmtree(out)
+                unfinished.rename(out)
+    finally:
+        if first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """``metrics.json`` with all of them, and ``classes.csv`` with a line for each class.
+
+    A field is empty where the data has nothing to measure it on. Raises DqdetError when they cannot be written.
+    """
+    of_classes: dict[str, dict[str, float | None]] = {}
+    for name, value in metrics.items():
+        metric, slash, label = name.partition("/")
+        if slash:
+            of_classes.setdefault(label, {})[metric] = None if value == UNDEFINED else value
+    columns = dict.fromkeys(metric for values in of_classes.values() for metric in values)
+    with writing(folder):
+        save_metrics(folder, metrics)
+        with (folder / CLASSES).open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, ["class", *columns])
+            table.writeheader()
+            table.writerows({"class": label} | values for label, values in of_classes.items())
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DqdetError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another folder (--out) or make space"
+        ) from error
