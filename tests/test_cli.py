@@ -26,20 +26,6 @@ from tiny import TINY, contents, tiny
 SMALL = [f"{path}={value}" for path, value in TINY.items()]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command line: (exit status, standard output, standard error)."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dqdet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return command
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return dqdet.train("scenes_tiny", out=tmp_path_factory.mktemp("trained") / "run", **TINY | {"train.steps": 2})
@@ -92,7 +78,7 @@ def test_a_printed_preset_and_the_configuration_of_a_run_are_presets(run, traine
     assert resolve(file) == resolve("scenes_tiny", [*SMALL, "train.epochs=7"])
     assert resolve(str(file), ["train.epochs=8"]).train.epochs == 8
     assert run("presets", file, "train.epochs=7")[1] == file.read_text()
-    status, text, err = run("train", file, "train.epochs=1", "--out", tmp_path / "run")
+    status, _, err = run("train", file, "train.epochs=1", "--out", tmp_path / "run")
     assert status == 0, err
     assert resolve(tmp_path / "run" / "config.yaml").train.epochs == 1
     assert resolve(trained / "config.yaml") == load_config(trained)

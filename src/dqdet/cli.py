@@ -297,7 +297,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; the error at their end is reported
     try:
-        app([argument for argument in arguments if argument != "--debug"])  # wherever it stands
+        app([argument for argument in arguments if argument != "--debug"], prog_name="dqdet")  # wherever it stands
     except Interrupted as interruption:
         if _is_first_process():
             print(interruption, file=sys.stderr)

@@ -24,9 +24,9 @@ def fetch(address: str, folder: Path, largest: int = LARGEST) -> Path:
     Raises:
         DqdetError: it cannot be had, or has more than ``largest`` bytes.
     """
-    name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)[-100:].lstrip(".")
-    file = folder / (name or "image")
     try:
+        name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)[-100:].lstrip(".")
+        file = folder / (name or "image")
         folder.mkdir(parents=True)
         with httpx.stream("GET", address, follow_redirects=True, timeout=TIMEOUT) as answer, file.open("wb") as opened:
             answer.raise_for_status()
