@@ -264,6 +264,14 @@ def test_a_resumed_run_trains_on(run, tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
+def test_a_run_is_resumed_by_its_checkpoint(run, tmp_path):
+    run("train", "scenes_tiny", *SMALL, "train.steps=2", "--out", tmp_path)
+    status, text, _ = run("train", "train.steps=3", "--resume", tmp_path / "last.ckpt")
+    assert status == 0
+    assert text.startswith(f"{tmp_path}: AP")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_without_out_runs_are_numbered(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("scenes_tiny", "scenes_tiny-2"):

@@ -86,12 +86,20 @@ def test_a_folder_is_searched_with_its_subfolders_and_names_do_not_collide(predi
         (["b/1.png", "b/1.png", "b"], {"1.png", "deep/2.jpg"}),
         (["*/1.png"], {"a/1.png", "b/1.png"}),
         (["**/*.jpg"], {"2.jpg"}),
+        (["b/deep/.."], {"1.png", "deep/2.jpg"}),
+        (["a/../../in/b", "b/../a"], {"a/1.png", "b/1.png", "b/deep/2.jpg"}),
         (["a/1.png", "b/deep/2.jpg"], {"a/1.png", "b/deep/2.jpg"}),
     ],
 )
 def test_names_are_relative_to_the_folder_that_all_sources_are_in(predictor, tree, tmp_path, sources, names):
     predict(predictor, [str(tree / source) for source in sources], tmp_path / "out")
     assert files_in(tmp_path / "out") == names | RESULTS
+
+
+def test_names_are_relative_to_a_folder_even_if_all_images_are_in_one_below(predictor, tree, tmp_path):
+    (tree / "b" / "1.png").unlink()
+    predict(predictor, [tree / "b"], tmp_path / "out")
+    assert files_in(tmp_path / "out") == {"deep/2.jpg"} | RESULTS
 
 
 def test_earlier_results_inside_the_folder_are_no_images(predictor, tree):

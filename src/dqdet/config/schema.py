@@ -499,7 +499,7 @@ class TrainConfig(Section):
 class Config(Section):
     """Everything that makes a model, its training and its use reproducible."""
 
-    preset: str = Field(pattern=r"^\w+$")
+    preset: str = Field(pattern=r"^\w*$")
     """Name of the preset that this is made from."""
     model: ModelConfig
     """The network."""

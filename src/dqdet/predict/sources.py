@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +30,8 @@ def predict(
 ) -> list[DqdetError]:
     """Detect in all sources and write what was found into ``out``.
 
-    Images go there together (`predict_pictures`), under their names relative to the folder that all sources are in.
+    Images go there together (`predict_pictures`), under their names relative to the innermost folder that all sources
+    are in, or that is the only source.
     A single video, too (`predict_video`); of several, each has a folder of its own there, named after it.
 
     Args:
@@ -53,12 +54,14 @@ def predict(
     if of_videos and annotations is not None:
         raise DqdetError(f"{annotations}: has ids of images, but a model of data.task=video looks at videos")
     failures: list[DqdetError] = []
-    with TemporaryDirectory() as downloads:
-        found = list(_found(sources, Path(downloads), out, of_videos, failures))
-        videos = [path for path in found if of_videos or is_video_file(path)]
-        pictures = named([path for path in found if path not in videos], Path(downloads))
-        if not found and failures:
+    with TemporaryDirectory() as temporary:
+        downloads = Path(temporary)
+        given = [path for source in sources for path in _paths(source, downloads, failures)]
+        if not given and failures:
             return failures
+        found = _distinct_files(file for path in given for file in (_videos(path) if of_videos else _images(path, out)))
+        videos = [path for path in found if of_videos or is_video_file(path)]
+        pictures = named([path for path in found if path not in videos], given, downloads)
         if pictures:
             ids = None if annotations is None else ids_from(annotations, pictures)
             failures += predict_pictures(predictor, pictures, out, threshold, ids, say)
@@ -73,17 +76,9 @@ def predict(
     return failures
 
 
-def _found(
-    sources: Sequence[str | Path], downloads: Path, out: Path, of_videos: bool, failures: list[DqdetError]
-) -> Iterator[Path]:
-    """Files, and for a model of videos folders of frames, each once; ``failures`` takes what cannot be fetched."""
-    seen = set()
-    for source in sources:
-        for path in _paths(source, downloads, failures):
-            for file in _videos(path) if of_videos else _images(path, out):
-                if file.resolve() not in seen:
-                    seen.add(file.resolve())
-                    yield file
+def _distinct_files(files: Iterable[Path]) -> list[Path]:
+    """Each once, whatever it is called."""
+    return list({file.resolve(): file for file in reversed(list(files))}.values())[::-1]
 
 
 def _paths(source: str | Path, downloads: Path, failures: list[DqdetError]) -> list[Path]:
@@ -124,11 +119,17 @@ def _videos(path: Path) -> list[Path]:
     return [path]
 
 
-def named(files: Sequence[Path], downloads: Path) -> list[Picture]:
-    """Files with the names that their results have: relative to the innermost folder that all of them are in."""
-    local = [file for file in files if downloads not in file.parents]
-    inside = Path(os.path.commonpath([file.absolute().parent for file in local])) if local else Path()
-    names = [str(file.absolute().relative_to(inside)) if file in local else file.name for file in files]
+def named(files: Sequence[Path], given: Sequence[Path], downloads: Path) -> list[Picture]:
+    """Files with the names that their results have.
+
+    Args:
+        files: images.
+        given: the files and folders that they are from; names are relative to the innermost folder with all of these.
+        downloads: folder of files that have their own names alone.
+    """
+    folders = [path if path.is_dir() else path.parent for path in given if downloads not in path.parents]
+    inside = os.path.commonpath(map(os.path.abspath, folders)) if folders else ""  # without ".."
+    names = [file.name if downloads in file.parents else os.path.relpath(file, inside) for file in files]
     names = [name if is_image_name(Path(name)) else f"{name}.png" for name in names]
     return [Picture(file, name) for file, name in zip(files, _distinct(names), strict=True)]
 
