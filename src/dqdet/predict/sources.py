@@ -31,8 +31,8 @@ def predict(
     """Detect in all sources and write what was found into ``out``.
 
     Images go there together (`predict_pictures`), under their names relative to the innermost folder that all sources
-    are in, or that is the only source.
-    A single video, too (`predict_video`); of several, each has a folder of its own there, named after it.
+    are in, or that is the only source. A single video goes there, too (`predict_video`); of several, each has a folder
+    of its own there, named after it.
 
     Args:
         predictor: of the model.
@@ -56,36 +56,50 @@ def predict(
     failures: list[DqdetError] = []
     with TemporaryDirectory() as temporary:
         downloads = Path(temporary)
-        given = [path for source in sources for path in _paths(source, downloads, failures)]
+        addresses: dict[str, str] = {}  # of what was fetched, by its path
+        given = _distinct(path for source in sources for path in _paths(source, downloads, addresses, failures))
         if not given and failures:
             return failures
-        found = _distinct_files(file for path in given for file in (_videos(path) if of_videos else _images(path, out)))
-        videos = [path for path in found if of_videos or is_video_file(path)]
-        pictures = named([path for path in found if path not in videos], given, downloads)
+        if of_videos:
+            videos = _distinct(video for path in given for video in _videos(path))
+        else:
+            videos = [path for path in given if path.is_file() and is_video_file(path)]
+        images = [path for path in given if path not in videos and not of_videos]
+        pictures = named(_distinct(file for path in images for file in _images(path, out)), given, downloads)
         if pictures:
             ids = None if annotations is None else ids_from(annotations, pictures)
             failures += predict_pictures(predictor, pictures, out, threshold, ids, say)
-        for path, name in zip(videos, _distinct(path.stem for path in videos), strict=True):
-            folder = out if len(found) == 1 else out / name
+        alone = len(videos) == 1 and not pictures
+        for path, name in zip(videos, _numbered(path.stem for path in videos), strict=True):
             try:
-                predict_video(predictor, path, folder, threshold, say)
+                predict_video(predictor, path, out if alone else out / name, threshold, say)
             except DqdetError as error:
-                if len(found) == 1:
+                if alone and not addresses:
                     raise
                 failures.append(error)
-    return failures
+    return [_by_address(failure, addresses) for failure in failures]
 
 
-def _distinct_files(files: Iterable[Path]) -> list[Path]:
+def _by_address(failure: DqdetError, addresses: Mapping[str, str]) -> DqdetError:
+    """The same about an address instead of the file that was fetched from there."""
+    message = str(failure)
+    for file, address in addresses.items():
+        message = message.replace(file, address)
+    return DqdetError(message)
+
+
+def _distinct(paths: Iterable[Path]) -> list[Path]:
     """Each once, whatever it is called."""
-    return list({file.resolve(): file for file in reversed(list(files))}.values())[::-1]
+    return list({path.resolve(): path for path in reversed(list(paths))}.values())[::-1]
 
 
-def _paths(source: str | Path, downloads: Path, failures: list[DqdetError]) -> list[Path]:
-    """The files and folders that a source means."""
+def _paths(source: str | Path, downloads: Path, addresses: dict[str, str], failures: list[DqdetError]) -> list[Path]:
+    """The files and folders that a source means; ``addresses`` takes where they were fetched from."""
     if isinstance(source, str) and is_address(source):
         try:
-            return [fetch(source, downloads / str(len(list(downloads.iterdir()))))]
+            file = fetch(source, downloads / str(len(list(downloads.iterdir()))))
+            addresses[str(file)] = source
+            return [file]
         except DqdetError as error:
             failures.append(error)
             return []
@@ -102,7 +116,7 @@ def _images(path: Path, out: Path) -> list[Path]:
     if not path.is_dir():
         return image_files(path)
     files = []
-    for folder, subfolders, names in os.walk(path):
+    for folder, subfolders, names in os.walk(path, onerror=_unreadable):
         inside = [Path(folder) / name for name in sorted(subfolders) if not name.startswith(".")]
         subfolders[:] = [one.name for one in inside if one.resolve() != out.resolve()]
         files += [Path(folder) / name for name in sorted(names) if is_image_name(Path(name))]
@@ -110,13 +124,19 @@ def _images(path: Path, out: Path) -> list[Path]:
     return files or image_files(path)  # which says what was looked for
 
 
+def _unreadable(error: OSError) -> None:
+    raise DqdetError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+
+
 def _videos(path: Path) -> list[Path]:
     """A file or a folder of frames itself, or the folders of frames in a folder."""
-    if path.is_dir() and not any(map(is_image_name, path.iterdir())):
-        return [
-            folder for folder in sorted(path.iterdir()) if folder.is_dir() and any(map(is_image_name, folder.iterdir()))
-        ] or [path]
-    return [path]
+    if not path.is_dir() or _has_images(path):
+        return [path]
+    return [folder for folder in sorted(path.iterdir()) if _has_images(folder)] or [path]
+
+
+def _has_images(path: Path) -> bool:
+    return path.is_dir() and any(map(is_image_name, path.iterdir()))
 
 
 def named(files: Sequence[Path], given: Sequence[Path], downloads: Path) -> list[Picture]:
@@ -131,11 +151,11 @@ def named(files: Sequence[Path], given: Sequence[Path], downloads: Path) -> list
     inside = os.path.commonpath(map(os.path.abspath, folders)) if folders else ""  # without ".."
     names = [file.name if downloads in file.parents else os.path.relpath(file, inside) for file in files]
     names = [name if is_image_name(Path(name)) else f"{name}.png" for name in names]
-    return [Picture(file, name) for file, name in zip(files, _distinct(names), strict=True)]
+    return [Picture(file, name) for file, name in zip(files, _numbered(names), strict=True)]
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
-    """The same names, numbered where one was there before: ``a.png``, ``a-2.png``."""
+def _numbered(names: Iterable[str]) -> list[str]:
+    """The same names, with a number where one was there before: ``a.png``, ``a-2.png``."""
     distinct: dict[str, None] = {}
     for name in names:
         path, number = PurePosixPath(name), 1
