@@ -1,8 +1,11 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from dqdet import cli
 
 settings.register_profile("dqdet", deadline=None)  # tests assert no times
 settings.load_profile("dqdet")
@@ -17,3 +20,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}; set DQDET_SHARED")
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line: (exit status, standard output, standard error)."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dqdet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return command

@@ -9,33 +9,21 @@ import zipfile
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 import dqdet
 from dqdet import cli
-from dqdet.config import preset_names, resolve, to_yaml
+from dqdet.config import from_yaml, preset_names, resolve, to_yaml
 from dqdet.errors import DqdetError
 from dqdet.formats.categories import COCO_CATEGORIES
 from dqdet.predict.predictor import Predictor
+from dqdet.runs.folder import load_config
 from dqdet.studies import QUESTIONS
 from tiny import TINY, contents, tiny
 
 SMALL = [f"{path}={value}" for path, value in TINY.items()]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command line: (exit status, standard output, standard error)."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dqdet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return command
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +48,62 @@ def test_presets_are_listed(run):
 
 
 def test_a_preset_is_printed_fully_resolved(run):
-    assert run("presets", "detr_r50", "train.epochs=7")[1] == to_yaml(resolve("detr_r50", ["train.epochs=7"]))
+    expected = resolve("detr_r50", ["train.epochs=7"])
+    printed = run("presets", "detr_r50", "train.epochs=7")[1]
+    assert from_yaml(printed, "printed") == expected
+    assert yaml.safe_load(printed) == yaml.safe_load(to_yaml(expected))
+    assert list(options_of(yaml.safe_load(printed))) == list(options_of(expected.model_dump()))  # in their order
+
+
+def options_of(section, prefix=""):
+    for name, value in section.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from options_of(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("name", ["scenes_tiny_video", "mask2former_r50_coco_panoptic", "dab_detr_r50"])
+def test_every_printed_option_is_explained(run, name):
+    printed = run("presets", name)[1].splitlines()
+    assert len(printed) == len(list(options_of(resolve(name).model_dump())))  # a line each
+    for line in printed:
+        option, comment = re.fullmatch(r" *(\w+):.*?  # (.+)", line).groups()
+        assert len(comment.split()) > 1, option
+        assert comment[0].isupper() or comment.split(":")[0] in ("m", "r", "K", "softmax"), line
+
+
+def test_a_printed_preset_and_the_configuration_of_a_run_are_presets(run, trained, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(run("presets", "scenes_tiny", *SMALL, "train.epochs=7")[1])
+    assert resolve(file) == resolve("scenes_tiny", [*SMALL, "train.epochs=7"])
+    assert resolve(str(file), ["train.epochs=8"]).train.epochs == 8
+    assert run("presets", file, "train.epochs=7")[1] == file.read_text()
+    status, _, err = run("train", file, "train.epochs=1", "--out", tmp_path / "run")
+    assert status == 0, err
+    assert resolve(tmp_path / "run" / "config.yaml").train.epochs == 1
+    assert resolve(trained / "config.yaml") == load_config(trained)
+
+    file.write_text("extends: detr_r50\ntrain: {lr: 0.5}\n")
+    assert resolve(file) == resolve("detr_r50", ["train.lr=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "absent.yaml: cannot be read (No such file or directory)"),
+        ("a: [", "own.yaml: not YAML"),
+        ("extends: detr_r5", "did you mean detr_r50?"),
+        ("extends: detr_r50\ntrain: {epoch: 1}", "own.yaml: unknown option 'train.epoch'"),
+        ("preset: ../x\nmodel: {family: detr}", "own.yaml: preset=../x: "),
+    ],
+)
+def test_a_configuration_that_is_no_preset_is_refused(run, tmp_path, text, expected):
+    file = tmp_path / ("absent.yaml" if text is None else "own.yaml")
+    if text is not None:
+        file.write_text(text)
+    status, out, err = run("presets", file)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert expected in err
 
 
 def test_studies_are_listed(run):
@@ -232,6 +275,14 @@ def test_a_resumed_run_trains_on(run, tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
+def test_a_run_is_resumed_by_its_checkpoint(run, tmp_path):
+    run("train", "scenes_tiny", *SMALL, "train.steps=2", "--out", tmp_path)
+    status, text, _ = run("train", "train.steps=3", "--resume", tmp_path / "last.ckpt")
+    assert status == 0
+    assert text.startswith(f"{tmp_path}: AP")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_without_out_runs_are_numbered(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("scenes_tiny", "scenes_tiny-2"):
@@ -290,6 +341,8 @@ def test_simple_commands_do_not_wait_for_pytorch():
         ["presets"],
         ["presets", "detr_r50"],
         ["--help"],
+        ["--version"],
+        ["presets", "detr_r50", "train.lr=1"],
         ["train", "--help"],
         ["presets", "x"],
         ["study"],

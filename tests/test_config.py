@@ -7,6 +7,13 @@ import yaml
 
 from dqdet.config import Config, describe, from_yaml, override, preset_names, resolve, to_yaml, total_steps
 from dqdet.config import presets as configuration
+from dqdet.config.schema import (
+    DabDeformableDetrConfig,
+    DeformableDetrConfig,
+    Section,
+    SeqFormerConfig,
+    TransformerConfig,
+)
 from dqdet.errors import DqdetError
 from dqdet.training.optimiser import learning_rate_factor
 
@@ -401,6 +408,26 @@ def test_a_damaged_configuration_file_is_named(text, expected):
 
 
 REQUIRED = {"model": ["family"], "data": ["kind", "task"], "loss": ["kind"]}  # they restrict each other
+
+
+def sections(base=Section):
+    return {base}.union(*(sections(section) for section in base.__subclasses__()))
+
+
+@pytest.mark.parametrize("section", sorted(sections() - {Section}, key=str))
+def test_every_option_is_explained_in_one_line(section):
+    for option in section.model_fields:
+        explanation = section.explanation(option)
+        assert len(explanation.split()) > 1, option
+        assert "\n" not in explanation
+        assert explanation.endswith("."), option
+        assert not explanation.startswith(("Its ", "Their ", "The same")), option  # it stands alone in a table
+
+
+def test_a_changed_default_keeps_the_explanation():
+    assert DabDeformableDetrConfig.explanation("refine") == DeformableDetrConfig.explanation("refine")
+    assert DeformableDetrConfig.explanation("feedforward") == TransformerConfig.explanation("feedforward")
+    assert SeqFormerConfig.explanation("levels") != DeformableDetrConfig.explanation("levels")
 
 
 def test_presets_hold_only_differences_from_what_they_extend():

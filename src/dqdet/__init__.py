@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dqdet.config import resolve
+from dqdet.config import override_some, resolve
 from dqdet.errors import DqdetError, Interrupted
 
 warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervision, which does without
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["DqdetError", "Interrupted", "convert", "create", "evaluate", "fold", "load", "train", "upgrade"]
 
 
-def create(name: str, **overrides: Any) -> nn.Module:
+def create(name: str | Path, **overrides: Any) -> nn.Module:
     """A model that is not trained yet, except for its backbone, in evaluation mode.
 
-    ``model(images [B, 3, H, W], padding [B, H, W])`` gives `dqdet.types.Predictions`. Without
-    ``classes=[...]`` it has the 80 of COCO.
+    ``name`` is that of a preset, or the path of a ``config.yaml``. ``model(images [B, 3, H, W], padding [B, H, W])``
+    gives `dqdet.types.Predictions`. Without ``classes=[...]`` it has the 80 of COCO.
 
     Raises:
         DqdetError: unknown preset or option, wrong value, or the backbone's weights cannot be fetched.
@@ -52,23 +52,28 @@ def create(name: str, **overrides: Any) -> nn.Module:
     return create_model(config).eval()
 
 
-def load(source: str | Path, device: torch.device | str | None = None) -> Predictor:
+def load(source: str | Path, device: torch.device | str | None = None, **overrides: Any) -> Predictor:
     """A trained model as a function from images to ``supervision.Detections``.
 
     Args:
-        source: a run folder, written by `train`, `convert` or `upgrade`; an official checkpoint (``.pth``, or
+        source: a run folder, written by `train`, `convert` or `upgrade`, or its ``last.ckpt`` with the newest weights
+            of a training; an official checkpoint (``.pth``, or
             ``.pkl`` of detectron2) of any family, or one of the published code with dynamic queries; the folder of a
             Hugging Face model of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR or Mask2Former; or the
             name of such a folder on the hub, ``user/name``.
         device: by default the GPU, if there is one.
+        overrides: of its configuration, for example ``inference={"limit": 20}``, or ``data={"val_resize": 640}``.
 
     Raises:
-        DqdetError: there is no such model, it is not whole, or reading it would execute code.
+        DqdetError: there is no such model, it is not whole, reading it would execute code, or an option is wrong or has
+            no effect on a prediction.
     """
     from dqdet.predict.predictor import Predictor
+    from dqdet.runs.folder import NOT_PREDICTED, PREDICTED
     from dqdet.runs.sources import load_model
 
-    return Predictor(*load_model(source), device=device)
+    model, config, metrics = load_model(source)
+    return Predictor(model, override_some(config, overrides, PREDICTED, NOT_PREDICTED), metrics, device=device)
 
 
 def convert(source: str | Path, out: str | Path) -> Path:
@@ -130,7 +135,7 @@ def fold(source: str | Path, out: str | Path) -> Path:
 
 
 def train(
-    name: str | None = None,
+    name: str | Path | None = None,
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -140,7 +145,7 @@ def train(
     """Train the model of a preset, or go on with a run that was interrupted.
 
     Args:
-        name: of the preset; None with ``resume``.
+        name: of the preset, or the path of a ``config.yaml``; None with ``resume``.
         out: folder of the run; by default ``runs/NAME``, numbered when that has a run already.
         resume: folder of a run to go on with. It may train longer (``train.epochs``, ``train.steps``); other
             options of the training stay as they are.
@@ -153,31 +158,42 @@ def train(
         DqdetError: data, options or folder are at fault, or the loss is not finite.
         Interrupted: by SIGINT (Ctrl-C) or SIGTERM; the state is saved for ``resume``.
     """
+    from dqdet.runs.folder import run_folder
     from dqdet.training import engine
 
     if resume is not None:
         if name is not None or out is not None:
             given = f"preset {name}" if name is not None else f"out={out}"
             raise DqdetError(f"a resumed run keeps its preset and its folder; leave out {given}")
-        engine.resume(Path(resume), overrides, callbacks)
-        return Path(resume)
+        run = run_folder(Path(resume))
+        engine.resume(run, overrides, callbacks)
+        return run
     if name is None:
         raise DqdetError("which preset? `dqdet presets` lists them")
     return engine.train(resolve(name, overrides), None if out is None else Path(out), callbacks)
 
 
-def evaluate(folder: str | Path, **overrides: Any) -> dict[str, float]:
+def evaluate(folder: str | Path, out: str | Path | None = None, **overrides: Any) -> dict[str, float]:
     """The official metrics of a run's model on the validation split, by name.
 
     ``AP``, ``AP50``, ..., ``AP/person`` are of boxes, masks (task instance) or tracks (task video), whatever the
     model has learned. For panoptic maps they are ``PQ``, ``SQ``, ``RQ``, ``PQ_things``, ..., ``PQ/person``, the mask
     AP of the things ``AP_things``, and ``mIoU``.
 
-    They are written to the run's ``metrics.json``, unless ``overrides`` make them those of something else.
+    They are written to the run's ``metrics.json``, unless ``overrides`` make them those of something else. ``out`` gets
+    them too, as ``metrics.json``, with a table of the classes (``classes.csv``) and the predictions in the official
+    format of the task: ``results.json`` of COCO or YouTube-VIS, ``panoptic.json`` with maps, ``instances/`` of
+    Cityscapes.
+
+    Args:
+        folder: of the run, or its ``last.ckpt``, which means the newest weights.
+        out: folder of the results, ``FOLDER/eval`` by default.
+        overrides: of its configuration, for example ``data={"root": "/data/other"}``.
 
     Raises:
-        DqdetError: folder, data or options are at fault, or the data has other classes than the model.
+        DqdetError: folder, data or options are at fault, the data has other classes than the model, or ``out`` cannot
+            be written.
     """
     from dqdet.training import engine
 
-    return engine.evaluate(Path(folder), overrides)
+    return engine.evaluate(Path(folder), overrides, None if out is None else Path(out))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +16,28 @@ from rich.console import Console
 from rich.table import Table
 
 import dqdet
-from dqdet.config import describe, parse_overrides, preset_names, resolve, to_yaml
+from dqdet.config import describe, explained, parse_overrides, preset_names, resolve
 from dqdet.errors import DISK_FULL, DqdetError, Interrupted
 from dqdet.metrics.scores import is_score, shown
 
 HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+OPTION = re.compile(r"[a-z_]+(\.[a-z_]+)*=")  # what an argument begins with that is an option, and no file
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dqdet {version('dqdet')}")
+        raise typer.Exit
+
+
+def _presets(typed: str) -> list[str]:
+    return [name for name in preset_names() if name.startswith(typed)]
+
+
+PRESET = {"metavar": "[PRESET]", "help": "`dqdet presets` lists them; or a config.yaml.", "autocompletion": _presets}
 
 Options = Annotated[
     list[str] | None,
@@ -29,7 +46,7 @@ Options = Annotated[
         help="For example train.epochs=12 queries.kind=static; `dqdet presets NAME` prints all options.",
     ),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or its last.ckpt for the newest weights.")]
 Source = Annotated[
     str,
     typer.Argument(
@@ -44,13 +61,16 @@ NewRun = Annotated[Path, typer.Option(help="Folder to write, as a run.")]
 @app.callback()
 def dqdet_command(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Detection transformers with dynamic query combinations."""
 
 
 @app.command()
 def train(
-    preset: Annotated[str | None, typer.Argument(metavar="[PRESET]", help="`dqdet presets` lists them.")] = None,
+    preset: Annotated[str | None, typer.Argument(**PRESET)] = None,
     options: Options = None,
     out: Annotated[
         Path | None,
@@ -62,7 +82,7 @@ def train(
 ) -> None:
     """Train a model, on several processes when started by torchrun."""
     options = options or []
-    if preset is not None and "=" in preset:  # --resume needs no preset
+    if preset is not None and OPTION.match(preset):  # --resume needs no preset
         options, preset = [preset, *options], None
     run = dqdet.train(preset, out=out, resume=resume, **parse_overrides(options))
     from dqdet.runs.folder import load_metrics
@@ -77,9 +97,13 @@ def train(
 def evaluate(
     run: Run,
     options: Options = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics, a table of classes and the predictions, by default RUN/eval."),
+    ] = None,
 ) -> None:
     """Measure a trained model on the validation split with the official metrics of its task."""
-    metrics = dqdet.evaluate(run, **parse_overrides(options or []))
+    metrics = dqdet.evaluate(run, out, **parse_overrides(options or []))
     summary = Table("metric", "value", title=str(run))
     of_classes: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
@@ -98,23 +122,45 @@ def evaluate(
 @app.command()
 def predict(
     model: Source,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or frames, or video.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... [OPTION=VALUE]...",
+            help="Images, folders, videos, patterns or http addresses; and options, such as inference.limit=20.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of objects that are drawn.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            show_default="0.5, of panoptic maps inference.object_threshold",
+            help="Lowest score of objects that are drawn, and of the segments of panoptic maps.",
+        ),
+    ] = None,
+    ids: Annotated[
+        Path | None, typer.Option(metavar="ANNOTATIONS.json", help="COCO file with the ids of the images, for results.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
 
-    A folder is one video for a model of videos, and a collection of images for all others. A file of several frames
-    or pages (GIF, APNG, WebP, TIFF) is a video, too.
+    A folder is one video for a model of videos, and a collection of images, with those in its subfolders, for all
+    others. Pictures keep their names relative to the folder that all sources are in. A file of several frames or pages
+    (GIF, APNG, WebP, TIFF) is a video, too.
     """
-    from dqdet.predict.frames import is_video_file
-    from dqdet.predict.images import predict_folder
-    from dqdet.predict.videos import predict_video
+    from dqdet.predict import sources as given
 
-    predictor = dqdet.load(model)
-    of_video = predictor.config.data.task == "video" or is_video_file(source)
-    failures = (predict_video if of_video else predict_folder)(predictor, source, out, threshold, force)
+    options = [source for source in sources if OPTION.match(source) and not Path(source).exists()]
+    overrides = parse_overrides(options)
+    if threshold is not None and "inference.object_threshold" in overrides:
+        raise DqdetError("--threshold and inference.object_threshold are the same; leave out one of them")
+    paths = [source for source in sources if source not in options]
+    if not paths:
+        raise DqdetError("nothing to look at; give images, folders, videos or addresses")
+    predictor = dqdet.load(model, **overrides)
+    failures = given.predict(predictor, paths, out, threshold, ids, force, say=lambda line: print(line, flush=True))
     for failure in failures:
         _complain(failure)
     if len(failures) > 1:
@@ -213,12 +259,15 @@ def study(
 
 @app.command()
 def presets(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one with all its options.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Print this one with all its options.", autocompletion=_presets),
+    ] = None,
     options: Options = None,
 ) -> None:
-    """List the presets, or print one as YAML, fully resolved."""
+    """List the presets, or print one as YAML, fully resolved and explained; as a file it can be given as a preset."""
     if name is not None:
-        print(to_yaml(resolve(name, options or [])), end="")
+        print(explained(resolve(name, options or [])), end="")
         return
     names = preset_names()
     for preset in names:

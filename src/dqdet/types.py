@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqdet.errors import DqdetError
+
 
 def _mapped(value, change: Callable[[Tensor], Tensor]):
     if isinstance(value, Tensor):
@@ -222,18 +224,31 @@ class Track:
 Outcome: TypeAlias = ImageDetections | Segmentation | ClipTracks  # of one image or clip, whatever the task
 
 
-def pad_images(images: Sequence[Tensor], divisor: int = 1) -> tuple[Tensor, Tensor]:
+def pad_images(
+    images: Sequence[Tensor], divisor: int = 1, size: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Stack images of different sizes, padded with zeros at the right and bottom.
 
     Args:
         images: B tensors ``[3, h, w]`` (video: ``[T, 3, h, w]``, all of the same T).
         divisor: the common height and width are rounded up to a multiple of it.
+        size: height and width to pad to, instead of those of the largest image.
 
     Returns:
         images ``[B, 3, H, W]`` (video: ``[B, T, 3, H, W]``) and padding ``[B, H, W]`` (bool, True = padded).
+
+    Raises:
+        DqdetError: an image is larger than ``size``.
     """
-    height = -(-max(image.shape[-2] for image in images) // divisor) * divisor
-    width = -(-max(image.shape[-1] for image in images) // divisor) * divisor
+    height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+    if size is not None:
+        if height > size[0] or width > size[1]:
+            raise DqdetError(
+                f"images of up to {height}x{width} pixels cannot be padded to {size[0]}x{size[1]}; make them smaller "
+                "(data.val_resize), or data.val_pad greater"
+            )
+        height, width = size
+    height, width = (-(-side // divisor) * divisor for side in (height, width))
     stacked = images[0].new_zeros(len(images), *images[0].shape[:-2], height, width)
     padding = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
     for image, slot, mask in zip(images, stacked, padding, strict=True):

@@ -61,6 +61,9 @@ def test_two_processes_train_like_one(two, tmp_path):
     assert load_metrics(two) == pytest.approx(load_metrics(tmp_path), abs=1e-4)
     for share in shares:
         assert share["metrics"] == pytest.approx(expected, abs=1e-4)
+    results = [json.loads((run / "eval" / "results.json").read_text()) for run in (two, tmp_path)]
+    assert {entry["image_id"] for entry in results[0]} == {entry["image_id"] for entry in results[1]}
+    assert len(results[0]) == len(results[1])
 
 
 def test_one_process_goes_on_with_what_two_began(two, tmp_path):

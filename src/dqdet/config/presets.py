@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from dqdet.config.length import DROPS, LENGTH, moved_drops, without_the_other
-from dqdet.config.schema import Config
+from dqdet.config.schema import Config, Section
 from dqdet.errors import DqdetError, listed, printable, value_text
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ Overrides = Iterable[str] | Mapping[str, Any]  # ["train.epochs=12"], or {"train
 # What reading text that is none raises; the two others are of numbers and dates, and of deep nesting.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
+FILES = (".yaml", ".yml")  # of configurations, where the name of a preset is expected
 FIXED = ("preset", "model.family")  # what a preset is; another one is chosen by its name
 
 
@@ -34,12 +37,21 @@ def describe(name: str) -> str:
     return _read_preset(name)["description"]
 
 
-def resolve(name: str, overrides: Overrides = ()) -> Config:
+def resolve(name: str | Path, overrides: Overrides = ()) -> Config:
     """The configuration of a preset with overrides.
 
+    Args:
+        name: of a preset, or the path of a ``.yaml`` file: a whole configuration, such as the ``config.yaml`` of a run
+            or what ``dqdet presets NAME`` prints, or ``extends: NAME`` with what differs from that preset.
+        overrides: of its options.
+
     Raises:
-        DqdetError: unknown preset or option, value of a wrong type, or options that contradict each other.
+        DqdetError: unknown preset or option, value of a wrong type, options that contradict each other, or a file that
+            cannot be read.
     """
+    if Path(name).suffix in FILES:
+        return override(_read_file(Path(name)), overrides)
+    name = str(name)
     options = _read_preset(name)
     del options["description"]
     if "extends" in options:
@@ -154,17 +166,28 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
+def explained(config: Config) -> str:
+    """The same with what each option is, as comments."""
+    return "".join(_explained(config, ""))
+
+
+def _explained(section: Section, indent: str) -> Iterator[str]:
+    for option in type(section).model_fields:
+        value, comment = getattr(section, option), f"  # {section.explanation(option)}\n"
+        if isinstance(value, Section):
+            yield f"{indent}{option}:{comment}"
+            yield from _explained(value, f"{indent}  ")
+        else:
+            line = yaml.dump({option: value}, Dumper=_Dumper, width=sys.maxsize, allow_unicode=True)
+            yield indent + line.rstrip("\n").replace("\n", f"\n{indent}") + comment
+
+
 def from_yaml(text: str, source: str) -> Config:
     """The inverse of `to_yaml`. ``source``, the file, is named in errors.
 
     Files from before ``queries.context`` mean the map that was pooled then, the published one.
     """
-    try:
-        options = yaml.safe_load(text)
-    except NOT_YAML as error:
-        raise DqdetError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise DqdetError(f"{source}: not a configuration of dqdet")
+    options = _options(text, source)
     try:
         config = _validated(options)
     except DqdetError as error:
@@ -172,6 +195,32 @@ def from_yaml(text: str, source: str) -> Config:
     if "context" not in config.queries.model_fields_set and config.queries.kind != "static":
         config.queries.context = config.model.published_context
     return config
+
+
+def _options(text: str, source: str) -> dict[str, Any]:
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DqdetError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise DqdetError(f"{source}: not a configuration of dqdet")
+    return options
+
+
+def _read_file(file: Path) -> Config:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DqdetError(f"{file}: cannot be read ({reason}); give the name of a preset or a configuration") from error
+    options = _options(text, str(file))
+    if "extends" not in options:
+        return from_yaml(text, str(file))
+    preset = resolve(str(options.pop("extends")))
+    try:
+        return override(preset, options)
+    except DqdetError as error:
+        raise DqdetError(f"{file}: {error}") from error
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,4 +1,7 @@
-"""What can be set, and its default: the paper's and the families' published ones."""
+"""What can be set, and its default: the paper's and the families' published ones.
+
+The text below an option is its explanation, which ``dqdet presets NAME`` prints.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,16 @@ from dqdet.errors import listed
 class Section(BaseModel):
     """A group of options. Unknown keys are refused, and values are checked on assignment too."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def explanation(cls, option: str) -> str:
+        """What an option is, in one line; of one whose default a family changes, the text where it is first."""
+        sections = (section for section in cls.__mro__ if issubclass(section, Section))
+        texts = (section.model_fields[option].description for section in sections if option in section.model_fields)
+        return " ".join(next(filter(None, texts), "").split())
 
 
 def _no_flag(value: object) -> object:
@@ -62,12 +74,18 @@ Context = Literal["backbone", "projected", "memory", "none"]
 
 
 class BackboneConfig(Section):
-    name: Text = "resnet50"  # a timm model, or one of the short names of nn/backbone.py
-    pretrained: bool = True  # ImageNet weights, fetched by timm
-    weights: Text | None = None  # a local weights file (.safetensors, .pth or .pkl) instead of the fetched ones
-    # Of ResNets: batch norms, stem and first stage, as published for detectors; or batch norms alone; or nothing.
+    name: Text = "resnet50"
+    """A timm model, or a short name (resnet50, swin_b, ...); what makes the feature maps."""
+    pretrained: bool = True
+    """Start from ImageNet weights, which timm fetches; false: random ones."""
+    weights: Text | None = None
+    """Local file of weights (.safetensors, .pth or .pkl) instead of the fetched ones; null: none."""
     freeze: bool | Literal["norms"] = True
-    drop_path: Rate | None = None  # stochastic depth; None: the backbone's own
+    """Of ResNets: true holds batch norms, stem and first stage, as published for detectors; norms: batch norms
+    alone; false: nothing.
+    """
+    drop_path: Rate | None = None
+    """Stochastic depth, the greatest chance that a block is skipped in training; null: the backbone's own."""
 
 
 class TransformerConfig(Section):
@@ -80,13 +98,21 @@ class TransformerConfig(Section):
     starts_from: ClassVar[str | None] = None  # a family with the same parameters, which learned first what it learns
 
     family: str
+    """Kind of model; a preset's own, chosen by the name of a preset."""
     backbone: BackboneConfig = BackboneConfig()
-    hidden: Width = 256  # channels of queries and memory
+    """What makes feature maps of the image."""
+    hidden: Width = 256
+    """Channels of queries and memory; divisible by heads."""
     heads: Layers = 8
+    """Heads of each attention."""
     encoder_layers: Layers = 6
+    """Layers of the encoder."""
     decoder_layers: Layers = 6
+    """Layers of the decoder; each predicts, the last one's predictions are used."""
     feedforward: Width = 2048
+    """Hidden channels of the feed-forward networks."""
     dropout: Rate = 0.1
+    """Share of activations that training drops; 0: none."""
 
 
 class DetrConfig(TransformerConfig):
@@ -116,10 +142,12 @@ class DabDetrConfig(TransformerConfig):
 
     family: Literal["dab_detr"] = "dab_detr"
     dropout: Rate = 0.0
-    temperature: Positive = 20.0  # of the feature map's position encoding
+    temperature: Positive = 20.0
+    """Of the feature map's position encoding; higher: longer waves."""
     activation: Literal["prelu", "relu"] = "prelu"
-    # Learned contents that each anchor is tried with; 0: one, of zeros.
+    """Of the feed-forward networks."""
     patterns: Annotated[Whole, Field(ge=0, le=1000)] = 0
+    """Learned contents that each anchor is tried with; 0: one, of zeros."""
 
 
 class DeformableDetrConfig(TransformerConfig):
@@ -129,10 +157,14 @@ class DeformableDetrConfig(TransformerConfig):
 
     family: Literal["deformable_detr"] = "deformable_detr"
     feedforward: Width = 1024
-    levels: Layers = 4  # feature maps; those beyond the backbone's are strided convolutions
-    points: Layers = 4  # sampling points a head and level
-    refine: bool = False  # iterative box refinement
-    two_stage: bool = False  # encoder proposals replace the learned queries
+    levels: Layers = 4
+    """Feature maps; those beyond the backbone's are strided convolutions."""
+    points: Layers = 4
+    """Sampling points a head and level."""
+    refine: bool = False
+    """Every layer refines the boxes of the one before."""
+    two_stage: bool = False
+    """Encoder proposals replace the learned queries; needs queries.kind=static."""
 
 
 class DabDeformableDetrConfig(DeformableDetrConfig):
@@ -155,10 +187,13 @@ class Mask2FormerConfig(TransformerConfig):
 
     family: Literal["mask2former"] = "mask2former"
     decoder_layers: Layers = 9
-    encoder_feedforward: Width = 1024  # of the pixel decoder
+    encoder_feedforward: Width = 1024
+    """Hidden channels of the feed-forward networks of the pixel decoder."""
     dropout: Rate = 0.0
-    points: Layers = 4  # sampling points a head and level of the pixel decoder
-    see_padding: bool = False  # treat padding as image, as the published code does
+    points: Layers = 4
+    """Sampling points a head and level of the pixel decoder."""
+    see_padding: bool = False
+    """Treat padding as image, as the published code does."""
 
 
 class VideoMask2FormerConfig(Mask2FormerConfig):
@@ -177,10 +212,12 @@ class SeqFormerConfig(DeformableDetrConfig):
     loss: ClassVar[str] = "sequences"
 
     family: Literal["seqformer"] = "seqformer"  # type: ignore[assignment]
-    levels: Annotated[Layers, Field(ge=3)] = 4  # masks are made from the three of the backbone
+    levels: Annotated[Layers, Field(ge=3)] = 4
+    """Feature maps, 3 or more; masks are made from the three of the backbone."""
     refine: Literal[True] = True
     two_stage: Literal[False] = False
-    see_padding: bool = False  # let the masks' convolutions read padded cells, as the published code does
+    see_padding: bool = False
+    """Let the masks' convolutions read padded cells, as the published code does."""
 
 
 ModelConfig = Annotated[
@@ -201,18 +238,31 @@ class QueriesConfig(Section):
     """Where the decoder's queries come from (``queries.py``)."""
 
     kind: Literal["static", "modulated", "generated", "grouped", "shared"] = "modulated"
-    count: Width = 300  # m: queries used at inference
-    ratio: Width = 4  # r: basic queries behind each modulated one
-    # How basic (or unrelated) queries train: all as one group, as r groups of m, or one of these groups a step.
+    """Where queries come from: learned (static), combined by the image (modulated), made by an MLP (generated), with
+    unrelated training groups (grouped), from shared patterns (shared).
+    """
+    count: Width = 300
+    """m: queries used at inference, the most objects that can be found."""
+    ratio: Width = 4
+    """r: basic queries behind each modulated one."""
     basic: Literal["whole", "groups", "one"] = "whole"
-    patterns: Width = 100  # K: shared ones, behind all queries together
-    hidden: Width = 512  # hidden size of the MLP that predicts the coefficients
-    # The coarsest map that tells what is in the image: the backbone's (the paper's F); that after the projection to the
-    # model's width and its norm; or what the encoder makes of it. None: coefficients are learned constants.
+    """How basic (or unrelated) queries train: all as one group (whole), as r groups of m (groups), or one of these
+    groups a step (one).
+    """
+    patterns: Width = 100
+    """K: patterns behind all queries of kind shared together."""
+    hidden: Width = 512
+    """Hidden channels of the MLP that predicts the coefficients."""
     context: Context = "backbone"
+    """Map that tells what is in the image: the backbone's coarsest (the paper's F), that after its projection
+    (projected), or what the encoder makes of it (memory); none: coefficients are learned constants.
+    """
     pool: Literal["mean", "max"] = "mean"
-    pool_padding: bool = False  # let padded positions take part in the pooling, as the published code does
+    """How the context map is pooled."""
+    pool_padding: bool = False
+    """Let padded positions take part in the pooling, as the published code does."""
     coefficients: Literal["softmax", "raw"] = "softmax"
+    """softmax: convex combinations; raw: any, as parts of the published code do."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -225,30 +275,50 @@ class LossConfig(Section):
     """Set loss of boxes: matching costs, weights and normalisation (``losses/set_loss.py``)."""
 
     kind: Literal["boxes"] = "boxes"
+    """Kind of loss; the family's own."""
     classification: Literal["focal", "cross_entropy"] = "focal"
+    """Loss of the class scores; cross_entropy needs an output for no object."""
     class_cost: NonNegative = 2.0
+    """Weight of the class scores in the matching."""
     box_cost: NonNegative = 5.0
+    """Weight of the L1 distance of boxes in the matching."""
     giou_cost: NonNegative = 2.0
+    """Weight of the generalised IoU of boxes in the matching."""
     class_weight: NonNegative = 2.0
+    """Weight of the classification loss."""
     box_weight: NonNegative = 5.0
+    """Weight of the L1 loss of boxes."""
     giou_weight: NonNegative = 2.0
-    no_object_weight: NonNegative = 0.1  # cross_entropy only
-    box_epsilon: NonNegative = 0.0  # added to the denominators of IoU and GIoU
-    beta: NonNegative = 1.0  # weight of the basic queries' loss, Eq. 7
+    """Weight of the generalised IoU loss of boxes."""
+    no_object_weight: NonNegative = 0.1
+    """Weight of unmatched queries in the cross-entropy; no effect on focal."""
+    box_epsilon: NonNegative = 0.0
+    """Added to the denominators of IoU and GIoU."""
+    beta: NonNegative = 1.0
+    """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves."""
 
 
 class MaskLossConfig(Section):
     """Set loss of masks, compared at points (``losses/masks.py``). Costs of the matching have the same weights."""
 
     kind: Literal["masks"] = "masks"
+    """Kind of loss; the family's own."""
     class_weight: NonNegative = 2.0
-    mask_weight: NonNegative = 5.0  # binary cross-entropy
+    """Weight of the classification loss, and of the class scores in the matching."""
+    mask_weight: NonNegative = 5.0
+    """Weight of the binary cross-entropy of masks, and of it in the matching."""
     dice_weight: NonNegative = 5.0
+    """Weight of the dice loss of masks, and of it in the matching."""
     no_object_weight: NonNegative = 0.1
-    points: Annotated[Whole, Field(gt=0, le=2**24)] = 12544  # a mask
-    oversample: Annotated[Real, Field(ge=1, le=100)] = 3.0  # candidates of the loss's points, times the points
-    important: Share = 0.75  # share of points that are the candidates of least certainty
-    beta: NonNegative = 1.0  # weight of the basic queries' loss, Eq. 7
+    """Weight of unmatched queries in the classification loss."""
+    points: Annotated[Whole, Field(gt=0, le=2**24)] = 12544
+    """Points of a mask at which it is compared."""
+    oversample: Annotated[Real, Field(ge=1, le=100)] = 3.0
+    """Candidates of the loss's points, times the points."""
+    important: Share = 0.75
+    """Share of points that are the candidates of least certainty; the others are drawn evenly."""
+    beta: NonNegative = 1.0
+    """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves."""
 
 
 class SequenceLossConfig(LossConfig):
@@ -256,8 +326,10 @@ class SequenceLossConfig(LossConfig):
 
     kind: Literal["sequences"] = "sequences"  # type: ignore[assignment]
     classification: Literal["focal"] = "focal"
-    mask_weight: NonNegative = 2.0  # focal
+    mask_weight: NonNegative = 2.0
+    """Weight of the focal loss of masks."""
     dice_weight: NonNegative = 5.0
+    """Weight of the dice loss of masks."""
 
 
 def _loss_kind(options: Any) -> str:
@@ -276,32 +348,46 @@ AnyLossConfig = Annotated[
 class InferenceConfig(Section):
     """Which predictions are reported (``inference/``)."""
 
-    limit: Count = 100  # detections an image, or tracks a video
-    object_threshold: Share = 0.8  # least score of a segment of a panoptic map
-    overlap_threshold: Share = 0.8  # share of its mask that such a segment must keep
-    window: Annotated[Frames, Field(ge=2)] = 36  # frames of a video that go through the model together
+    limit: Count = 100
+    """Most objects that are reported of an image, or tracks of a video."""
+    object_threshold: Share = 0.8
+    """Least score of a segment of a panoptic map, 0..1; `predict --threshold` sets it."""
+    overlap_threshold: Share = 0.8
+    """Share of its mask, 0..1, that a segment of a panoptic map must keep beside better ones."""
+    window: Annotated[Frames, Field(ge=2)] = 36
+    """Frames of a video that go through the model together; more need more memory."""
 
 
 class ScenesConfig(Section):
     """The built-in generated data set (``data/scenes/``)."""
 
-    size: Pixels = 128  # height and width, pixels
-    train_images: Count = 2000  # or videos
+    size: Pixels = 128
+    """Height and width of pictures, in pixels."""
+    train_images: Count = 2000
+    """Images, or videos, of the training split."""
     val_images: Count = 200
-    frames: Frames = 8  # of each video
+    """Images, or videos, of the validation split."""
+    frames: Frames = 8
+    """Frames of each video."""
     seed: Seed = 0
+    """What the pictures are drawn from; another one gives another data set."""
 
 
 class ClipsConfig(Section):
     """How videos are cut into clips for training."""
 
-    frames: Frames = 2  # of a clip
-    reach: Frames = 20  # frames from the first chosen one within which the others lie, on both sides
-    # SeqFormer's clips: one frame before and one after the first chosen one, at most so many away, and the others from
-    # beyond these two. 0: all are drawn evenly.
+    frames: Frames = 2
+    """Frames of a clip."""
+    reach: Frames = 20
+    """Frames from the first chosen one within which the others lie, on both sides."""
     neighbours: Annotated[Whole, Field(ge=0, le=10_000)] = 0
-    every_frame: bool = False  # an epoch has a clip around every frame, not one of every video
-    images: Text | None = None  # folder of COCO, whose images become clips of their own (pseudo-videos); None: no
+    """SeqFormer's clips: one frame before and one after the first chosen one, at most so many away, the others from
+    beyond these two; 0: all are drawn evenly.
+    """
+    every_frame: bool = False
+    """An epoch has a clip around every frame; false: one of every video."""
+    images: Text | None = None
+    """Folder of COCO, whose images become clips of their own (pseudo-videos); null: none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -323,30 +409,65 @@ TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
 
 class DataConfig(Section):
     kind: Literal["coco", "cityscapes", "youtube_vis", "scenes"] = "coco"
-    task: Task = "detection"  # what is annotated, learned and measured: boxes, masks, panoptic maps, tracks
-    root: Text | None = None  # folder of the data set
-    train: Text | None = None  # name of the training split; None: found (train2017 or train)
-    val: Text | None = None  # likewise (val2017, val, valid or test)
-    resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))  # shorter side, one drawn an image
-    max_size: Pixels = 1333  # longer side never exceeds it
+    """Format of the data set; scenes is generated."""
+    task: Task = "detection"
+    """What is annotated, learned and measured: boxes, masks, panoptic maps or tracks."""
+    root: Text | None = None
+    """Folder of the data set; scenes need none."""
+    train: Text | None = None
+    """Name of the training split; null: train2017 or train, whichever there is."""
+    val: Text | None = None
+    """Name of the validation split; null: val2017, val, valid or test, whichever there is."""
+    resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))
+    """Shorter sides of training images in pixels, one drawn an image."""
+    max_size: Pixels = 1333
+    """Most pixels of the longer side; where it would be more, the image becomes smaller."""
     val_resize: Pixels = 800
-    val_max_size: Annotated[Whole, Field(ge=0, le=2**14)] | None = None  # of the longer side; None: max_size; 0: any
-    crop: bool = True  # DETR's second branch: resize to 400-600, crop 384-600, resize again
-    jitter: tuple[Scale, Scale] | None = None  # large-scale jitter: least and greatest factor
-    # Height, width of a random crop at the end. With jitter, smaller images are padded to it, and the model sees that.
+    """Shorter side of images in validation and prediction, in pixels."""
+    val_max_size: Annotated[Whole, Field(ge=0, le=2**14)] | None = None
+    """Most pixels of the longer side in validation and prediction; null: max_size; 0: any."""
+    val_fit: Literal["shorter", "exact", "inside", "stretch", "original"] = "shorter"
+    """Resize in validation and prediction: shorter: to val_resize, rounded as in official DETR; exact: the same,
+    rounded as in transformers; inside: as large as fits into val_size; stretch: to val_size; original: not at all.
+    """
+    val_size: tuple[Pixels, Pixels] | None = None
+    """Height and width in pixels of val_fit=inside and stretch; null: none."""
+    val_divisor: Pixels = 1
+    """In validation and prediction, sides are stretched up to multiples of it after the resize; 1: they are not."""
+    val_pad: tuple[Pixels, Pixels] | None = None
+    """Height and width in pixels of padded batches in validation and prediction; null: those of the largest image."""
+    mean: tuple[Real, Real, Real] = (0.485, 0.456, 0.406)
+    """Of red, green and blue in 0..1, subtracted from images; ImageNet's."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Of red, green and blue in 0..1, by which images are divided; ImageNet's."""
+    crop: bool = True
+    """DETR's second branch in half of all images: resize to 400-600, crop 384-600, resize again."""
+    jitter: tuple[Scale, Scale] | None = None
+    """Large-scale jitter, least and greatest factor of the window; replaces resize; null: none."""
     window: tuple[Pixels, Pixels] | None = None
+    """Height, width of a random crop at the end; with jitter, smaller images are padded to it, and the model sees
+    that; null: none.
+    """
     flip: bool = True
-    colour: bool = False  # SSD's photometric distortion, of every frame on its own
-    hue: Annotated[Real, Field(ge=0, le=0.5)] = 0.05  # its greatest shift of the hue, in turns of the colour circle
-    permute_channels: bool = False  # with it, the colour channels change places in half of all images
-    # coco, but not panoptic: training images without objects are left out, those with crowds alone, too.
+    """Mirror half of all training images."""
+    colour: bool = False
+    """SSD's photometric distortion, of every frame on its own."""
+    hue: Annotated[Real, Field(ge=0, le=0.5)] = 0.05
+    """Greatest shift of the hue by colour=true, in turns of the colour circle."""
+    permute_channels: bool = False
+    """With colour=true, the colour channels change places in half of all images."""
     skip_empty: bool = False
-    redraw_empty: bool = False  # a training item that the augmentation leaves without objects becomes another one
+    """Leave out training images without objects, those with crowds alone, too; of coco, but not panoptic."""
+    redraw_empty: bool = False
+    """A training item that the augmentation leaves without objects becomes another one."""
     clips: ClipsConfig = ClipsConfig()
-    # Look at the headers of all images before a training or evaluation: is each there, an image, and of its size?
-    check: bool = True
+    """How videos are cut into clips."""
     workers: Annotated[Whole, Field(ge=0, le=1024)] = 2
+    """Processes that read images, for each process of the training; 0: it reads them itself."""
     scenes: ScenesConfig = ScenesConfig()
+    """The generated data set."""
+    check: bool = True
+    """Look at the headers of all images before a training or evaluation: is each there, an image, and of its size?"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -355,32 +476,57 @@ class DataConfig(Section):
         if self.jitter is not None and self.jitter[0] > self.jitter[1]:
             least, greatest = self.jitter
             raise ValueError(f"data.jitter=[{least}, {greatest}]: the least factor is above the greatest; swap them")
+        sized = self.val_fit in ("inside", "stretch")
+        if sized and self.val_size is None:
+            raise ValueError(f"data.val_fit={self.val_fit} needs a size; set data.val_size=[640, 640]")
+        if self.val_size is not None and not sized:
+            raise ValueError(
+                f"data.val_size has no effect on data.val_fit={self.val_fit}; set data.val_fit=stretch, or inside"
+            )
         return self
 
 
 class TrainConfig(Section):
-    # The length: epochs, or optimiser steps. Setting one unsets the other; of both, what comes first is the end.
     epochs: Count | None = 50
+    """Passes over the training split; setting steps unsets it, and of both, what comes first is the end."""
     steps: Count | None = None
-    batch: Count = 16  # images a step, over all processes and accumulated batches together
-    accumulate: Count = 1  # batches a step and process, to fit a large batch into a small memory
+    """Optimiser steps, the length of the training where epochs is null, or its end."""
+    batch: Count = 16
+    """Images a step, over all processes and accumulated batches together."""
+    accumulate: Count = 1
+    """Batches a step and process, to fit a large batch into a small memory; the gradient stays the same."""
     lr: Positive = 2e-4
-    backbone_lr: NonNegative = 2e-5  # 0 freezes the backbone
-    offsets_lr: Positive = 2e-5  # sampling offsets and reference points (deformable families)
+    """Learning rate of everything but the backbone and the offsets."""
+    backbone_lr: NonNegative = 2e-5
+    """Learning rate of the backbone; 0 freezes it."""
+    offsets_lr: Positive = 2e-5
+    """Learning rate of sampling offsets and reference points; of deformable families."""
     weight_decay: NonNegative = 1e-4
+    """Weight decay of AdamW."""
     schedule: Literal["steps", "poly"] = "steps"
-    # steps: epochs after which the learning rates are divided by ten, and the same in optimiser steps, where drop is
-    # empty. They move with the length (40 of 50 epochs are 9.6 of 12), unless they are set, too.
+    """Learning rates fall in steps, at drop or drop_steps, or evenly (poly)."""
     drop: list[Positive] = [40.0]
+    """Epochs after which the learning rates are divided by ten, of schedule=steps; unless set, they move with the
+    length: 40 of 50 epochs are 9.6 of 12.
+    """
     drop_steps: list[Count] = []
-    power: Positive = 0.9  # poly: of the share of steps that are left
-    decay_norms: bool = True  # weight decay of norms and embeddings too
-    warmup: CountOrZero = 0  # steps of linear warm-up, whatever the length
-    clip: NonNegative = 0.1  # gradient norm; 0: no clipping
-    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"  # 16-mixed is of GPUs; without one it becomes 32
-    ema: Annotated[Real, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights; None: no averaging
-    validate_every: Count = 1  # epochs
+    """The same in optimiser steps, where drop is empty."""
+    power: Positive = 0.9
+    """Exponent of the share of steps that are left; of schedule=poly."""
+    decay_norms: bool = True
+    """Weight decay of norms and embeddings too."""
+    warmup: CountOrZero = 0
+    """Steps in which the learning rates rise from zero, whatever the length; 0: none."""
+    clip: NonNegative = 0.1
+    """Greatest norm of the gradient; 0: any."""
+    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    """Of the computations; 16-mixed is of GPUs, without one it becomes 32."""
+    ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    """Decay a step of averaged weights, which are validated and kept; null: no averaging."""
+    validate_every: Count = 1
+    """Epochs between validations."""
     seed: Seed = 0
+    """Of initial weights, order, augmentation and dropout; the same one gives the same training."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -400,17 +546,28 @@ UNUSED = "N/A"  # the class of an output for an id that no category has
 class Config(Section):
     """Everything that makes a model, its training and its use reproducible."""
 
-    preset: Text
+    preset: Annotated[str, Field(max_length=200, pattern=r"^\w*$")]
+    """Name of the preset that this is made from."""
     model: ModelConfig
+    """The network."""
     queries: QueriesConfig = QueriesConfig()
+    """Where the decoder's queries come from."""
     loss: AnyLossConfig = LossConfig()
+    """Matching and set loss."""
     data: DataConfig = DataConfig()
+    """The data set, and how images are prepared."""
     train: TrainConfig = TrainConfig()
+    """Length, optimiser and precision of a training."""
     inference: InferenceConfig = InferenceConfig()
-    classes: list[Text] = []  # class names in label order; filled from the data set
-    category_ids: list[Id] = []  # likewise, the data set's id of each class: results are written with them
-    stuff: list[Text] = []  # the classes among them that are regions, not objects (panoptic)
-    init: Text | None = None  # what the weights start from: a run, a checkpoint or a name on the hub; None: ImageNet
+    """Which predictions are reported."""
+    classes: list[Text] = []
+    """Names of the classes in label order; filled from the data set."""
+    category_ids: list[Id] = []
+    """The data set's id of each class, with which results are written; filled from it."""
+    stuff: list[Text] = []
+    """Classes that are regions, not objects, of panoptic maps; filled from the data set."""
+    init: Text | None = None
+    """What the weights start from: a run, a checkpoint or a name on the hub; null: ImageNet alone."""
 
     @property
     def ids(self) -> list[int]:
@@ -438,6 +595,10 @@ class Config(Section):
             raise ValueError(
                 f"data.kind={self.data.kind} has no data.task={self.data.task}, only "
                 f"{', '.join(TASKS_OF_DATA[self.data.kind])}"
+            )
+        if self.data.task == "video" and self.data.val_pad is not None:
+            raise ValueError(
+                "data.val_pad has no effect on data.task=video, whose clips are never padded; leave it out"
             )
         if self.data.task not in model.tasks:
             raise ValueError(

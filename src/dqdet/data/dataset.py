@@ -40,10 +40,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     stuff: Sequence[str] = ()  # the classes among them that are regions, not objects (panoptic)
     image_ids: list[int]  # of every item
     aspect_ratios: np.ndarray  # width / height of every item before augmentation
+    padded_size: tuple[int, int] | None = None  # height, width of batches; None: those of their largest image
 
     def __init__(self, config: DataConfig, split: Split, seed: int) -> None:
         self.seed = seed
         self.transform = make_transform(config, train=split == "train")
+        self.padded_size = None if split == "train" else config.val_pad
         self.redraws = REDRAWS if config.redraw_empty and split == "train" else 0
         # In shared memory, because worker processes outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain, groupby, islice
 from typing import Any
 
@@ -157,13 +157,15 @@ def _sharing_memory(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(flat, tensors, strict=True)]
 
 
-def collate(items: list[tuple[Tensor, Target]]) -> Batch:
+def collate(items: list[tuple[Tensor, Target]], size: tuple[int, int] | None = None) -> Batch:
     """Pad and stack the images; each field of all targets, such as the boxes, becomes views of one tensor.
+
+    With ``size``, height and width, they are padded to that.
 
     On its way from a worker a tensor occupies a file descriptor, of which small machines allow 1,024 or fewer.
     """
     images, targets = zip(*items, strict=True)
-    stacked, padding = pad_images(images)
+    stacked, padding = pad_images(images, size=size)
     names = [field.name for field in fields(Target) if isinstance(getattr(targets[0], field.name), Tensor)]
     columns = [_sharing_memory([getattr(target, name) for target in targets]) for name in names]
     return Batch(
@@ -333,7 +335,7 @@ def make_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, size=dataset.padded_size),
         worker_init_fn=leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=train and workers > 0,

@@ -55,6 +55,38 @@ def resized(height: int, width: int, shorter: int, longest: int | None = None) -
     return int(shorter * height / width), shorter
 
 
+def resized_exactly(height: int, width: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
+    """As ``resized``, but the longer side follows from the shorter one before it is rounded, as in ``transformers``."""
+    low, high = min(height, width), max(height, width)
+    side = float(shorter)
+    if longest is not None and high / low * shorter > longest:
+        side = longest * low / high
+    if round(side) == low:
+        return height, width
+    sides = max(1, round(side)), int(side * high / low)
+    return sides if height <= width else sides[::-1]
+
+
+def input_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
+    """Height and width that ``config`` gives to an image in validation and prediction."""
+    longest = config.max_size if config.val_max_size is None else config.val_max_size or None
+    size = height, width
+    match config.val_fit:
+        case "shorter":
+            size = resized(height, width, config.val_resize, longest)
+        case "exact":
+            size = resized_exactly(height, width, config.val_resize, longest)
+        case "inside":
+            assert config.val_size is not None, "the configuration has checked it"
+            scale = min(config.val_size[0] / height, config.val_size[1] / width)
+            size = max(1, int(height * scale)), max(1, int(width * scale))
+        case "stretch":
+            assert config.val_size is not None, "the configuration has checked it"
+            size = config.val_size
+    height, width = (-(-side // config.val_divisor) * config.val_divisor for side in size)
+    return height, width
+
+
 class _Resize(v2.Transform):
     """Resize to the height and width that ``make_params`` returns as ``size``."""
 
@@ -79,6 +111,18 @@ class RandomShorterSide(_Resize):
         shorter = self.sizes[int(torch.randint(len(self.sizes), ()))]
         height, width = v2.query_size(flat_inputs)
         return {"size": list(resized(height, width, shorter, self.longest))}
+
+
+class ToInputSize(_Resize):
+    """Resize as ``config`` says for validation and prediction; see ``input_size``."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        return {"size": list(input_size(height, width, self.config))}
 
 
 class RandomScale(_Resize):
@@ -239,7 +283,7 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
     Training: horizontal flip; large-scale jitter, or a multi-scale resize, which with ``crop`` has an equal chance
     to come after another resize and a crop; a crop of at most ``window``; with jitter, grey up to the window, which
     is image to the model; distortion of the colours.
-    Otherwise a resize to ``val_resize`` only, which also accepts a bare image.
+    Otherwise a resize to ``input_size`` only, which also accepts a bare image.
     """
     steps: list[v2.Transform] = []
     if train:
@@ -258,8 +302,7 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
         if config.colour:
             steps.append(PhotometricDistortion(config.hue, config.permute_channels))
     else:
-        longest = config.max_size if config.val_max_size is None else config.val_max_size or None
-        steps.append(RandomShorterSide([config.val_resize], longest))
+        steps.append(ToInputSize(config))
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
 
 

@@ -43,4 +43,5 @@ def create_model(config: Config) -> Detector:
     backbone = Backbone(options, family.strides, weights)
     model = family(config.model, config.queries, len(config.classes), backbone.channels)
     model.backbone = backbone
+    model.mean, model.std = config.data.mean, config.data.std
     return model

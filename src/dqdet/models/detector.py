@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dqdet.config import DataConfig
 from dqdet.types import Predictions
-
-# Of ImageNet, which the backbones were trained with; red, green and blue in 0..1.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 class Detector(nn.Module, ABC):
@@ -22,6 +19,9 @@ class Detector(nn.Module, ABC):
     strides: ClassVar[tuple[int, ...]]  # of the feature maps that the family reads
     divisor: ClassVar[int] = 1  # images are padded to sides that are multiples of it, in training and inference
     backbone: nn.Module  # set by create_model
+    # Of red, green and blue in 0..1: what images are normalised by; set by create_model.
+    mean: tuple[float, float, float] = DataConfig().mean
+    std: tuple[float, float, float] = DataConfig().std
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
         """Predictions of images or clips.
@@ -45,7 +45,7 @@ class Detector(nn.Module, ABC):
             # Filled on the device, and in float32 also where the model is not.
             mean, std = (
                 torch.stack([torch.full((), 255 * value, device=images.device) for value in values])[:, None, None]
-                for values in (MEAN, STD)
+                for values in (self.mean, self.std)
             )
             images = images.float().sub_(mean).div_(std).masked_fill_(empty, 0)
             images = images.to(next((parameter.dtype for parameter in self.parameters()), torch.float32))

@@ -1,10 +1,10 @@
-"""A model used on a folder of pictures: annotated pictures, and results in the official formats."""
+"""A model used on pictures: annotated pictures, and results in the official formats."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -15,7 +15,7 @@ from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_r
 from dqdet.predict.output import Output, results_folder
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor, objects
-from dqdet.predict.progress import in_progress
+from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Outcome, Segmentation
 
 SMALLEST_PICTURE = 640  # longer side to which smaller pictures are enlarged, so that their labels can be read
@@ -66,12 +66,14 @@ class ResultFiles:
         iou_type: IouType = "bbox" if found.masks is None else "segm"
         self.results.extend(coco_results(image_id, found, self.predictor.category_ids, iou_type))
         if isinstance(outcome, Segmentation):
-            name = f"{Path(file_name).stem}.png"
+            name = str(PurePosixPath(file_name).with_suffix(".png"))
             if name in self.names:  # 1.jpg and 1.png
                 name = f"{file_name}.png"
             self.names.add(name)
             panoptic = self.predictor.described(outcome.panoptic)
-            write_ids(self.folder / "panoptic" / name, panoptic.ids)
+            place = self.folder / "panoptic" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_ids(place, panoptic.ids)
             self.maps.extend([panoptic_result(image_id, name, panoptic)])
         entry = {"id": image_id, "file_name": file_name, "width": image.width, "height": image.height}
         self.images.extend([entry])
@@ -84,15 +86,53 @@ class ResultFiles:
             self.maps.finish(images=self.described)
 
 
+class Picture(NamedTuple):
+    """A picture to look at."""
+
+    file: Path
+    name: str  # of it in results, with slashes where there are folders; with a suffix that says how to write it
+
+
 def predict_folder(
-    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5, force: bool = False
+    predictor: Predictor,
+    source: str | Path,
+    out: str | Path,
+    threshold: float | None = None,
+    force: bool = False,
 ) -> list[DqdetError]:
-    """Detect in an image, or in all images of a folder (not of its subfolders), and write into ``out``:
+    """Detect in an image, or in all images of a folder (not of its subfolders); otherwise as `predict_pictures`."""
+    files = image_files(Path(source))
+    pictures = [Picture(file, file.name if is_image_name(file) else f"{file.name}.png") for file in files]
+    return predict_pictures(predictor, pictures, [source], Path(out), threshold, force=force)
+
+
+def predict_pictures(
+    predictor: Predictor,
+    pictures: Sequence[Picture],
+    sources: Sequence[str | Path],
+    out: Path,
+    threshold: float | None = None,
+    ids: Mapping[str, int] | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[DqdetError]:
+    """Detect in pictures, and write into ``out``:
 
     - each picture under its own name, with what was found drawn in: objects above ``threshold``, or the panoptic
       map; small pictures are enlarged,
-    - the files of `ResultFiles`. File names that are distinct numbers, as COCO's are, give the ids of images;
-      otherwise images are numbered from 1.
+    - the files of `ResultFiles`.
+
+    Args:
+        predictor: of the model.
+        pictures: to look at.
+        sources: what was given to find them.
+        out: folder to write to.
+        threshold: in 0..1: of objects by default 0.5; of the segments of panoptic maps instead of
+            ``inference.object_threshold``.
+        ids: of the pictures, by their names. By default file names that are distinct numbers, as COCO's are, give
+            them; otherwise images are numbered from 1.
+        force: overwrite the results of other sources.
+        say: is given a line on what was done.
 
     Pictures are written whole. When the disk is full, or after an interruption, the files of results have the images
     that are done. Links in ``out`` are replaced, not followed.
@@ -101,33 +141,37 @@ def predict_folder(
         what was wrong with the files that could not be read; all others are done nevertheless.
 
     Raises:
-        DqdetError: there are no images, or ``out`` cannot be written, would overwrite them, or has results of another
-            source, which are overwritten only with ``force``.
+        DqdetError: ``out`` cannot be written, would overwrite the pictures, or has results of another source, which are
+            overwritten only with ``force``.
         Interrupted: by Ctrl-C or SIGTERM.
     """
-    files = image_files(Path(source))
-    ids = image_ids(files)
-    out = Path(out)
-    if out.resolve() == files[0].parent.resolve():
+    if ids is None:
+        by_file = image_ids([picture.file for picture in pictures])
+        ids = {picture.name: by_file[picture.file] for picture in pictures}
+    if any((out / picture.name).resolve() == picture.file.resolve() for picture in pictures):
         raise DqdetError(f"{out}: has the images, which would be overwritten; choose another folder for the results")
+    tally = Tally("images", "segments" if predictor.config.data.task == "panoptic" else "objects")
     failures: list[DqdetError] = []
-    batches = [files[start : start + predictor.batch] for start in range(0, len(files), predictor.batch)]
-    with results_folder(out, Path(source), force) as output:
+    batches = [pictures[start : start + predictor.batch] for start in range(0, len(pictures), predictor.batch)]
+    with results_folder(out, sources, force) as output:
         results = ResultFiles(predictor, output)
         for batch in in_progress(batches, "predicting", len(batches)):
             readable = {}
-            for file in batch:
+            for picture in batch:
                 try:
-                    readable[file] = read_image(file)
+                    readable[picture.name] = read_image(picture.file)
                 except DqdetError as error:
                     failures.append(error)
-            outcomes = predictor.outcomes(list(readable.values()))
-            for (file, image), outcome in zip(readable.items(), outcomes, strict=True):
-                picture = annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
-                write_image(out / (file.name if is_image_name(file) else f"{file.name}.png"), picture)
-                results.add(ids[file], file.name, image, outcome)
-                output.done = f"{len(results.described)} of {len(files)} images are done"
+            outcomes = predictor.outcomes(list(readable.values()), threshold)
+            for (name, image), outcome in zip(readable.items(), outcomes, strict=True):
+                shown = predictor.shown(outcome, threshold)
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                write_image(out / name, annotated(image, shown, max(SMALLEST_PICTURE, *image.size)))
+                results.add(ids[name], name, image, outcome)
+                tally.add(len(shown))
+                output.done = f"{len(results.described)} of {len(pictures)} images are done"
         results.finish()
+    say(f"{out}: {tally.line(predictor.shown_above(threshold))}")
     return failures
 
 

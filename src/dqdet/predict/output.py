@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import av
 
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.formats.writing import move_files, unfinished_folder
+from dqdet.predict.addresses import is_address
 from dqdet.runs.lock import held
 
 RESULTS = ("results.json", "panoptic.json", "images.json", "videos.json")
@@ -34,21 +35,23 @@ class Output:
 
 
 @contextmanager
-def results_folder(out: Path, source: Path, force: bool) -> Iterator[Output]:
-    """Hold the folder of results of ``source``; result files are put there at the end.
+def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Iterator[Output]:
+    """Hold the folder of results of ``sources``; result files are put there at the end.
 
     When the disk is full, or after Ctrl-C or SIGTERM, they are put there too, with what is done.
 
     Args:
         out: is made where it does not exist.
-        source: of the results.
-        force: overwrite the results of another source.
+        sources: of the results, paths or addresses.
+        force: overwrite the results of other sources.
 
     Raises:
         DqdetError: the folder is in use, has results of another source, or cannot be written to.
         Interrupted: by Ctrl-C or SIGTERM.
     """
-    output = Output(out, {"source": str(source.resolve())})
+    output = Output(
+        out, {"source": ", ".join(str(s) if is_address(str(s)) else str(Path(s).resolve()) for s in sources)}
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with held(out):

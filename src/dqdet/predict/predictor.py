@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any, overload
 
 import numpy as np
 import supervision as sv
@@ -12,16 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dqdet.config import Config
+from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
 from dqdet.errors import DqdetError
 from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.inference import infer
+from dqdet.predict.addresses import fetch, is_address
 from dqdet.predict.pictures import segments
 from dqdet.runs.hub import publish
 from dqdet.types import ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
-ImageSource = str | Path | Image.Image | np.ndarray
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+ImageSource = str | Path | Image.Image | np.ndarray | Tensor | bytes | IO[bytes]
+THRESHOLD = 0.5  # of the scores of objects and tracks that are shown
 Sizes = list[tuple[int, int]]
 
 
@@ -62,8 +69,9 @@ class Predictor:
         """The objects that score above ``threshold``, best first; of a panoptic model the things.
 
         Args:
-            images: the path of an image file, a PIL image, an array ``[H, W, 3]`` (uint8, RGB), or a list of
-                these. Files and PIL images are turned upright as their EXIF orientation says; coordinates refer to
+            images: the path or address (http, https) of an image file, its bytes or a file object, a PIL image, an
+                array ``[H, W, 3]`` (uint8, RGB), a tensor ``[3, H, W]`` (uint8, or floating-point in 0..1), or a list
+                of these. Files and PIL images are turned upright as their EXIF orientation says; coordinates refer to
                 that. Of a PIL image with several frames it is the current one.
             threshold: in 0..1.
 
@@ -75,21 +83,24 @@ class Predictor:
         Raises:
             DqdetError: a file cannot be read as an image, or the model is one of videos.
         """
-        if isinstance(images, ImageSource):
+        if is_image(images):
             return self([images], threshold)[0]
         return [self.named(objects(outcome), threshold) for outcome in self.outcomes(images)]
 
     @overload
-    def panoptic(self, images: ImageSource) -> PanopticMap: ...  # type: ignore[overload-overlap]
+    def panoptic(self, images: ImageSource, threshold: float | None = None) -> PanopticMap: ...  # type: ignore[overload-overlap]
     @overload
-    def panoptic(self, images: Sequence[ImageSource]) -> list[PanopticMap]: ...
-    def panoptic(self, images: ImageSource | Sequence[ImageSource]) -> PanopticMap | list[PanopticMap]:
+    def panoptic(self, images: Sequence[ImageSource], threshold: float | None = None) -> list[PanopticMap]: ...
+    def panoptic(
+        self, images: ImageSource | Sequence[ImageSource], threshold: float | None = None
+    ) -> PanopticMap | list[PanopticMap]:
         """The things and regions of stuff in each image, without overlap.
 
         ``config.inference.object_threshold`` and ``overlap_threshold`` decide what becomes a segment.
 
         Args:
             images: one or a list of them, as for a call of the predictor.
+            threshold: least score of a segment, in 0..1, instead of ``config.inference.object_threshold``.
 
         Returns:
             ``ids [H, W]``, 0 where there is no segment, and ``segments``, of each its ``id``, ``category_id``,
@@ -98,9 +109,9 @@ class Predictor:
         Raises:
             DqdetError: as a call of the predictor, or the model is none of ``data.task=panoptic``.
         """
-        if isinstance(images, ImageSource):
-            return self.panoptic([images])[0]
-        return [self.described(found.panoptic) for found in self._segmentations(images, "panoptic maps")]
+        if is_image(images):
+            return self.panoptic([images], threshold)[0]
+        return [self.described(found.panoptic) for found in self._segmentations(images, "panoptic maps", threshold)]
 
     @overload
     def semantic(self, images: ImageSource) -> np.ndarray: ...  # type: ignore[overload-overlap]
@@ -108,30 +119,39 @@ class Predictor:
     def semantic(self, images: Sequence[ImageSource]) -> list[np.ndarray]: ...
     def semantic(self, images: ImageSource | Sequence[ImageSource]) -> np.ndarray | list[np.ndarray]:
         """The class of each pixel, ``[H, W]``, as an index into ``config.classes``; otherwise as :meth:`panoptic`."""
-        if isinstance(images, ImageSource):
+        if is_image(images):
             return self.semantic([images])[0]
         return [found.semantic for found in self._segmentations(images, "semantic maps")]
 
-    def _segmentations(self, images: Sequence[ImageSource], wanted: str) -> Iterator[Segmentation]:
+    def _segmentations(
+        self, images: Sequence[ImageSource], wanted: str, threshold: float | None = None
+    ) -> Iterator[Segmentation]:
         if self.config.data.task != "panoptic":
             raise DqdetError(
                 f"a model of data.task={self.config.data.task} has no {wanted}; take one of data.task=panoptic"
             )
-        for outcome in self.outcomes(images):
+        for outcome in self.outcomes(images, threshold):
             assert isinstance(outcome, Segmentation)
             yield outcome
 
     @torch.inference_mode()
-    def outcomes(self, images: Sequence[ImageSource]) -> Iterator[Outcome]:
+    def outcomes(self, images: Sequence[ImageSource], threshold: float | None = None) -> Iterator[Outcome]:
         """What was found in each image, however low its score, as evaluation needs it.
+
+        Args:
+            images: as for a call of the predictor.
+            threshold: of the segments of panoptic maps, instead of ``config.inference.object_threshold``.
 
         Raises:
             DqdetError: a file cannot be read as an image, or the model is one of videos.
         """
+        config = self.config
+        if threshold is not None:
+            config = override(config, {"inference.object_threshold": threshold})
         if self.config.data.task == "video":
             raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
         for predictions, sizes, original_sizes in self.predictions(images):
-            yield from infer(predictions, sizes, original_sizes, self.config)
+            yield from infer(predictions, sizes, original_sizes, config)
 
     def coefficients(self, images: Sequence[ImageSource]) -> Tensor:
         """The combination coefficients W of each image (Eq. 5), ``[B, m, r]`` on the CPU.
@@ -156,7 +176,8 @@ class Predictor:
             pictures = [as_image(image) for image in images[start : start + self.batch]]
             inputs = [self.transform(picture).to(self.device) for picture in pictures]
             sizes = [(image.shape[1], image.shape[2]) for image in inputs]
-            yield self.model(*pad_images(inputs)), sizes, [(picture.height, picture.width) for picture in pictures]
+            batch = pad_images(inputs, size=self.config.data.val_pad)
+            yield self.model(*batch), sizes, [(picture.height, picture.width) for picture in pictures]
 
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Publish the model with a card on the Hugging Face hub, from where ``dqdet.load(name)`` gets it.
@@ -195,11 +216,17 @@ class Predictor:
             described.append({**segment, "name": name, "isthing": int(name not in self.config.stuff), "area": area})
         return PanopticMap(panoptic.ids, described)
 
-    def shown(self, outcome: Outcome, threshold: float) -> sv.Detections:
-        """What a picture shows of an outcome: all segments of a panoptic map, otherwise objects above ``threshold``."""
+    def shown(self, outcome: Outcome, threshold: float | None) -> sv.Detections:
+        """What a picture shows of an outcome: all segments of a panoptic map, otherwise objects above a threshold."""
         if isinstance(outcome, Segmentation):
             return segments(outcome.panoptic, self.category_ids, self.config.classes)
-        return self.named(objects(outcome), threshold)
+        return self.named(objects(outcome), self.shown_above(threshold))
+
+    def shown_above(self, threshold: float | None) -> float:
+        """The score that pictures show objects, segments or tracks above, where ``threshold`` may leave it open."""
+        if threshold is not None:
+            return threshold
+        return self.config.inference.object_threshold if self.config.data.task == "panoptic" else THRESHOLD
 
     @property
     def category_ids(self) -> list[int]:
@@ -222,14 +249,27 @@ def objects(outcome: Outcome) -> ImageDetections:
     return found
 
 
+def is_image(source: object) -> TypeIs[ImageSource]:
+    """Whether it is one image in any of the forms that a predictor takes, not a list of them."""
+    return isinstance(source, str | Path | Image.Image | np.ndarray | Tensor | bytes) or hasattr(source, "read")
+
+
 def as_image(source: ImageSource) -> Image.Image:
     """An RGB image from any of the forms that a predictor takes.
 
     Raises:
-        DqdetError: the file or image cannot be read, or the array is not ``[H, W, 3]`` of uint8.
+        DqdetError: the file or image cannot be read or fetched, an array is not ``[H, W, 3]`` of uint8, or a tensor is
+            not ``[3, H, W]`` of uint8 or of numbers in 0..1.
     """
+    if isinstance(source, str) and is_address(source):
+        with TemporaryDirectory() as folder:
+            return read_image(fetch(source, Path(folder) / "fetched"))
     if isinstance(source, str | Path):
         return read_image(source)
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if not isinstance(source, np.ndarray | Image.Image):
+        return _from_bytes(source if isinstance(source, bytes) else source.read())
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise DqdetError(
@@ -237,8 +277,35 @@ def as_image(source: ImageSource) -> Image.Image:
                 "give one of shape [H, W, 3] and type uint8, RGB"
             )
         return Image.fromarray(source)
+    return _from_pillow(source, getattr(source, "filename", "") or "a PIL image")
+
+
+def _from_pillow(image: Image.Image, name: str) -> Image.Image:
     try:
-        return as_rgb(source)
+        return as_rgb(image)
     except Exception as error:  # of Pillow, see opened_image
-        name = getattr(source, "filename", "") or "a PIL image"
         raise DqdetError(f"{name}: cannot be read as an image ({one_line(error)}); give another one") from error
+
+
+def _from_tensor(image: Tensor) -> Image.Image:
+    shaped = image.dim() == 3 and len(image) == 3
+    if shaped and image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
+        image = (image.detach() * 255).round().to(torch.uint8)
+    if not shaped or image.dtype != torch.uint8:
+        raise DqdetError(
+            f"an image tensor has shape {list(image.shape)} and type {image.dtype}; give one of shape [3, H, W], RGB, "
+            "of uint8 or of floating-point numbers in 0..1"
+        )
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())  # [H, W, 3]
+
+
+def _from_bytes(content: object) -> Image.Image:
+    if not isinstance(content, bytes):
+        raise DqdetError(f"a file object gives {type(content).__name__}, no bytes; open the file with mode 'rb'")
+    name = f"{len(content)} bytes"
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except Exception as error:  # of Pillow, see opened_image
+        raise DqdetError(f"{name}: cannot be read as an image ({one_line(error)}); give other ones") from error
+    with opened:
+        return _from_pillow(opened, name)

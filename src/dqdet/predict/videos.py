@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dqdet.predict.images import SMALLEST_PICTURE, ResultFiles
 from dqdet.predict.output import Output, results_folder
 from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor
-from dqdet.predict.progress import in_progress
+from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Track
 
 
@@ -57,18 +57,23 @@ def find_tracks(
 
 
 def predict_video(
-    predictor: Predictor, source: str | Path, out: str | Path, threshold: float = 0.5, force: bool = False
+    predictor: Predictor,
+    source: str | Path,
+    out: str | Path,
+    threshold: float | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[DqdetError]:
     """Detect in a video file, an animation, or a folder of frames, and write into ``out``:
 
-    - ``NAME.mp4``: the video with what scores above ``threshold`` drawn in,
+    - ``NAME.mp4``: the video with what scores above ``threshold`` (as of `predict_pictures`) drawn in,
     - of a video model ``results.json``, all tracks in the official format of YouTube-VIS, and ``videos.json``, the
       video (of a folder with the names of its frames) and the categories behind the ids; a track has one colour in
       the whole video,
     - of an image model the files of `ResultFiles`, with the numbers of frames, from 1, as ids of images.
 
-    Frames are read when they are needed, so that the memory does not depend on the length of the video. A video ends
-    before the first frame that cannot be read.
+    ``say`` is given a line on what was done. Frames are read when they are needed, so that the memory does not depend
+    on the length of the video. A video ends before the first frame that cannot be read.
 
     Returns:
         what was wrong with that frame, if there was one; the frames before it are done.
@@ -83,15 +88,18 @@ def predict_video(
     video = open_video(source)
     if (out / f"{video.name}.mp4").resolve() == source.resolve():
         raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
+    of_videos = predictor.config.data.task == "video"
+    tally = Tally("frames", "tracks" if of_videos else "objects")
     failures: list[DqdetError] = []
     with (
-        results_folder(out, source, force) as output,
+        results_folder(out, [source], force) as output,
         replacing(output.folder / f"{video.name}.mp4") as unfinished,
         video_writer(unfinished, video.rate) as append,
     ):
-        pictures = _tracked if predictor.config.data.task == "video" else _detected
-        for picture in pictures(predictor, video, failures, output, threshold):
+        pictures = _tracked if of_videos else _detected
+        for picture in pictures(predictor, video, failures, output, threshold, tally):
             append(picture)
+    say(f"{out / video.name}.mp4: {tally.line(predictor.shown_above(threshold))}")
     return failures
 
 
@@ -106,7 +114,12 @@ def _readable(video: Video, failures: list[DqdetError]) -> Iterator[Image.Image]
 
 
 def _tracked(
-    predictor: Predictor, video: Video, failures: list[DqdetError], output: Output, threshold: float
+    predictor: Predictor,
+    video: Video,
+    failures: list[DqdetError],
+    output: Output,
+    threshold: float | None,
+    tally: Tally,
 ) -> Iterator[Image.Image]:
     """Pictures of the tracks in each frame; result files."""
     tracks, length = find_tracks(predictor, video, failures)
@@ -119,7 +132,8 @@ def _tracked(
     (output.folder / "results.json").write_text(json.dumps(results))
     (output.folder / "videos.json").write_text(json.dumps(document))
     output.done = "the tracks are found"
-    shown = {number: one for number, one in enumerate(tracks, 1) if one.score > threshold}
+    shown = {number: one for number, one in enumerate(tracks, 1) if one.score > predictor.shown_above(threshold)}
+    tally.add(len(shown), length)
     for frame, image in enumerate(in_progress(islice(video, length), "drawing", length)):
         seen = {number: one for number, one in shown.items() if frame in one.masks}
         yield annotated(image, _in_frame(seen, frame, predictor.config.classes), max(SMALLEST_PICTURE, *image.size))
@@ -142,14 +156,21 @@ def _in_frame(tracks: dict[int, Track], frame: int, classes: list[str]) -> sv.De
 
 
 def _detected(
-    predictor: Predictor, video: Video, failures: list[DqdetError], output: Output, threshold: float
+    predictor: Predictor,
+    video: Video,
+    failures: list[DqdetError],
+    output: Output,
+    threshold: float | None,
+    tally: Tally,
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
     results = ResultFiles(predictor, output)
     for number, image in enumerate(in_progress(_readable(video, failures), "predicting", video.length), 1):
-        (outcome,) = predictor.outcomes([image])
+        (outcome,) = predictor.outcomes([image], threshold)
         name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
         results.add(number, name, image, outcome)
         output.done = f"{number} frames are done"
-        yield annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
+        shown = predictor.shown(outcome, threshold)
+        tally.add(len(shown))
+        yield annotated(image, shown, max(SMALLEST_PICTURE, *image.size))
     results.finish()

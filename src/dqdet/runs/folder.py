@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dqdet.config import Config, from_yaml, to_yaml
+from dqdet.config import Config, DataConfig, from_yaml, to_yaml
 from dqdet.errors import DqdetError, printable
 from dqdet.formats.records import FINITE, are_numbers
 from dqdet.formats.writing import replacing
@@ -39,13 +40,20 @@ LOGS = "logs"
 
 NO_CATEGORY = -1
 
+# How large images are when they reach a model that is trained.
+PREPARED = tuple(f"data.{name}" for name in DataConfig.model_fields if name.startswith("val_") or name == "max_size")
+
 # The options that matter to a model that is trained: where the data is, how large its images are, what is reported.
 MEASURED = (
-    *(f"data.{name}" for name in ("kind", "task", "root", "val", "max_size", "val_resize", "val_max_size")),
+    *(f"data.{name}" for name in ("kind", "task", "root", "val")),
+    *PREPARED,
     *(f"data.scenes.{name}" for name in ("size", "val_images", "frames", "seed")),
     "inference",
 )
 NOT_MEASURED = "has no effect on a model that is trained"
+
+PREDICTED = ("inference", *PREPARED)  # the options that matter to a prediction
+NOT_PREDICTED = "has no effect on a prediction"
 
 
 @contextmanager
@@ -168,25 +176,39 @@ def save_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     write_file(path / METRICS, (json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def run_folder(path: Path) -> Path:
+    """The folder of a run that is meant by one of its files, such as its weights; any other path as it is."""
+    of_run = path.name in (CONFIG, WEIGHTS, METRICS, LAST) and (path.parent / CONFIG).is_file()
+    return path.parent if of_run else path
+
+
 def load_folder(path: Path) -> tuple[Detector, Config]:
-    """The model of a run folder, on the CPU and ready for inference, and its configuration.
+    """The model of a run, on the CPU and ready for inference, and its configuration.
+
+    Args:
+        path: folder of the run, or one of its files: ``last.ckpt`` means its newest weights (averaged ones, if
+            ``train.ema`` is set), any other one those of the best validation.
 
     Raises:
         DqdetError: a file is missing or damaged, or the weights are of another model than the configuration.
     """
     config = load_config(path)
     model = create_model(without_pretraining(config))
-    load_weights(model, path / WEIGHTS)
+    if path.name == LAST:
+        load_last(model, path)
+    else:
+        load_weights(model, run_folder(path) / WEIGHTS)
     model.eval()
     return model, config
 
 
 def load_config(path: Path) -> Config:
-    """The configuration of a run folder.
+    """The configuration of a run, given by its folder or one of its files.
 
     Raises:
         DqdetError: there is none, or it cannot be read.
     """
+    path = run_folder(path)
     if not path.is_dir():
         raise DqdetError(f"{path}: no such folder; give the folder of a run")
     file = path / CONFIG
@@ -200,8 +222,10 @@ def load_config(path: Path) -> Config:
 
 
 def load_metrics(path: Path) -> dict[str, float]:
-    """What was measured of the model of a run folder; empty when nothing was, yet."""
-    file = path / METRICS
+    """What was measured of the model that `load_folder` gives; empty when nothing was, yet."""
+    if path.name == LAST:
+        return {}
+    file = run_folder(path) / METRICS
     try:
         metrics = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
@@ -236,6 +260,20 @@ def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
     """Raise DqdetError if weights, as a model holds them, are infinite or NaN. ``source`` is named in it."""
     if wrong := [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]:
         raise DqdetError(f"{source}: {len(wrong)} tensors are not finite ({_few(wrong)}); use another checkpoint")
+
+
+def load_last(model: nn.Module, file: Path) -> None:
+    """Fill a model with the newest weights of a training, from its ``last.ckpt``; otherwise as `load_weights`."""
+    if not file.is_file():
+        raise DqdetError(f"{file}: no such file; a training writes it after its first epoch, or when it is interrupted")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        weights = {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
+    except Exception as error:  # whatever unpickling damaged bytes brings
+        raise DqdetError(f"{file}: damaged or cut short ({type(error).__name__}); take {WEIGHTS} instead") from error
+    if other := differences(model.state_dict(), weights):
+        raise DqdetError(f"{file}: weights of another model than configured: {other}")
+    model.load_state_dict(weights)
 
 
 def without_pretraining(config: Config) -> Config:

@@ -17,6 +17,7 @@ from dqdet.runs.folder import (
     load_folder,
     load_metrics,
     new_run,
+    run_folder,
     save_folder,
     without_pretraining,
 )
@@ -40,9 +41,10 @@ def load_model(source: str | Path) -> Trained:
     """The model of a source.
 
     Args:
-        source: the folder of a run; an official checkpoint of any family (``.pth``, ``.pkl``, or ``.safetensors``
-            with the same names), or one of the published code with dynamic queries; the folder of a Hugging Face model
-            (``config.json`` and ``model.safetensors``); or the name of one of these folders on the hub.
+        source: the folder of a run, or a file in it (``last.ckpt``: its newest weights); an official checkpoint of any
+            family (``.pth``, ``.pkl``, or ``.safetensors`` with the same names), or one of the published code with
+            dynamic queries; the folder of a Hugging Face model (``config.json`` and ``model.safetensors``); or the name
+            of one of these folders on the hub.
 
     Raises:
         DqdetError: there is no such source, it cannot be read without executing code, it is no model of any family
@@ -53,7 +55,8 @@ def load_model(source: str | Path) -> Trained:
         if not HUB_NAME.fullmatch(str(source)):
             raise DqdetError(f"{source}: no such folder or file; give a run, a checkpoint, or a name on the hub")
         path = download(str(source))
-    if not path.is_file() and ((path / CONFIG).exists() or not (path / THEIR_CONFIG).is_file()):
+    folder = run_folder(path)
+    if not folder.is_file() and ((folder / CONFIG).exists() or not (folder / THEIR_CONFIG).is_file()):
         return Trained(*load_folder(path), load_metrics(path))
     try:
         state, config = read_official(path) if path.is_file() else read_huggingface(path)

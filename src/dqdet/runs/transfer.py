@@ -95,12 +95,13 @@ def _check_sizes(source: str, start: Config, config: Config) -> None:
 
 
 def _sizes(config: Config) -> dict[str, Any]:
-    """The options that decide which parameters a model has, and what they mean."""
+    """The options that decide which parameters a model has, and what they mean, the colours of its images included."""
     backbone = config.model.backbone
     architecture = SHORT_NAMES.get(backbone.name, backbone.name).split(".")[0]
     options = config.model.model_dump(exclude={"backbone", "dropout", "see_padding"})
     options |= {"backbone.name": architecture, "backbone.freeze": bool(backbone.freeze)}
-    return {f"model.{option}": value for option, value in options.items()}
+    colours = {f"data.{name}": [round(value, 4) for value in getattr(config.data, name)] for name in ("mean", "std")}
+    return {f"model.{option}": value for option, value in options.items()} | colours
 
 
 def _listed(options: dict[str, Any]) -> str:

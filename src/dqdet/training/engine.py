@@ -56,6 +56,7 @@ from dqdet.runs.folder import (
     match_classes,
     match_metrics,
     new_run,
+    run_folder,
     save_metrics,
     without_pretraining,
 )
@@ -67,6 +68,7 @@ from dqdet.training.evaluation import make_evaluation
 from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
+from dqdet.training.recording import Recording, official_files, results_folder, write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -143,27 +145,31 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         _fit(module, data, run, run / LAST, callbacks)
 
 
-def evaluate(run: Path, overrides: Overrides = ()) -> dict[str, float]:
+def evaluate(run: Path, overrides: Overrides = (), out: Path | None = None) -> dict[str, float]:
     """The official metrics of a run's task and model on the validation split.
 
-    They are written to the run's ``metrics.json``, unless overrides make them those of something else.
+    They are written to the run's ``metrics.json``, unless overrides make them those of something else; and with a table
+    of the classes and the predictions to ``out``, see `dqdet.training.recording`.
 
     Args:
-        run: folder of the run.
+        run: folder of a run, or its ``last.ckpt``.
         overrides: of its configuration, for example ``data.root``; of `MEASURED` and `LOADED` options.
+        out: folder of the results, ``RUN/eval`` by default; results of an earlier evaluation are replaced.
 
     Raises:
-        DqdetError: the folder or the data is at fault, the data has classes that the model has not, or an option would
-            have no effect on a model that is trained.
+        DqdetError: the folder or the data is at fault, the data has classes that the model has not, an option would
+            have no effect on a model that is trained, or the results cannot be written.
     """
     overrides = parse_overrides(overrides)
     config = override_some(load_config(run), overrides, (*MEASURED, *LOADED), NOT_MEASURED)
     _warn(unused(config, overrides))
     before = load_metrics(run)
     model, _ = load_folder(run)
-    metrics = measure(model, config)
-    if set(overrides) <= {"data.workers", "data.check"} and is_first_process():
-        _keep_metrics(run, before, metrics)
+    with results_folder(run_folder(run) / "eval" if out is None else out, is_first_process()) as folder:
+        metrics = measure(model, config, folder)
+        rank_zero_only(write_metrics)(folder, metrics)
+    if set(overrides) <= {"data.workers", "data.check"} and run.name != LAST and is_first_process():
+        _keep_metrics(run_folder(run), before, metrics)
     return metrics
 
 
@@ -177,8 +183,13 @@ def _keep_metrics(run: Path, before: dict[str, float], metrics: dict[str, float]
         print(f"{METRICS} is left to the training that goes on: {error}", file=sys.stderr)
 
 
-def measure(model: Detector, config: Config) -> dict[str, float]:
+def measure(model: Detector, config: Config, folder: Path | None = None) -> dict[str, float]:
     """The official metrics of a model on the validation split of ``config.data``.
+
+    Args:
+        model: to be measured.
+        config: of the model.
+        folder: for its predictions in the official formats; None: they are not written.
 
     Raises:
         DqdetError: the data is at fault, or has classes that the model has not.
@@ -188,7 +199,9 @@ def measure(model: Detector, config: Config) -> dict[str, float]:
     _check_files(config, dataset)
     config = config.model_copy(update={"category_ids": category_ids})
     validation = Validation(make_evaluation(config, dataset))
-    trainer = _make_trainer(config, [validation, TrainingProgress(config.train.batch, validation.evaluation.best)])
+    recording = [] if folder is None else [Recording(official_files(config, dataset, folder), folder)]
+    progress = TrainingProgress(config.train.batch, validation.evaluation.best)
+    trainer = _make_trainer(config, [validation, *recording, progress])
     loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
     try:
         _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)

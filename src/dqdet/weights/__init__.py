@@ -16,6 +16,7 @@ from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
 from dqdet.weights.huggingface import check_sizes, class_names, read_config
 from dqdet.weights.mask2former import MASK2FORMER
+from dqdet.weights.preparation import read_preparation
 from dqdet.weights.published import Published
 from dqdet.weights.reading import read_checkpoint
 from dqdet.weights.renaming import State
@@ -97,4 +98,5 @@ def read_huggingface(folder: Path) -> tuple[State, Config]:
         state = published.from_huggingface(parameters, theirs)
         config = published.describe(state, theirs.get(there.heads, 8), names=class_names(theirs))
     check_sizes(theirs, config)
-    return state, override(config, {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs)})
+    options = {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs)}
+    return state, override(config, options | read_preparation(folder, there))

@@ -40,6 +40,8 @@ class HuggingFace:
     fixed: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}
     options: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}  # overrides that parameters do not tell
     heads: str = "encoder_attention_heads"  # the option that is their number
+    processor: str = "DetrImageProcessor"  # of its images, where a folder does not name another one
+    divisor: int = 1  # the sides of images that our family is given are multiples of it
 
     def check(self, theirs: Theirs) -> None:
         """Refuse a model with a value that dqdet does not have."""
@@ -53,17 +55,23 @@ class HuggingFace:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a model; a `DqdetError` if it cannot be read."""
-    try:
-        theirs = json.loads((folder / THEIR_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DqdetError(f"{THEIR_CONFIG} cannot be read ({error})") from error
+    """The configuration of a model; a `DqdetError` if it cannot be read, or an option has a wrong type."""
+    theirs = read_json(folder, THEIR_CONFIG)
     try:
         TheirConfig.model_validate(theirs)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}={value_text(fault['input'])}" for fault in error.errors()]
         raise DqdetError(f"{THEIR_CONFIG} has values of a wrong type: {listed(faults, '; ')}") from error
     return theirs
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The options in a file; none, if it has something else."""
+    try:
+        theirs = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DqdetError(f"{name} cannot be read ({error})") from error
+    return theirs if isinstance(theirs, dict) else {}
 
 
 class TheirConfig(BaseModel):

@@ -120,5 +120,7 @@ MASK2FORMER = Published(
             **{f"loss.{ours}": theirs[option] for option, ours in LOSS.items() if option in theirs},
         },
         heads="num_attention_heads",
+        processor="Mask2FormerImageProcessor",
+        divisor=32,
     ),
 )

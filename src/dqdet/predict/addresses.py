@@ -1,0 +1,47 @@
+"""Images and videos that have an address on the web."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from dqdet.errors import DqdetError
+
+LARGEST = 256 * 2**20  # bytes of a file
+TIMEOUT = 30.0  # seconds without a byte
+
+
+def is_address(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def fetch(address: str, folder: Path, largest: int = LARGEST) -> Path:
+    """Bring what is at an address into a new folder, under the last part of the address as its name.
+
+    Raises:
+        DqdetError: it cannot be had, or has more than ``largest`` bytes.
+    """
+    try:
+        name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)[-100:].lstrip(".")
+        file = folder / (name or "image")
+        folder.mkdir(parents=True)
+        with httpx.stream("GET", address, follow_redirects=True, timeout=TIMEOUT) as answer, file.open("wb") as opened:
+            answer.raise_for_status()
+            received = int(answer.headers.get("Content-Length", 0))
+            for part in answer.iter_bytes():
+                if max(received, opened.tell() + len(part)) > largest:
+                    raise DqdetError(
+                        f"{address}: more than {largest / 2**20:g} MiB; fetch it yourself, and give the file"
+                    )
+                opened.write(part)
+    except httpx.HTTPStatusError as error:
+        reason = f"{error.response.status_code} {error.response.reason_phrase}"
+        raise DqdetError(f"{address}: cannot be fetched ({reason}); correct the address") from error
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ValueError) as error:
+        raise DqdetError(f"{address}: cannot be fetched ({error}); check address and connection") from error
+    except OSError as error:
+        raise DqdetError(f"{folder}: cannot be written ({error.strerror}); make space there") from error
+    return file
