@@ -467,7 +467,7 @@ class DataConfig(Section):
     scenes: ScenesConfig = ScenesConfig()
     """The generated data set."""
     check: bool = True
-    """Look at the headers of all images before a training or evaluation: is each there, an image, and of its size?"""
+    """Read the headers of all images before a training or evaluation: each is there, an image, and of its size."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -510,7 +510,7 @@ class TrainConfig(Section):
     length: 40 of 50 epochs are 9.6 of 12.
     """
     drop_steps: list[Count] = []
-    """The same in optimiser steps, where drop is empty."""
+    """Optimiser steps after which they are, where drop is empty; they move like drop."""
     power: Positive = 0.9
     """Exponent of the share of steps that are left; of schedule=poly."""
     decay_norms: bool = True
