@@ -108,7 +108,9 @@ def test_states_of_a_training(run):
 def test_published_checkpoints(published, tmp_path):
     """PyTorch's files with the parameters' names of the official code, which those of transformers become."""
     state = rename(load_file(published / "model.safetensors"), DETR.huggingface.rules)
-    state = merge_projections(state)
+    state = {
+        name.replace(".cross_attn.", ".multihead_attn."): tensor for name, tensor in merge_projections(state).items()
+    }
     checkpoint = {"model": state, "epoch": 3}
     file = tmp_path / "detr.pth"
     torch.save(checkpoint, file)

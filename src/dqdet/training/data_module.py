@@ -10,6 +10,8 @@ from lightning.pytorch import LightningDataModule
 from dqdet.config import Config
 from dqdet.data.dataset import DetectionDataset
 from dqdet.data.loader import BatchLoader, BatchSampler, make_loader
+from dqdet.errors import DqdetError, value_text
+from dqdet.formats.records import is_id
 from dqdet.types import Batch
 
 
@@ -70,4 +72,7 @@ class DataModule(LightningDataModule):
         return {"epoch": epoch + 1, "start": 0} if ended else {"epoch": epoch, "start": seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        position = {entry: state_dict.get(entry) for entry in self.position}
+        if not all(is_id(number) and number >= 0 for number in position.values()):
+            raise DqdetError(f"the checkpoint to go on from has the position {value_text(position)} in the data")
         self.position = state_dict
