@@ -60,7 +60,7 @@ def test_damaged_files_of_a_run(run, name):
     content = (run / name).read_bytes()
 
     @given(damage=damaged(content))
-    @examples(15)
+    @examples(6)
     def fuzz(damage):
         (run / name).write_bytes(damage)
         with bounded():
@@ -76,7 +76,7 @@ def test_metrics(run):
     content = (run / "metrics.json").read_bytes()
 
     @given(metrics=mutated(json.loads(content)))
-    @examples(60)
+    @examples(40)
     def fuzz(metrics):
         (run / "metrics.json").write_bytes(as_json(metrics))
         with bounded():
@@ -93,7 +93,7 @@ def test_states_of_a_training(run):
     state = torch.load(run / "last.ckpt", weights_only=True)
 
     @given(changed=mutated(state, odd))
-    @examples(8)
+    @examples(6)
     def fuzz(changed):
         torch.save(changed, run / "last.ckpt")
         with bounded():
@@ -117,7 +117,7 @@ def test_published_checkpoints(published, tmp_path):
     load_model(file)  # which is right
 
     @given(changed=mutated(checkpoint, odd))
-    @examples(25)
+    @examples(10)
     def fuzz(changed):
         torch.save(changed, file)
         with bounded():
@@ -132,7 +132,7 @@ def test_folders_of_transformers(published):
     load_model(published)  # which is right
 
     @given(data=st.data())
-    @examples(40)
+    @examples(12)
     def fuzz(data):
         config.write_bytes(as_json(data.draw(mutated(json.loads(content)))))
         if data.draw(st.integers(0, 3)) == 0:
