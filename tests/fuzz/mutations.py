@@ -87,7 +87,7 @@ def mutated(draw: st.DrawFn, document: Any, odd: st.SearchStrategy = values) -> 
             continue
         match draw(st.sampled_from(["replace", "replace", "replace", "drop", "double", "move", "nest"])):
             case "replace":
-                parent[key] = draw(odd)
+                parent[key] = copy.deepcopy(draw(odd))  # which a later change may change
             case "drop":
                 del parent[key]
             case "double" if isinstance(parent, list):
