@@ -57,4 +57,4 @@ _VALUES = _Values()
 
 def value_text(value: object) -> str:
     """A value of a file as messages quote it: as in Python, of bounded length and depth."""
-    return _VALUES.repr(value)
+    return printable(_VALUES.repr(value), 3 * LONGEST_NAME)

@@ -52,7 +52,7 @@ def assert_all_used_once(rows: list[tuple[str, list[int]]], aliases: dict[str, s
     """
     owners = {parameter: aliases.get(parameter, parameter) for parameter, _ in rows}
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners.values()), 1)}
-    state = {parameter: torch.tensor(numbers[owners[parameter]]).expand(shape) for parameter, shape in rows}
+    state = {parameter: torch.tensor(float(numbers[owners[parameter]])).expand(shape) for parameter, shape in rows}
     converted, published = translate(state)
     config = published.describe(converted)
     with torch.device("meta"):
@@ -403,7 +403,7 @@ def test_what_dqdet_does_not_have_is_refused(tmp_path):
         return message(tmp_path)
 
     assert "dilation=True; supported is False only" in changed(dilation=True)
-    assert "position_embedding_type=learned" in changed(position_embedding_type="learned")
+    assert "position_embedding_type='learned'" in changed(position_embedding_type="learned")
     assert "decoder_attention_heads=2; supported is 4 only" in changed(decoder_attention_heads=2)
     assert "model_type is 'yolos'; supported are detr, conditional_detr" in changed(model_type="yolos")
     assert "class_head.weight [4, 64] instead of [3, 64]" in changed(id2label={"0": "cat", "1": "dog"})

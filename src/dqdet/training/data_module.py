@@ -11,6 +11,8 @@ from dqdet.config import Config
 from dqdet.data.clips import VideoDataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.data.loader import BatchLoader, BatchSampler, TrainingBatches, VideoLoader, make_loader
+from dqdet.errors import DqdetError, value_text
+from dqdet.formats.records import is_id
 from dqdet.types import Batch, VideoStream
 
 
@@ -79,4 +81,7 @@ class DataModule(LightningDataModule):
         return {"epoch": epoch + 1, "start": 0} if ended else {"epoch": epoch, "start": seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        position = {entry: state_dict.get(entry) for entry in self.position}
+        if not all(is_id(number) and number >= 0 for number in position.values()):
+            raise DqdetError(f"the checkpoint to go on from has the position {value_text(position)} in the data")
         self.position = state_dict

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from dqdet.config import Config
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, listed
 from dqdet.inference import infer
 from dqdet.inference.windows import best_tracks, track
 from dqdet.losses import Losses, make_loss
@@ -23,6 +23,11 @@ from dqdet.training.optimiser import make_optimiser, make_schedule
 from dqdet.types import Batch, Outcome, Track, VideoStream
 
 LOG_EVERY = 10  # steps
+# Of a checkpoint, without which a training would not go on where it was.
+ENTRIES: dict[str, type] = {
+    **{"epoch": int, "global_step": int, "state_dict": dict, "loops": dict},
+    **{"optimizer_states": list, "lr_schedulers": list, DataModule.__qualname__: dict},
+}
 
 
 class DetectionModule(LightningModule):
@@ -95,6 +100,9 @@ class DetectionModule(LightningModule):
         return infer(predictions, sizes, original_sizes, self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        wrong = [entry for entry, kind in ENTRIES.items() if not isinstance(checkpoint.get(entry), kind)]
+        if wrong:
+            raise DqdetError(f"the checkpoint to go on from has no {listed(wrong)}, or not as a training saves it")
         weights = checkpoint["state_dict"]
         if other := differences(self.state_dict(), weights):
             raise DqdetError(f"the checkpoint to go on from is of another model than configured: {other}")
