@@ -27,8 +27,10 @@ def read_ids(file: Path) -> np.ndarray:
 
 def write_ids(file: Path, ids: np.ndarray) -> None:
     """Write segment ids [H, W], each below 2^24, as an official PNG map."""
-    colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)  # [H, W, 3]
-    PIL.Image.fromarray(colours.astype(np.uint8)).save(file)
+    colours = np.empty((*ids.shape, 3), dtype=np.uint8)
+    for channel in range(3):
+        colours[..., channel] = ids >> 8 * channel & 255
+    PIL.Image.fromarray(colours).save(file)
 
 
 def segment_faults(panoptic: PanopticMap, category_ids: Iterable[int]) -> list[str]:

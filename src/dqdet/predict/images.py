@@ -13,12 +13,9 @@ from dqdet.errors import DqdetError
 from dqdet.formats.image_files import image_files, is_image_name, read_image
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import IouType, StoredResults, coco_results, panoptic_result
-from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.progress import in_progress
 from dqdet.types import Outcome, Segmentation
-
-SMALLEST_PICTURE = 640  # longer side to which smaller pictures are enlarged, so that their labels can be read
 
 
 class ResultFiles:
@@ -72,7 +69,7 @@ def predict_folder(
     """Detect in an image, or in all images of a folder (not of its subfolders), and write into ``out``:
 
     - each picture under its own name, with what was found drawn in: objects above ``threshold``, or the panoptic
-      map; small pictures are enlarged,
+      map; small pictures are enlarged, large ones reduced,
     - the files of `ResultFiles`. File names that are distinct numbers, as COCO's are, give the ids of images;
       otherwise images are numbered from 1.
 
@@ -102,7 +99,7 @@ def predict_folder(
             outcomes = predictor.outcomes(list(readable.values()))
             for (file, image), outcome in zip(readable.items(), outcomes, strict=True):
                 results.add(ids[file], file.name, image, outcome)
-                picture = annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
+                picture = predictor.drawn(image, outcome, threshold)
                 name = file.name if is_image_name(file) else f"{file.name}.png"
                 picture.save(out / name, quality=92)  # of formats that have it
         results.write()

@@ -19,9 +19,9 @@ from dqdet.errors import DqdetError
 from dqdet.formats.results import video_results
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.frames import Video, open_video, video_writer
-from dqdet.predict.images import SMALLEST_PICTURE, ResultFiles
+from dqdet.predict.images import ResultFiles
 from dqdet.predict.pictures import annotated
-from dqdet.predict.predictor import Predictor
+from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor
 from dqdet.predict.progress import in_progress
 from dqdet.types import Track
 
@@ -151,5 +151,5 @@ def _detected(
         (outcome,) = predictor.outcomes([image])
         name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
         results.add(number, name, image, outcome)
-        yield annotated(image, predictor.shown(outcome, threshold), max(SMALLEST_PICTURE, *image.size))
+        yield predictor.drawn(image, outcome, threshold)
     results.write()
