@@ -86,7 +86,7 @@ def main() -> None:
     for image in range(min(options.images, DISTINCT)):
         masks, labels = masks_of(image, pool, options.masks)
         scores = torch.rand(len(masks)).sort(descending=True).values
-        metric.update([image], [ImageDetections(scores, labels, torch.zeros(len(masks), 4), masks)])
+        metric.update([image], [ImageDetections(scores, labels, torch.zeros(len(masks), 4), rle.compressed(masks))])
     for image in range(DISTINCT, options.images):
         scores = torch.rand(options.masks).sort(descending=True).values.tolist()
         same = zip(metric.results[image % DISTINCT], scores, strict=True)

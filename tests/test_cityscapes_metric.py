@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dqdet.formats.cityscapes import CLASSES, THINGS
+from dqdet.formats.rle import compressed
 from dqdet.metrics.cityscapes import CityscapesInstanceMetric
 from dqdet.metrics.semantic import SemanticMetric
 from dqdet.types import ImageDetections
@@ -31,7 +32,7 @@ def as_detections(file: Path) -> ImageDetections:
         scores=torch.tensor([float(score) for _, _, score in rows], dtype=torch.float64),
         labels=torch.tensor([labels.index(int(number)) if int(number) in labels else -1 for _, number, _ in rows]),
         boxes=torch.zeros(len(rows), 4),
-        masks=torch.tensor(np.array([read(file.parent / mask) != 0 for mask, _, _ in rows])),
+        masks=compressed(torch.tensor(np.array([read(file.parent / mask) != 0 for mask, _, _ in rows]))),
     )
 
 
@@ -80,7 +81,7 @@ def detections(score_and_columns: list[tuple[float, slice]]) -> ImageDetections:
         mask[:, columns] = True
     scores = torch.tensor([score for score, _ in score_and_columns])
     labels = torch.full((len(masks),), list(THINGS).index(CAR))
-    return ImageDetections(scores, labels, torch.zeros(len(masks), 4), masks)
+    return ImageDetections(scores, labels, torch.zeros(len(masks), 4), compressed(masks))
 
 
 def ap50(truth: np.ndarray, found: ImageDetections) -> float:
@@ -110,7 +111,9 @@ def test_what_excuses_a_prediction():
     small[:9, 20:30] = CAR * 1000 + 1  # 90 pixels; a prediction that meets it is no error
     found = detections([right, wrong])
     assert found.masks is not None
-    found.masks[1, 9:] = False
+    masks = torch.from_numpy(found.masks.decoded())
+    masks[1, 9:] = False
+    found.masks = compressed(masks)
     assert ap50(small, found) == 1
     # The second best of an object is an error.
     assert ap50(road_with(car), detections([right, (0.4, slice(0, 9))])) == 1

@@ -96,15 +96,19 @@ def test_results_do_not_depend_on_how_many_masks_are_enlarged_together(task, mon
         assert len(found.scores)
         torch.testing.assert_close(found.scores, expected.scores)
         assert torch.equal(found.labels, expected.labels)
-        assert torch.equal(found.masks, expected.masks)
+        if task == "video":
+            assert torch.equal(found.masks, expected.masks)
+        else:
+            np.testing.assert_array_equal(found.masks.decoded(), expected.masks.decoded())
 
 
 def test_instances_are_sorted_and_their_masks_have_the_size_of_the_file():
     found = infer(random_predictions(2), *SIZES, config_of("instance", limit=7))
     for image, size in zip(found, SIZES[1], strict=True):
-        assert image.masks.shape == (7, *size)
+        masks = torch.from_numpy(image.masks.decoded())
+        assert masks.shape == (7, *size)
         assert torch.equal(image.scores, image.scores.sort(descending=True).values)
-        assert torch.equal(image.boxes, boxes_around(image.masks))
+        assert torch.equal(image.boxes, boxes_around(masks))
 
 
 def test_a_score_is_that_of_the_class_times_the_certainty_of_the_mask():

@@ -22,7 +22,7 @@ def as_detections(image: dict, results: list[dict], category_ids: list[int]) -> 
         scores=torch.tensor([entry["score"] for entry in results], dtype=torch.float64),
         labels=torch.tensor([category_ids.index(entry["category_id"]) for entry in results], dtype=torch.int64),
         boxes=torch.zeros(len(results), 4),  # boxes of mask models mean nothing
-        masks=torch.tensor(masks),
+        masks=rle.compressed(torch.tensor(masks)),
     )
 
 
@@ -95,7 +95,8 @@ def test_equals_pycocotools_on_random_masks(seed):
         masks = discs(random, count, image["height"], image["width"])
         masks[: min(count, 7)] |= objects[: min(count, 7)]
         scores = torch.tensor(random.uniform(0, 1, count).round(2)).sort(descending=True).values
-        found = ImageDetections(scores, torch.tensor(random.integers(0, 2, count)), torch.zeros(count, 4), masks)
+        labels = torch.tensor(random.integers(0, 2, count))
+        found = ImageDetections(scores, labels, torch.zeros(count, 4), rle.compressed(masks))
         metric_input.append((image["id"], found))
         results += coco_results(image["id"], found, category_ids, "segm")
     categories = [{"id": number, "name": f"class {number}"} for number in category_ids]

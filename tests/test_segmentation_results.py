@@ -2,7 +2,10 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -365,3 +368,16 @@ def test_written_maps_are_read(tmp_path):
     ids = np.random.default_rng(0).integers(0, 2**24, (20, 30))
     write_ids(tmp_path / "map.png", ids)
     np.testing.assert_array_equal(read_ids(tmp_path / "map.png"), ids)
+
+
+def test_the_memory_of_a_photograph_does_not_grow_with_its_masks(tmp_path):
+    """40 masks more of 4.8 million pixels have 183 MiB, and as much again for each copy."""
+    script = Path(__file__).with_name("mask_memory.py")
+    peaks = []
+    for count in (4, 44):
+        command = [sys.executable, str(script), str(tmp_path / str(count)), "2400", "2000", str(count)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(float(done.stdout))
+        results = json.loads((tmp_path / str(count) / "out" / "results.json").read_text())
+        assert len(results) == count
+    assert peaks[1] - peaks[0] < 150

@@ -16,6 +16,7 @@ from dqdet.config import Config
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
 from dqdet.formats.results import StoredResults
+from dqdet.formats.rle import compressed
 from dqdet.inference.masks import Segmentation
 from dqdet.metrics.panoptic import PanopticMap
 from dqdet.training.evaluation import make_evaluation
@@ -48,7 +49,7 @@ def objects(dataset, config, index: int) -> ImageDetections:
     sample = dataset.read(index)
     labels = torch.tensor([config.classes.index(dataset.classes[label]) for label in sample["labels"].tolist()])
     things = torch.tensor([config.classes[label] not in config.stuff for label in labels.tolist()])
-    masks = sample["masks"][things].bool() if "masks" in sample else None
+    masks = compressed(sample["masks"][things].bool()) if "masks" in sample else None
     return ImageDetections(torch.ones(int(things.sum())), labels[things], sample["boxes"][things].float(), masks)
 
 
@@ -99,7 +100,7 @@ def test_instances_are_compared_by_their_masks():
 
 
 def without_masks(found: ImageDetections) -> ImageDetections:
-    return replace(found, masks=torch.zeros_like(found.masks))
+    return replace(found, masks=compressed(torch.zeros(found.masks.decoded().shape, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("shift", [0, 5])

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self, TypeAlias, TypedDict
 
 import numpy as np
+import pycocotools.mask
 import torch
 from torch import Tensor
 
@@ -164,6 +165,38 @@ class Predictions:
         )
 
 
+class Rle(TypedDict):
+    """A mask in the compressed run-length encoding of COCO's files."""
+
+    size: list[int]  # height, width
+    counts: str
+
+
+@dataclass
+class RleMasks:
+    """K masks of one size, compressed: those of a photograph would not fit into the memory. Each is ``[H, W]`` bool."""
+
+    size: tuple[int, int]  # height, width
+    rles: list[Rle]
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for rle in self.rles:
+            yield pycocotools.mask.decode(rle).view(bool)
+
+    def __getitem__(self, rows: Sequence[int]) -> Self:
+        return replace(self, rles=[self.rles[row] for row in rows])
+
+    def decoded(self) -> np.ndarray:
+        """All together, ``[K, H, W]`` bool."""
+        masks = np.zeros((len(self), *self.size), dtype=bool)
+        for mask, decoded in zip(masks, self, strict=True):
+            mask[:] = decoded
+        return masks
+
+
 @dataclass
 class ImageDetections:
     """What was found in one image, best score first."""
@@ -171,7 +204,7 @@ class ImageDetections:
     scores: Tensor  # [K] in 0..1, descending
     labels: Tensor  # [K] int64, index into the class list
     boxes: Tensor  # [K, 4] x1, y1, x2, y2 in pixels; may reach beyond the image
-    masks: Tensor | None = None  # [K, H, W] bool
+    masks: RleMasks | None = None
 
 
 @dataclass
@@ -203,13 +236,6 @@ class ClipTracks:
     scores: Tensor  # [K] in 0..1
     labels: Tensor  # [K] int64, index into the class list
     masks: Tensor  # [K, T, H, W] bool, empty where a track is not visible
-
-
-class Rle(TypedDict):
-    """A mask in the compressed run-length encoding of COCO's files."""
-
-    size: list[int]  # height, width
-    counts: str
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torchvision.datasets import Cityscapes
 from dqdet.config import DataConfig
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
+from dqdet.formats.rle import compressed
 from dqdet.metrics.cityscapes import CityscapesInstanceMetric
 from dqdet.metrics.panoptic import VOID
 from dqdet.types import ImageDetections
@@ -174,7 +175,7 @@ def test_the_targets_as_detections_are_perfect(shared, tmp_path):
     for index, image_id in enumerate(dataset.image_ids):
         sample = dataset.read(index)
         scores = torch.ones(len(sample["labels"]))
-        found = ImageDetections(scores, sample["labels"], sample["boxes"], sample["masks"].bool())
+        found = ImageDetections(scores, sample["labels"], sample["boxes"], compressed(sample["masks"].bool()))
         metric.update([image_id], [dataset.instance_ids(index)], [found])
     assert metric.compute()["AP"] == 1
 

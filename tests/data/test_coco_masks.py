@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from run_lengths import compressed, uncompressed
 from torchvision import tv_tensors
 
+from dqdet.formats import rle
 from dqdet.formats.masks import CompressedMasks, compress, segmentation_fault
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.types import ImageDetections
@@ -207,7 +208,7 @@ def test_masks_read_and_found_again_have_an_average_precision_of_one(shared, cap
     for index, image_id in enumerate(chosen):
         sample = dataset.read(index)
         scores = torch.ones(len(sample["labels"]))
-        found = ImageDetections(scores, sample["labels"], sample["boxes"], masks=sample["masks"].bool())
+        found = ImageDetections(scores, sample["labels"], sample["boxes"], masks=rle.compressed(sample["masks"].bool()))
         metric.update([image_id], [found])
     metrics = metric.compute()
     capsys.readouterr()

@@ -27,8 +27,10 @@ def read_ids(file: Path) -> np.ndarray:
 
 def write_ids(file: Path, ids: np.ndarray) -> None:
     """Write segment ids [H, W], each below 2^24, as an official PNG map. Raises OSError when it cannot be written."""
-    colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1)  # [H, W, 3]
-    write_image(file, PIL.Image.fromarray(colours.astype(np.uint8)))
+    colours = np.empty((*ids.shape, 3), dtype=np.uint8)
+    for channel in range(3):
+        colours[..., channel] = ids >> 8 * channel & 255
+    write_image(file, PIL.Image.fromarray(colours))
 
 
 def segment_faults(panoptic: PanopticMap, category_ids: Iterable[int]) -> list[str]:

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torchvision.ops import box_convert
 
 from dqdet.errors import DqdetError
-from dqdet.formats import rle
 from dqdet.types import ImageDetections, PanopticMap, Track
 
 Entries = list[dict[str, Any]]  # of a results file in COCO's format
@@ -33,7 +32,7 @@ def coco_results(
     shapes: list[Any]
     if iou_type == "segm":
         assert detections.masks is not None, "these detections have no masks"
-        key, shapes = "segmentation", rle.encode(detections.masks)
+        key, shapes = "segmentation", detections.masks.rles
     else:
         key, shapes = "bbox", box_convert(detections.boxes, "xyxy", "xywh").tolist()
     return [

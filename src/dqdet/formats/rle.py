@@ -6,7 +6,7 @@ import pycocotools.mask
 import torch
 from torch import Tensor
 
-from dqdet.types import Rle
+from dqdet.types import Rle, RleMasks
 
 # Of the characters of the counts: each holds five bits of a number, and whether more of them follow.
 OFFSET, BITS, MORE, SIGN = 48, 0x1F, 0x20, 0x10
@@ -17,6 +17,12 @@ def encode(masks: Tensor) -> list[Rle]:
     columns = masks.to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()  # [K, W, H]: runs go down the columns
     encoded = pycocotools.mask.encode(columns.transpose(2, 1, 0))  # [H, W, K] in Fortran order
     return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded]
+
+
+def compressed(masks: Tensor) -> RleMasks:
+    """``masks [K, H, W]`` (bool) in little memory."""
+    height, width = masks.shape[1:]
+    return RleMasks((height, width), encode(masks))
 
 
 def run_lengths(counts: str) -> list[int]:

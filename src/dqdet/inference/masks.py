@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from dqdet.config import Config, SequenceLossConfig
 from dqdet.formats.panoptic import VOID
-from dqdet.types import ClipTracks, ImageDetections, PanopticMap, Predictions, Segmentation
+from dqdet.formats.rle import encode
+from dqdet.types import ClipTracks, ImageDetections, PanopticMap, Predictions, RleMasks, Segmentation
 
 PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
 SCORES_AT_ONCE = 2**28  # of classes at pixels, 1 GiB
@@ -41,14 +42,15 @@ def instances(
         kept = things.to(labels.device, non_blocking=True)[labels].nonzero()[:, 0]
         scores, labels, queries = scores[kept], labels[kept], queries[kept]
     chosen, pairs = queries.unique(return_inverse=True)  # a query may be reported under several classes
-    masks, certainties = [scores.new_zeros(0, *original_size, dtype=torch.bool)], [scores.new_zeros(0)]
+    masks, boxes, certainties = RleMasks(original_size, []), [scores.new_zeros(0, 4)], [scores.new_zeros(0)]
     for logits in enlarged(final, image, chosen, size, original_size):
         mask = logits > 0  # [M, H, W]
-        masks.append(mask)
-        certainties.append((logits.sigmoid() * mask).flatten(1).sum(1) / (mask.flatten(1).sum(1) + 1e-6))
+        masks.rles += encode(mask)
+        boxes.append(boxes_around(mask))
+        certainties.append((logits.sigmoid_().mul_(mask)).flatten(1).sum(1) / (mask.flatten(1).sum(1) + 1e-6))
     scores, order = (scores * torch.cat(certainties)[pairs]).sort(descending=True)  # [K]
-    found = torch.cat(masks)[pairs[order]]  # [K, H, W]
-    return ImageDetections(scores, labels[order], boxes_around(found), found)
+    rows = pairs[order]
+    return ImageDetections(scores, labels[order], torch.cat(boxes)[rows], masks[rows.tolist()])
 
 
 def segmentation(

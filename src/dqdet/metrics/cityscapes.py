@@ -43,10 +43,10 @@ def match(truth: np.ndarray, detections: ImageDetections, label_ids: Iterable[in
     assert detections.masks is not None, "these detections have no masks"
     numbers, index = np.unique(truth, return_inverse=True)  # [N], H * W indices
     pixels = np.bincount(index.ravel(), minlength=len(numbers))  # [N]
-    masks = detections.masks.flatten(1).cpu().numpy()  # [K, H * W]
     # Pixels of each prediction by instance number
-    covered = np.array([np.bincount(index.ravel()[mask], minlength=len(numbers)) for mask in masks], dtype=np.int64)
-    covered = covered.reshape(len(masks), len(numbers)).T  # [N, K]
+    inside = (index.ravel()[mask.ravel()] for mask in detections.masks)
+    covered = np.array([np.bincount(of_mask, minlength=len(numbers)) for of_mask in inside], dtype=np.int64)
+    covered = covered.reshape(len(detections.masks), len(numbers)).T  # [N, K]
     labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().numpy()  # [K]
     # Objects of classes that are not evaluated (caravan) are not void, as they have instance numbers.
     void = np.isin(numbers, [label.id for label in LABELS.values() if label.ignore_in_eval])

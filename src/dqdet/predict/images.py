@@ -13,12 +13,9 @@ from dqdet.formats.image_files import image_files, is_image_name, read_image, wr
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
 from dqdet.predict.output import Output, results_folder
-from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Outcome, Segmentation
-
-SMALLEST_PICTURE = 640  # longer side to which smaller pictures are enlarged, so that their labels can be read
 
 
 class ResultFiles:
@@ -119,7 +116,7 @@ def predict_pictures(
     """Detect in pictures, and write into ``out``:
 
     - each picture under its own name, with what was found drawn in: objects above ``threshold``, or the panoptic
-      map; small pictures are enlarged,
+      map; small pictures are enlarged, large ones reduced,
     - the files of `ResultFiles`.
 
     Args:
@@ -164,11 +161,10 @@ def predict_pictures(
                     failures.append(error)
             outcomes = predictor.outcomes(list(readable.values()), threshold)
             for (name, image), outcome in zip(readable.items(), outcomes, strict=True):
-                shown = predictor.shown(outcome, threshold)
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
-                write_image(out / name, annotated(image, shown, max(SMALLEST_PICTURE, *image.size)))
+                write_image(out / name, predictor.drawn(image, outcome, threshold))
                 results.add(ids[name], name, image, outcome)
-                tally.add(len(shown))
+                tally.add(predictor.shown(outcome, threshold))
                 output.done = f"{len(results.described)} of {len(pictures)} images are done"
         results.finish()
     say(f"{out}: {tally.line(predictor.shown_above(threshold))}")

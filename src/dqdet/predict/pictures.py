@@ -17,7 +17,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
 from dqdet.errors import printable
-from dqdet.types import PanopticMap, Target
+from dqdet.types import PanopticMap, RleMasks, Target
 
 PALETTE = sv.ColorPalette.DEFAULT  # a class has the same colour in all pictures
 SHADES = (0.0, 0.5, -0.4, 0.25, -0.2)  # of the objects of one class, in turn
@@ -79,7 +79,7 @@ def annotated(image: Image.Image, detections: sv.Detections, longer_side: int) -
     if detections.mask is None:
         masks = None
     else:
-        masks = _resized(np.asarray(detections.mask), scene.size)  # [K, H, W]
+        masks = resized(np.asarray(detections.mask), scene.size)  # [K, H, W]
         seen = masks.any((1, 2))
         detections, masks = detections[np.flatnonzero(seen)], masks[seen]  # type: ignore[assignment]
     if not len(detections):
@@ -142,7 +142,7 @@ def _shade(color: sv.Color, shade: float) -> sv.Color:
     return sv.Color(*(round(channel + abs(shade) * (end - channel)) for channel in color.as_rgb()))
 
 
-def _resized(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(masks: np.ndarray | RleMasks, size: tuple[int, int]) -> np.ndarray:
     """Masks ``[K, H, W]`` at another size (width, height), with smooth outlines."""
     resized = np.zeros((len(masks), size[1], size[0]), dtype=bool)
     for mask, out in zip(masks, resized, strict=True):

@@ -20,7 +20,7 @@ from dqdet.errors import DqdetError
 from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.inference import infer
 from dqdet.predict.addresses import fetch, is_address
-from dqdet.predict.pictures import segments
+from dqdet.predict.pictures import annotated, resized, segments
 from dqdet.runs.hub import publish
 from dqdet.types import ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor | bytes | IO[bytes]
 THRESHOLD = 0.5  # of the scores of objects and tracks that are shown
 Sizes = list[tuple[int, int]]
+
+# Of the longer side of a picture with what was found: smaller and larger images are resized
+SMALLEST_PICTURE, LARGEST_PICTURE = 640, 2560
 
 
 class Predictor:
@@ -194,13 +197,23 @@ class Predictor:
         """
         return publish(name, self.model, self.config, self.metrics, private)
 
-    def named(self, found: ImageDetections, threshold: float) -> sv.Detections:
-        """The detections above ``threshold`` with their class names."""
+    def named(self, found: ImageDetections, threshold: float, size: tuple[int, int] | None = None) -> sv.Detections:
+        """The detections above ``threshold`` with their class names; masks of the image reduced to ``size``, if given.
+
+        Args:
+            found: in an image.
+            threshold: in 0..1.
+            size: width and height.
+        """
         kept = found.scores > threshold
         labels = found.labels[kept].cpu().numpy()
+        masks = None
+        if found.masks is not None:
+            of_kept = found.masks[kept.nonzero()[:, 0].tolist()]
+            masks = of_kept.decoded() if size is None else resized(of_kept, size)
         return sv.Detections(
             xyxy=found.boxes[kept].cpu().numpy(),
-            mask=None if found.masks is None else found.masks[kept].cpu().numpy(),
+            mask=masks,
             class_id=labels,
             confidence=found.scores[kept].cpu().numpy(),
             data={"class_name": np.array(self.config.classes)[labels]},
@@ -216,17 +229,35 @@ class Predictor:
             described.append({**segment, "name": name, "isthing": int(name not in self.config.stuff), "area": area})
         return PanopticMap(panoptic.ids, described)
 
-    def shown(self, outcome: Outcome, threshold: float | None) -> sv.Detections:
-        """What a picture shows of an outcome: all segments of a panoptic map, otherwise objects above a threshold."""
+    def shown(self, outcome: Outcome, threshold: float | None) -> int:
+        """How many segments or objects a picture shows."""
         if isinstance(outcome, Segmentation):
-            return segments(outcome.panoptic, self.category_ids, self.config.classes)
-        return self.named(objects(outcome), self.shown_above(threshold))
+            return len(outcome.panoptic.segments)
+        return int((objects(outcome).scores > self.shown_above(threshold)).sum())
 
     def shown_above(self, threshold: float | None) -> float:
         """The score that pictures show objects, segments or tracks above, where ``threshold`` may leave it open."""
         if threshold is not None:
             return threshold
         return self.config.inference.object_threshold if self.config.data.task == "panoptic" else THRESHOLD
+
+    def drawn(self, image: Image.Image, outcome: Outcome, threshold: float | None) -> Image.Image:
+        """The image with all segments of a panoptic map, or the objects above ``threshold``.
+
+        Small images are enlarged, so that labels can be read; large ones are reduced, because all masks are there at
+        the same time.
+        """
+        longer = max(image.size)
+        scale = min(1, LARGEST_PICTURE / longer)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        if isinstance(outcome, Segmentation):
+            ids = Image.fromarray(outcome.panoptic.ids.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+            reduced = PanopticMap(np.asarray(ids), outcome.panoptic.segments)
+            shown = segments(reduced, self.category_ids, self.config.classes)
+        else:
+            shown = self.named(objects(outcome), self.shown_above(threshold), size)
+            shown.xyxy = shown.xyxy * scale
+        return annotated(image.resize(size, Image.Resampling.BICUBIC), shown, max(SMALLEST_PICTURE, *size))
 
     @property
     def category_ids(self) -> list[int]:

@@ -18,10 +18,10 @@ from dqdet.formats.results import video_results
 from dqdet.formats.writing import replacing
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.frames import Video, open_video, video_writer
-from dqdet.predict.images import SMALLEST_PICTURE, ResultFiles
+from dqdet.predict.images import ResultFiles
 from dqdet.predict.output import Output, results_folder
 from dqdet.predict.pictures import annotated
-from dqdet.predict.predictor import Predictor
+from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Track
 
@@ -170,7 +170,6 @@ def _detected(
         name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
         results.add(number, name, image, outcome)
         output.done = f"{number} frames are done"
-        shown = predictor.shown(outcome, threshold)
-        tally.add(len(shown))
-        yield annotated(image, shown, max(SMALLEST_PICTURE, *image.size))
+        tally.add(predictor.shown(outcome, threshold))
+        yield predictor.drawn(image, outcome, threshold)
     results.finish()

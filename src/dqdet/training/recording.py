@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
@@ -120,12 +120,12 @@ class CityscapesFiles:
         image = PurePosixPath(self.dataset.file_names[self.indices[image_id]]).name.removesuffix(IMAGE_ENDING)
         (self.folder / "masks").mkdir(parents=True, exist_ok=True)
         lines = []
-        for number, (score, label) in enumerate(zip(objects.scores.tolist(), objects.labels.tolist(), strict=True)):
+        entries = zip(objects.scores.tolist(), objects.labels.tolist(), objects.masks, strict=True)
+        for number, (score, label, mask) in enumerate(entries):
             if self.category_ids[label] == NO_CATEGORY:
                 continue
             name = f"masks/{image}_{number}.png"
-            mask = objects.masks[number].to(torch.uint8) * 255  # [H, W]
-            Image.fromarray(mask.cpu().numpy()).save(self.folder / name)
+            Image.fromarray(mask.view(np.uint8) * 255).save(self.folder / name)  # [H, W]
             lines.append(f"{name} {self.category_ids[label]} {score}\n")
         (self.folder / f"{image}_pred.txt").write_text("".join(lines))
 
