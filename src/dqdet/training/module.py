@@ -94,7 +94,8 @@ class DetectionModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if other := differences(self.state_dict(), checkpoint["state_dict"]):
             raise DqdetError(f"the checkpoint to go on from is of another model than configured: {other}")
-        if (done := checkpoint["epoch"]) > (wanted := self.config.train.epochs):
+        done, wanted = checkpoint[DataModule.__name__]["epoch"], self.config.train.epochs
+        if done > wanted:
             raise DqdetError(f"train.epochs={wanted} is less than the {done} epochs that this training has done")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
