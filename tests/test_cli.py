@@ -267,6 +267,53 @@ def test_the_last_line_says_which_pictures_failed(run, trained, tmp_path, pictur
     assert (tmp_path / "found" / "results.json").exists()
 
 
+def test_results_of_another_source_are_overwritten_by_force_alone(run, trained, tmp_path, pictures):
+    found, other = tmp_path / "found", tmp_path / "other"
+    other.mkdir()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(other / "4.png")
+    for _ in range(2):  # the same source again
+        assert run("predict", trained, pictures, "--out", found)[0] == 0
+    before = contents(found)
+    status, _, err = run("predict", trained, other, "--out", found)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: {found}: has the results of {pictures}; ")
+    assert "--force" in err
+    assert contents(found) == before
+    assert run("predict", trained, other, "--out", found, "--force")[0] == 0
+    assert {entry["image_id"] for entry in json.loads((found / "results.json").read_text())} == {4}
+
+
+def test_links_among_the_results_are_replaced(run, trained, tmp_path, pictures):
+    found, mine = tmp_path / "found", tmp_path / "mine"
+    found.mkdir()
+    mine.write_text("mine")
+    for name in ("4.png", "17.png", "images.json"):
+        (found / name).symlink_to(mine)
+    (found / "results.json").symlink_to(tmp_path / "nowhere")
+    assert run("predict", trained, pictures, "--out", found, "--force")[0] == 0
+    assert mine.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == [found, mine, pictures]
+    assert not any(path.is_symlink() for path in found.iterdir())
+
+
+def test_a_zip_that_exists_is_overwritten_by_force_alone(run, trained, tmp_path):
+    file = tmp_path / "results.zip"
+    file.write_bytes(b"mine")
+    status, _, err = run("submit", trained, file)
+    assert (status, err) == (1, f"error: {file}: exists already; choose another name, or overwrite it with --force\n")
+    assert file.read_bytes() == b"mine"
+    assert "data.task=detection" in run("submit", trained, file, "--force")[2]  # goes on to the next fault
+
+
+def test_a_full_disk_behind_the_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dqdet", "presets"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: the output: cannot be written (No space left on device); make space\n"
+
+
 def test_a_resumed_run_trains_on(run, tmp_path):
     run("train", "scenes_tiny", *SMALL, "train.steps=2", "--out", tmp_path)
     status, _, err = run("train", "train.steps=4", "--resume", tmp_path)

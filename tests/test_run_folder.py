@@ -3,6 +3,9 @@ import json
 import os
 import pickle
 import resource
+import signal
+import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +22,14 @@ from dqdet.runs.folder import (
     load_folder,
     load_metrics,
     load_weights,
+    match_metrics,
     new_run,
     prepare_folder,
     save_folder,
     without_pretraining,
     write_file,
 )
+from dqdet.runs.lock import InUse, held
 from tiny import contents, tiny, tiny_family
 
 CLASSES = ["cat", "dog", "größer"]
@@ -240,3 +245,61 @@ def test_default_folders_are_numbered(tmp_path, monkeypatch):
     assert named() == Path("runs/scenes_tiny-3")
     with new_run(None, config) as third, new_run(None, config) as fourth:
         assert [third, fourth] == [Path("runs/scenes_tiny-3"), Path("runs/scenes_tiny-4")]
+
+
+def test_a_hold_ends_with_its_process_also_where_forked_ones_live_on(tmp_path):
+    reading, writing = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with held(tmp_path):
+            worker = os.fork()
+            if worker:
+                os.write(writing, str(worker).encode())
+            time.sleep(600)
+        os._exit(0)
+    worker = int(os.read(reading, 100))
+    try:
+        with pytest.raises(InUse, match=f"{tmp_path}: in use by process {holder} on .* since 20"), held(tmp_path):
+            pass
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        with held(tmp_path):
+            assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} ")
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_dead_processes_are_removed_and_those_of_others_stay(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    kept = {f".{os.getpid()}-0.unfinished.json", ".backup.2023", "notes.unfinished"}
+    for name in {f".{dead.pid}-3.unfinished.safetensors", f".last.ckpt.{dead.pid}", *kept}:
+        (tmp_path / name).write_text("")
+    (tmp_path / f".{dead.pid}-4.unfinished").mkdir()
+    (tmp_path / f".{dead.pid}-4.unfinished" / "results.json").write_text("[")
+    with held(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == kept | {".lock"}
+
+
+def test_links_in_the_folder_are_replaced(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    for path in (outside, folder):
+        path.mkdir()
+    (outside / "mine").write_text("mine")
+    for name in ("config.yaml", "metrics.json", ".lock"):
+        (folder / name).symlink_to(outside / "mine")
+    (folder / "logs").symlink_to(outside)
+    model, config = make()
+    with new_run(folder, config):
+        save_folder(folder, model, config, {"AP": 0.5})
+    assert contents(outside) == {"mine": b"mine"}
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    load_folder(folder)
+
+
+def test_a_model_that_nobody_measured_is_not_replaced(run):
+    weights, _ = make()
+    save_folder(run, weights, make()[1], {})
+    (run / "metrics.json").unlink()
+    assert message(match_metrics, run).startswith(f"{run}/metrics.json: missing, so that nothing says how good")

@@ -165,7 +165,7 @@ def test_a_killed_study_leaves_no_process_and_goes_on(tmp_path):
     for arm in ("static", "generated"):
         folder = tmp_path / f"deformable-detr-{arm}-0"
         assert max(read_curve(folder)) == 150
-        assert len(list((folder / "logs" / "csv").iterdir())) == 2
+        assert len(list((folder / "logs" / "csv").iterdir())) == 1  # one log, however often it goes on
 
 
 # Combinations

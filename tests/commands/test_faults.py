@@ -200,8 +200,18 @@ def unfinished(place: Place) -> list[str]:
     return [str(path) for path in place.disk.rglob(".*")]
 
 
-@pytest.mark.parametrize("disk", FAULTS, indirect=True)
-@pytest.mark.parametrize("name", COMMANDS)
+def cases() -> list:
+    """All commands with all faults; those that take long, or go the same way as another one, are slow."""
+    quick = {name: FAULTS for name in COMMANDS if name not in ("resume", "study")}
+    quick |= {name: ["full disk", "SIGTERM", "kill -9"] for name in ("train", "convert", "upgrade", "fold")}
+    return [
+        pytest.param(name, fault, marks=[] if fault in quick.get(name, ()) else pytest.mark.slow, id=f"{name}-{fault}")
+        for name in COMMANDS
+        for fault in FAULTS
+    ]
+
+
+@pytest.mark.parametrize(("name", "disk"), cases(), indirect=["disk"])
 def test_nothing_is_lost_and_the_next_start_completes_it(name, disk, place, undisturbed):
     command, fault = COMMANDS[name], disk
     if command.before is not None:

@@ -1,4 +1,6 @@
 import math
+import os
+import resource
 import signal
 from contextlib import nullcontext
 
@@ -6,11 +8,14 @@ import pytest
 import torch
 from recorder import Recorder
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dqdet.config import to_yaml
 from dqdet.errors import DqdetError, Interrupted
-from dqdet.runs.folder import load_config, load_metrics
-from dqdet.training.engine import resume, train
+from dqdet.runs.folder import load_config, load_metrics, save_metrics
+from dqdet.runs.lock import held
+from dqdet.training import engine, module
+from dqdet.training.engine import evaluate, resume, train
 from tiny import contents, tiny
 
 # Of 9 batches of 4 images, in 3 epochs.
@@ -29,11 +34,12 @@ VARIANTS = {
     "rare validation": {"train__validate_every": 2},
     "steps": {"train__steps": 8},
 }
+LOG = "logs/csv/version_0/metrics.csv"
 
 
 def result(folder) -> dict:
     weights = {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
-    return weights | load_metrics(folder)
+    return weights | load_metrics(folder) | {"log": (folder / LOG).read_text()}
 
 
 def interrupted_training(config, folder, interruptions) -> Recorder:
@@ -139,6 +145,116 @@ def test_a_finished_training_can_be_prolonged(tmp_path, uninterrupted):
     assert result(tmp_path) == best
     resume(tmp_path, ["train.epochs=3"], [third])
     assert third.steps == []
+
+
+def test_a_new_length_is_kept_when_it_is_interrupted(tmp_path):
+    train(tiny(train__epochs=1), tmp_path)
+    with pytest.raises(Interrupted, match=f"--resume {tmp_path}"):
+        resume(tmp_path, ["train.epochs=3"], [Recorder(signal_after=4)])
+    assert load_config(tmp_path).train.epochs == 3
+    resume(tmp_path, callbacks=[rest := Recorder()])
+    assert len(rest.steps) == 2
+
+
+def test_a_length_that_is_passed_already_is_refused(tmp_path):
+    train(tiny(train__epochs=2), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(DqdetError, match=r"train\.epochs=1 is less than the 2 epochs"):
+        resume(tmp_path, ["train.epochs=1"])
+    assert contents(tmp_path) == before
+
+
+def test_a_validation_that_was_cut_short_is_done_and_logged(tmp_path, uninterrupted):
+    class Crash(Recorder):
+        def on_validation_batch_end(self, *_):
+            if len(self.steps) == 6:
+                raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tiny(), tmp_path, [Crash()])
+    with (tmp_path / LOG).open("a") as file:
+        file.write("6,0.1,1")  # of a step that is done again, and only half a row
+    resume(tmp_path, callbacks=[second := Recorder()])
+    expected, best = uninterrupted("plain")
+    assert second.validations == expected.validations[1:]
+    assert result(tmp_path) == best
+
+
+def test_curves_of_tensorboard_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOG_EVERY", 1)
+    monkeypatch.setattr(engine, "LOG_EVERY", 1)
+
+    class Crash(Recorder):
+        def on_train_batch_end(self, *arguments):
+            super().on_train_batch_end(*arguments)
+            if len(self.steps) == 6:
+                raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tiny(), tmp_path, [Crash()])
+    resume(tmp_path)
+    events = EventAccumulator(str(tmp_path / "logs/tensorboard/version_0")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(9))
+    assert [event.step for event in events.Scalars("val/AP")] == [2, 5, 8]
+    assert len(list(tmp_path.glob("logs/*/*"))) == 2
+
+
+def test_missing_metrics_are_those_of_the_model(tmp_path, capsys):
+    train(tiny(train__epochs=2), tmp_path)
+    metrics = load_metrics(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    resume(tmp_path)
+    assert load_metrics(tmp_path) == metrics
+    assert f"{tmp_path}/metrics.json: was missing; written again from model.safetensors" in capsys.readouterr().err
+    save_metrics(tmp_path, {"step": 1, "AP": -1.0})  # killed after the model was written
+    resume(tmp_path)
+    assert load_metrics(tmp_path) == metrics
+
+
+def test_a_missing_model_is_not_replaced_by_a_worse_one(tmp_path):
+    train(tiny(train__epochs=2), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(DqdetError, match=r"model\.safetensors: missing, while metrics\.json says"):
+        resume(tmp_path, ["train.epochs=3"])
+    assert contents(tmp_path) == before
+
+
+def test_two_processes_do_not_resume_the_same_run(tmp_path):
+    train(tiny(train__epochs=1), tmp_path)
+    with held(tmp_path), pytest.raises(DqdetError, match=f"{tmp_path}: in use by process {os.getpid()} on .* since 20"):
+        resume(tmp_path, ["train.epochs=2"])
+
+
+def test_an_evaluation_leaves_the_metrics_to_a_training_that_goes_on(tmp_path, capsys):
+    train(tiny(train__epochs=1), tmp_path)
+    save_metrics(tmp_path, {"step": 3, "AP": 0.25})
+    with held(tmp_path):
+        evaluate(tmp_path)
+    assert load_metrics(tmp_path) == {"step": 3, "AP": 0.25}
+    assert "metrics.json is left to the training that goes on" in capsys.readouterr().err
+
+
+def test_a_full_disk_in_the_logs_is_one_line(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(module, "LOG_EVERY", 1)
+    monkeypatch.setattr(engine, "LOG_EVERY", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FullDisk(Recorder):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 4:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+
+    try:
+        with pytest.raises(DqdetError) as error:
+            train(tiny(), tmp_path, [FullDisk()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value).startswith(f"{tmp_path}: cannot be written (File too large); make space")
+    assert "Traceback" not in capfd.readouterr().err
+    resume(tmp_path)
+    steps = [line.split(",")[1] for line in (tmp_path / LOG).read_text().splitlines()]
+    assert len(steps) == 1 + 9 + 9 + 3
 
 
 def test_only_the_length_and_the_place_of_the_data_may_change(tmp_path):

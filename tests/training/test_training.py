@@ -280,6 +280,7 @@ def test_a_disk_that_fills_up_ends_the_training_and_keeps_the_last_checkpoint(tm
             train(tiny(), tmp_path, [full])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.before.pop(".lock")
     assert contents(tmp_path) == full.before
     resume(tmp_path)
 

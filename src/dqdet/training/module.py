@@ -107,8 +107,8 @@ class DetectionModule(LightningModule):
         if other := differences(self.state_dict(), weights):
             raise DqdetError(f"the checkpoint to go on from is of another model than configured: {other}")
         check_finite(weights, "the checkpoint to go on from")
-        wanted = self.config.train.epochs
-        if wanted is not None and (done := checkpoint["epoch"]) > wanted:
+        done, wanted = checkpoint[DataModule.__name__]["epoch"], self.config.train.epochs
+        if wanted is not None and done > wanted:
             raise DqdetError(f"train.epochs={wanted} is less than the {done} epochs that this training has done")
 
     def on_train_start(self) -> None:
