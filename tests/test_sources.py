@@ -309,6 +309,8 @@ def test_options_of_inference_and_preparation_are_taken(run, detector, tree, tmp
         (["x.png", "data.val_size=[9, 9]"], "data.val_size has no effect on data.val_fit=shorter; set"),
         (["x.png", "--threshold", "0.4", "inference.object_threshold=0.4"], "leave out one of them"),
         (["inference.limit=3"], "nothing to look at"),
+        (["x.png", "device=cpu"], "unknown option 'device'"),
+        (["x.png", "source=y.png"], "unknown option 'source'"),
     ],
 )
 def test_other_options_are_refused(run, detector, tmp_path, arguments, expected):
