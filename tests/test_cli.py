@@ -121,6 +121,8 @@ def test_studies_are_listed(run):
         (["train", "detr_r50", "train.epoch=1"], "unknown option 'train.epoch', did you mean train.epochs?"),
         (["train", "detr_r50", "train.epochs=many"], "train.epochs=many: should be a valid integer"),
         (["train", "detr_r50", "more"], "'more' is not of the form option=value"),
+        (["train", "detr_r50", "out=x"], "unknown option 'out'"),
+        (["eval", "/nothing", "folder=x"], "unknown option 'folder'"),
         (["train"], "which preset? `dqdet presets` lists them"),
         (["train", "train.epochs=1"], "which preset?"),
         (["train", "detr_r50"], "data.root is not set"),

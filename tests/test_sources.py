@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import re
+import shutil
 import threading
 
 import numpy as np
@@ -309,6 +310,8 @@ def test_options_of_inference_and_preparation_are_taken(run, detector, tree, tmp
         (["x.png", "data.val_size=[9, 9]"], "data.val_size has no effect on data.val_fit=shorter; set"),
         (["x.png", "--threshold", "0.4", "inference.object_threshold=0.4"], "leave out one of them"),
         (["inference.limit=3"], "nothing to look at"),
+        (["x.png", "device=cpu"], "unknown option 'device'"),
+        (["x.png", "source=y.png"], "unknown option 'source'"),
     ],
 )
 def test_other_options_are_refused(run, detector, tmp_path, arguments, expected):
@@ -324,23 +327,22 @@ def test_a_file_that_looks_like_an_option_is_a_file(run, detector, tree, tmp_pat
     assert "size=1.png" in files_in(tmp_path / "out")
 
 
-def test_weights_of_a_run_mean_the_run(detector, tree):
+def test_weights_of_a_run_mean_the_run(detector, tree, tmp_path):
     image = tree / "a" / "1.png"
     expected = dqdet.load(detector)(image, threshold=0)
     best = dqdet.load(detector / "model.safetensors")
     np.testing.assert_array_equal(best(image, threshold=0).confidence, expected.confidence)
     assert best.metrics == dqdet.load(detector).metrics != {}
-    newest = dqdet.load(detector / "last.ckpt")
     state = torch.load(detector / "last.ckpt", weights_only=True)
+    averaged, current = state["state_dict"], state["current_model_state"]
+    assert not all(torch.equal(averaged[name], current[name]) for name in averaged)
+    averaged["model.class_head.0.bias"] += 1  # as if the training had gone on
+    shutil.copytree(detector, tmp_path / "run")
+    torch.save(state, tmp_path / "run" / "last.ckpt")
+    newest = dqdet.load(tmp_path / "run" / "last.ckpt")
     assert newest.metrics == {}
     for name, tensor in newest.model.state_dict().items():
-        assert torch.equal(tensor.cpu(), state["state_dict"][f"model.{name}"])  # averaged
-    differing = [
-        name
-        for name in state["state_dict"]
-        if not torch.equal(state["state_dict"][name], state["current_model_state"][name])
-    ]
-    assert differing
+        assert torch.equal(tensor.cpu(), averaged[f"model.{name}"]), name
 
 
 def test_the_newest_weights_can_be_evaluated_without_changing_the_run(run, detector, tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -84,7 +86,7 @@ def train(
     options = options or []
     if preset is not None and OPTION.match(preset):  # --resume needs no preset
         options, preset = [preset, *options], None
-    run = dqdet.train(preset, out=out, resume=resume, **parse_overrides(options))
+    run = dqdet.train(preset, out=out, resume=resume, **_overrides(dqdet.train, options))
     from dqdet.runs.folder import load_metrics
 
     best = load_metrics(run)
@@ -103,7 +105,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a trained model on the validation split with the official metrics of its task."""
-    metrics = dqdet.evaluate(run, out, **parse_overrides(options or []))
+    metrics = dqdet.evaluate(run, out, **_overrides(dqdet.evaluate, options))
     summary = Table("metric", "value", title=str(run))
     of_classes: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
@@ -153,7 +155,7 @@ def predict(
     from dqdet.predict import sources as given
 
     options = [source for source in sources if OPTION.match(source) and not Path(source).exists()]
-    overrides = parse_overrides(options)
+    overrides = _overrides(dqdet.load, options)
     if threshold is not None and "inference.object_threshold" in overrides:
         raise DqdetError("--threshold and inference.object_threshold are the same; leave out one of them")
     paths = [source for source in sources if source not in options]
@@ -252,7 +254,7 @@ def study(
         report=report,
         page=page,
         say=lambda line: print(line, file=sys.stderr, flush=True),
-        **parse_overrides(options or []),
+        **_overrides(studies.study, options),
     )
     print(found.text(), end="")
 
@@ -272,6 +274,14 @@ def presets(
     names = preset_names()
     for preset in names:
         print(f"{preset:{max(map(len, names))}}  {describe(preset)}")
+
+
+def _overrides(of: Callable[..., Any], options: list[str] | None) -> dict[str, Any]:
+    """Options for a function that takes them beside arguments of its own, which are no options."""
+    overrides = parse_overrides(options or [])
+    for path in overrides.keys() & inspect.signature(of).parameters.keys():
+        raise DqdetError(f"unknown option '{path}'; `dqdet presets NAME` prints all options; others begin with --")
+    return overrides
 
 
 def _show_model(run: Path) -> None:
