@@ -102,7 +102,9 @@ def mutated(draw: st.DrawFn, document: Any, odd: st.SearchStrategy = values) -> 
                 except (LookupError, TypeError):  # gone by an earlier change
                     continue
             case "nest":
-                parent[key] = [parent[key]] if draw(st.booleans()) else _nested(500)
+                parent[key] = (
+                    [parent[key]] if draw(st.booleans()) else _nested(50)
+                )  # deeper ones would be too deep for hypothesis
     return document
 
 
