@@ -42,6 +42,7 @@ class TransformerConfig(Section):
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)  # that the family can learn
     loss: ClassVar[str] = "boxes"  # kind of its set loss
     published_context: ClassVar[Context] = "backbone"  # of the code that dynamic queries were published with
+    anchors: ClassVar[bool] = False  # whether its queries have anchor boxes, which objects with noise can be
     no_object: ClassVar[bool] = False  # whether its class head has one output more, the last, for "no object"
     starts_from: ClassVar[str | None] = None  # a family with the same parameters, which learned first what it learns
 
@@ -80,6 +81,8 @@ class SmcaDetrConfig(TransformerConfig):
 class DabDetrConfig(TransformerConfig):
     """DAB-DETR (Liu et al., 2022)."""
 
+    anchors: ClassVar[bool] = True
+
     family: Literal["dab_detr"] = "dab_detr"
     dropout: NonNegativeFloat = 0.0
     temperature: PositiveFloat = 20.0  # of the feature map's position encoding
@@ -103,11 +106,26 @@ class DeformableDetrConfig(TransformerConfig):
 class DabDeformableDetrConfig(DeformableDetrConfig):
     """DAB-Deformable-DETR (Liu et al., 2022): anchors are refined by every layer, never proposed by the encoder."""
 
+    anchors: ClassVar[bool] = True
+
     family: Literal["dab_deformable_detr"] = "dab_deformable_detr"  # type: ignore[assignment]
     feedforward: PositiveInt = 2048
     dropout: NonNegativeFloat = 0.0
     refine: Literal[True] = True
     two_stage: Literal[False] = False
+
+
+class DinoConfig(TransformerConfig):
+    """DINO (Zhang et al., 2023): learned contents at the encoder's best proposals."""
+
+    published_context: ClassVar[Context] = "projected"
+    anchors: ClassVar[bool] = True
+
+    family: Literal["dino"] = "dino"
+    dropout: NonNegativeFloat = 0.0
+    finest: Literal[4, 8] = 8  # stride of the finest map of the backbone that is read
+    levels: PositiveInt = 4  # feature maps; those beyond the backbone's are strided convolutions
+    points: PositiveInt = 4  # sampling points a head and level
 
 
 class Mask2FormerConfig(TransformerConfig):
@@ -155,6 +173,7 @@ ModelConfig = Annotated[
     | DabDetrConfig
     | DeformableDetrConfig
     | DabDeformableDetrConfig
+    | DinoConfig
     | Mask2FormerConfig
     | VideoMask2FormerConfig
     | SeqFormerConfig,
@@ -178,6 +197,11 @@ class QueriesConfig(Section):
     pool: Literal["mean", "max"] = "mean"
     pool_padding: bool = False  # let padded positions take part in the pooling, as the published code does
     coefficients: Literal["softmax", "raw"] = "softmax"
+    # Queries in training that are objects with noise: so many of the image with most objects, and as many again with
+    # more of it that are background. 0: none. Families with anchors only.
+    denoising: int = Field(default=0, ge=0)
+    label_noise: float = Field(default=0.25, ge=0, le=1)  # share of them whose class is drawn anew
+    box_noise: NonNegativeFloat = 1.0  # in half sides, the most that a corner moves; of the background, up to twice
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -368,7 +392,7 @@ class Config(Section):
         model = self.model
         if model.hidden % model.heads:
             raise ValueError(f"model.hidden={model.hidden} is not divisible by model.heads={model.heads}")
-        if isinstance(model, DeformableDetrConfig | Mask2FormerConfig) and model.hidden % 32:
+        if isinstance(model, DeformableDetrConfig | DinoConfig | Mask2FormerConfig) and model.hidden % 32:
             raise ValueError(f"model.hidden={model.hidden} is not divisible by 32, the groups of the group norms")
         if self.data.task not in TASKS_OF_DATA[self.data.kind]:
             raise ValueError(
@@ -385,6 +409,11 @@ class Config(Section):
             raise ValueError(
                 f"model.family={model.family} has no output for 'no object', which loss.classification=cross_entropy "
                 "needs; set loss.classification=focal"
+            )
+        if self.queries.denoising and not model.anchors:
+            raise ValueError(
+                f"queries.denoising={self.queries.denoising} needs anchor boxes, which objects with noise can be; "
+                f"model.family={model.family} has none; set queries.denoising=0"
             )
         if isinstance(model, DeformableDetrConfig) and model.two_stage and self.queries.kind != "static":
             raise ValueError(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dqdet.config import LossConfig
 from dqdet.losses.boxes import generalized_iou
-from dqdet.types import Predictions, Target
+from dqdet.types import Denoised, Predictions, Target
 
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
 
@@ -87,6 +87,15 @@ def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matc
     together = np.concatenate(pairs, 1)  # [6, M]
     counts = np.bincount(together[0], minlength=len(targets)).tolist()
     return Matches(counts, *torch.from_numpy(together).to(costs.device, non_blocking=True))
+
+
+def matched_by_construction(denoised: Denoised, layers: int, images: int) -> Matches:
+    """The pairs of denoising queries with the objects that they were made of, the same in all layers."""
+    pairs = len(denoised.image)
+    fields = torch.stack([denoised.image, denoised.query, denoised.object, denoised.row]).repeat(1, layers)  # [4, M]
+    layer = torch.arange(layers, device=fields.device)[:, None].expand(-1, pairs).flatten()  # [M]
+    image, query, object_, row = fields
+    return Matches([0] * images, image, layer, query, object_, torch.zeros_like(layer), row)
 
 
 def matching_costs(predictions: Predictions, targets: list[Target], config: LossConfig) -> Tensor:

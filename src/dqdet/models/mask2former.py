@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from dqdet.nn.pixel_decoder import PixelDecoder, PixelFeatures
 from dqdet.nn.position import sine_position
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.queries import make_queries
-from dqdet.types import Predictions, Queries
+from dqdet.types import Predictions, Queries, Sights, Target
 
 
 @dataclass
@@ -60,14 +60,14 @@ class Mask2FormerDecoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden, feedforward, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, level: Level, bias: Tensor, groups: Iterable[int]) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, level: Level, bias: Tensor, groups: Sights) -> Tensor:
         """One layer: ``[B, Q, c]``.
 
         Args:
             x: content ``[B, Q, c]``; position: ``[B, Q, c]``.
             level: what is read.
             bias: of the attention to it, ``[B, 1, Q, S]``.
-            groups: sizes of the groups of queries.
+            groups: of the queries.
         """
         read = self.cross_attn(x + position, level.keys, level.values, bias=bias)
         x = self.norm1(x + self.dropout(read))
@@ -110,7 +110,7 @@ class Mask2Former(Detector):
             queries, {"content": hidden, "position": hidden}, backbone=channels[-1], hidden=hidden
         )
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         pixels = self.pixels(features, padding)
         contexts = {"backbone": features[-1], "projected": pixels.projected, "memory": pixels.maps[0]}
         # Whatever the pixel decoder sees: what is padding is no part of the image.
@@ -146,7 +146,7 @@ class Mask2Former(Detector):
         for i, layer in enumerate(self.decoder):
             level = levels[i % len(levels)]
             bias = level.attention_bias(embeddings[-1])
-            x = layer(x, queries["position"], level, bias, queries.groups.values())
+            x = layer(x, queries["position"], level, bias, queries.seen)
             outputs.append(self.norm(x))
             embeddings.append(self.mask_head(outputs[-1]))
         return Predictions(
