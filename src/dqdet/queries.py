@@ -317,7 +317,7 @@ class DenoisingQueries(nn.Module):
             return queries
         counts = [len(target.labels) for target in targets]
         most = max(counts)
-        copies = max(1, self.config.denoising // max(most, 1))
+        copies = max(1, self.config.denoising // most) if most else 1
         size = copies * 2 * most
         device = self.labels.device
         noise = draw_noise(copies, sum(counts), len(self.labels), device)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dqdet.config import LossConfig
 from dqdet.losses.boxes import generalized_iou
-from dqdet.losses.matching import ALPHA, GAMMA, Matches, match, matched_by_construction
+from dqdet.losses.matching import ALPHA, GAMMA, Matches, match_together, matched_by_construction
 from dqdet.losses.whole_step import WholeStep
 from dqdet.types import Predictions, Target
 
@@ -47,27 +47,21 @@ class SetLoss(nn.Module):
             counts: objects of each image of the step that this batch is a part of; empty: it is all of it.
         """
         step = WholeStep(targets, counts, predictions.logits.device)
-        parts = [self.of_matched(predictions.matched, targets, step)]
-        if predictions.proposals is not None:
-            parts.append(self.of_matched(predictions.proposals, targets, step))
+        tasks = [(predictions.matched, targets)]
+        if (proposals := predictions.proposals) is not None:
+            agnostic = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+            tasks.append((proposals, agnostic if proposals.class_agnostic else targets))
+        matches = match_together(tasks, self.config)
+        parts = [self.of_pairs(*task, pairs, step) for task, pairs in zip(tasks, matches, strict=True)]
         if (denoised := predictions.denoised) is not None:
             group = predictions.group(list(predictions.groups)[-1])
-            matches = matched_by_construction(denoised, len(group.logits), len(targets))
-            parts.append(self.of_pairs(group, matches, targets, step, denoised.copies))
-        return Losses(
-            torch.stack([total for total, _ in parts]).sum(), {k: v for _, terms in parts for k, v in terms.items()}
-        )
-
-    def of_matched(
-        self, predictions: Predictions, targets: list[Target], step: WholeStep
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and terms of predictions that are matched with the objects."""
-        if predictions.class_agnostic:
-            targets = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-        return self.of_pairs(predictions, match(predictions, targets, self.config), targets, step)
+            pairs = matched_by_construction(denoised, len(group.logits), len(targets))
+            parts.append(self.of_pairs(group, targets, pairs, step, denoised.copies))
+        totals, terms = zip(*parts, strict=True)
+        return Losses(torch.stack(totals).sum(), {name: term for part in terms for name, term in part.items()})
 
     def of_pairs(
-        self, predictions: Predictions, matches: Matches, targets: list[Target], step: WholeStep, copies: int = 1
+        self, predictions: Predictions, targets: list[Target], matches: Matches, step: WholeStep, copies: int = 1
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and terms of one set of predictions, all layers and groups.
 
