@@ -139,6 +139,7 @@ class Mask2FormerConfig(TransformerConfig):
     family: Literal["mask2former"] = "mask2former"
     decoder_layers: PositiveInt = 9
     encoder_feedforward: PositiveInt = 1024  # of the pixel decoder
+    mask_channels: PositiveInt | None = None  # of the features that masks are products with; None: model.hidden
     dropout: NonNegativeFloat = 0.0
     points: PositiveInt = 4  # sampling points a head and level of the pixel decoder
     see_padding: bool = False  # treat padding as image, as the published code does

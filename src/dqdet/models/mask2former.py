@@ -29,7 +29,7 @@ class Level:
     keys: Tensor  # [B, S, c], with positions
     values: Tensor  # [B, S, c]
     padding: Tensor  # [B, S] bool
-    mask_features: Tensor  # [B, c, S], without gradient
+    mask_features: Tensor  # [B, d, S], without gradient
 
     def attention_bias(self, mask_embeddings: Tensor) -> Tensor:
         """Keeps each query to the foreground of the mask that it predicts (Eq. 2 and 3 of the paper).
@@ -37,7 +37,7 @@ class Level:
         A query whose mask is empty here sees the whole image.
 
         Args:
-            mask_embeddings: ``[B, Q, c]``.
+            mask_embeddings: ``[B, Q, d]``.
 
         Returns:
             ``[B, 1, Q, S]``, added to the attention's logits: 0, or minus infinity in the background.
@@ -95,9 +95,17 @@ class Mask2Former(Detector):
     def __init__(self, config: Mask2FormerConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
         super().__init__()
         hidden, heads, dropout = config.hidden, config.heads, config.dropout
+        mask_channels = config.mask_channels or hidden
         self.see_padding = config.see_padding
         self.pixel_decoder = PixelDecoder(
-            hidden, heads, config.encoder_feedforward, dropout, config.points, config.encoder_layers, channels
+            hidden,
+            heads,
+            config.encoder_feedforward,
+            dropout,
+            config.points,
+            config.encoder_layers,
+            channels,
+            mask_channels,
         )
         self.level_embed = nn.Parameter(torch.randn(len(channels) - 1, hidden))
         self.decoder = nn.ModuleList(
@@ -105,7 +113,7 @@ class Mask2Former(Detector):
         )
         self.norm = nn.LayerNorm(hidden)
         self.class_head = nn.Linear(hidden, num_classes + config.no_object)
-        self.mask_head = MLP(hidden, hidden, hidden, hidden)
+        self.mask_head = MLP(hidden, hidden, hidden, mask_channels)
         self.queries = make_queries(
             queries, {"content": hidden, "position": hidden}, backbone=channels[-1], hidden=hidden
         )
@@ -128,7 +136,7 @@ class Mask2Former(Detector):
         for feature, padding, embed in zip(pixels.maps, pixels.paddings, self.level_embed, strict=True):
             values = flatten_maps([feature]) + embed  # [B, S, c]
             position = sine_position(padding, values.shape[-1]).flatten(1, 2)  # [B, S, c]
-            masks = F.interpolate(mask_features, size=feature.shape[2:], mode="bilinear")  # [B, c, h, w]
+            masks = F.interpolate(mask_features, size=feature.shape[2:], mode="bilinear")  # [B, d, h, w]
             levels.append(Level(values + position.to(values), values, padding.flatten(1), masks.flatten(2)))
         return levels
 
@@ -138,7 +146,7 @@ class Mask2Former(Detector):
         Args:
             queries: content and position, ``[B, Q, c]``.
             levels: read by the layers in turn.
-            mask_features: of the predictions, ``[B, c, h, w]`` (video: ``[B, T, c, h, w]``).
+            mask_features: of the predictions, ``[B, d, h, w]`` (video: ``[B, T, d, h, w]``).
         """
         x = queries["content"]  # [B, Q, c]
         outputs = [self.norm(x)]
