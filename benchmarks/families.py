@@ -38,6 +38,7 @@ FAMILIES = {
     "dab_detr_r50": "DabDetr",
     "deformable_detr_r50": "DeformableDetr",
     "dab_deformable_detr_r50": None,
+    "dino_r50": None,
 }
 THEIRS = "transformers"
 TASKS = ("inference", "step")
@@ -131,7 +132,7 @@ def make_run(
             return model(images, padding)
 
         def loss():
-            return criterion(model(images, padding), targets).total
+            return criterion(model(images, padding, targets), targets).total
 
     return make_task(task, model, predict, loss, autocast)
 

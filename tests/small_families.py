@@ -11,6 +11,7 @@ from dqdet.config import (
     DabDetrConfig,
     DeformableDetrConfig,
     DetrConfig,
+    DinoConfig,
     Mask2FormerConfig,
     QueriesConfig,
     SeqFormerConfig,
@@ -36,6 +37,7 @@ CONFIGS: dict[str, TransformerConfig] = {
     "deformable_detr": DeformableDetrConfig(**SIZES),
     "deformable_detr_refine": DeformableDetrConfig(**SIZES, refine=True),
     "dab_deformable_detr": DabDeformableDetrConfig(**SIZES),
+    "dino": DinoConfig(**SIZES),
     "mask2former": Mask2FormerConfig(**MASK2FORMER_SIZES),
     "video_mask2former": VideoMask2FormerConfig(**MASK2FORMER_SIZES),
     "seqformer": SeqFormerConfig(**SIZES),
@@ -59,7 +61,7 @@ def build(name: str, changes: dict | None = None, family: type[Detector] | None 
     config = CONFIGS[name].model_copy(update=changes)
     family = family or FAMILIES[config.family]
     options = {"kind": "modulated", "count": COUNT, "ratio": RATIO, "hidden": 16} | queries
-    model = family(config, QueriesConfig(**options), CLASSES, [CHANNELS[stride] for stride in family.strides])
+    model = family(config, QueriesConfig(**options), CLASSES, [CHANNELS[stride] for stride in family.reads(config)])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dqdet.nn.attention import Attention
+from dqdet.types import Sight
 
 HIDDEN, HEADS = 12, 3
 
@@ -48,6 +49,17 @@ def test_groups_are_a_mask_between_them():
     expected, _ = pytorch(ours)(x, x, value, attn_mask=group[:, None] != group)
     torch.testing.assert_close(ours(x, x, value, groups=[2, 3, 4]), expected)
     assert not torch.allclose(ours(x, x, value), expected)
+
+
+def test_a_sight_is_a_mask_that_is_open_one_way():
+    """Two queries that see each other; and two copies of three, which see these and themselves."""
+    ours, x, value = attention(), torch.randn(2, 8, HIDDEN), torch.randn(2, 8, HIDDEN)
+    group = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2])
+    seen = (group[:, None] == group) | (group == 0)
+    expected, _ = pytorch(ours)(x, x, value, attn_mask=~seen)
+    torch.testing.assert_close(ours(x, x, value, groups=[2, Sight(6, copies=2, first=2)]), expected)
+    nothing = ours(x[:, :2], x[:, :2], value[:, :2], groups=[2, Sight(0, first=2)])
+    torch.testing.assert_close(nothing, expected[:, :2])
 
 
 @pytest.mark.parametrize("groups", [None, [4, 5]])

@@ -119,6 +119,33 @@ def test_presets_are_described_in_one_line_and_print_what_they_resolve_to(name):
         ),
         ("deformable_detr_r50_refine", {"model.refine": True, "train.batch": 32, "model.backbone.name": "resnet50"}),
         ("deformable_detr_swin_b", {"model.refine": True, "train.epochs": 50, "model.backbone.name": "swin_b"}),
+        (
+            "dino_r50",
+            {
+                "train.epochs": 12,
+                "train.drop": [11],
+                "train.batch": 16,
+                "train.lr": 1e-4,
+                "train.backbone_lr": 1e-5,
+                "train.offsets_lr": 1e-4,
+                "train.weight_decay": 1e-4,
+                "train.decay_norms": True,
+                "train.clip": 0.1,
+                "train.ema": None,
+                "model.dropout": 0,
+                "model.feedforward": 2048,
+                "queries.count": 900,
+                "queries.denoising": 100,
+                "loss.class_weight": 1,
+            },
+        ),
+        ("dino_r50_24ep", {"train.epochs": 24, "train.drop": [20]}),
+        ("dino_r50_36ep", {"train.epochs": 36, "train.drop": [30]}),
+        ("dino_r50_5scale", {"train.epochs": 12, "train.drop": [11], "model.levels": 5, "model.finest": 4}),
+        ("dino_r50_5scale_24ep", {"train.epochs": 24, "train.drop": [20], "model.levels": 5}),
+        ("dino_r50_5scale_36ep", {"train.epochs": 36, "train.drop": [30], "model.levels": 5}),
+        ("dino_swin_l", {"train.epochs": 12, "train.drop": [11], "model.levels": 4, "model.backbone.name": "swin_l"}),
+        ("dino_swin_l_36ep", {"train.epochs": 36, "train.drop": [30], "model.backbone.drop_path": 0.2}),
     ],
 )
 def test_presets_are_the_published_recipes(name, published):
@@ -259,6 +286,7 @@ def test_drops_are_in_epochs_or_in_steps_but_not_in_both():
         ("dab_detr_r50", 300),  # num_select
         ("dab_deformable_detr_r50", 300),
         ("dab_deformable_detr_swin_b", 300),
+        ("dino_r50", 300),
         ("smca_detr_r50", 300),  # as many as queries
         ("detr_r50", 100),
         ("conditional_detr_r50", 100),
@@ -278,6 +306,8 @@ def test_drop_path_and_decay_of_swin_are_published_or_said_to_be_ours():
         if name.startswith("seqformer"):
             assert config.model.backbone.drop_path == 0.3
             assert config.train.decay_norms  # the published code makes no exceptions
+        elif name.startswith("dino"):
+            assert (config.model.backbone.drop_path, config.train.decay_norms) == (0.2, True)
         elif "mask2former" in name:
             assert (config.model.backbone.drop_path, config.train.decay_norms) == (0.3, False)
     signature = inspect.signature(timm.models.swin_transformer.SwinTransformer.__init__)

@@ -37,6 +37,7 @@ PRESETS = [
     "dab_detr_r50",
     "deformable_detr_r50",
     "dab_deformable_detr_r50",
+    "dino_r50",
 ]
 
 

@@ -37,10 +37,11 @@ def test_trains_a_step(preset):
     video = config.data.task == "video"
     frames = (config.data.clips.frames,) if video else ()
     size = VIDEO if video else config.data.window or PHOTOGRAPH
-    predictions = model(torch.randn(1, *frames, 3, *size), torch.zeros(1, *size, dtype=torch.bool))
-    losses = make_loss(config.loss)(predictions, [make_target(config, frames, size)])
+    targets = [make_target(config, frames, size)]
+    predictions = model(torch.randn(1, *frames, 3, *size), torch.zeros(1, *size, dtype=torch.bool), targets)
+    losses = make_loss(config.loss)(predictions, targets)
     assert losses.total.isfinite()
-    assert set(predictions.groups) == {"modulated", "basic"}
+    assert set(predictions.groups) == {"modulated", "basic"} | ({"denoising"} if config.queries.denoising else set())
 
     losses.total.backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

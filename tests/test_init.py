@@ -67,7 +67,8 @@ def test_the_same_model_is_loaded_whole(start, preset):
 @pytest.mark.parametrize("preset", ALL_PRESETS)
 def test_classes_are_kept_by_name(start, preset):
     source, before, model, line = start(preset, {}, {"classes": ["fish", "dog", "cat", "horse"]})
-    heads = [name for name in source if name.startswith("class_head.")]
+    heads = [name for name in source if name.startswith(("class_head.", "proposal_class_head.", "denoising."))]
+    assert ("denoising.labels" in heads) == (preset == "dino_r50")
     assert_equal(model, source, source.keys() - heads)
     for name in heads:
         assert torch.equal(model[name][1], source[name][1])
@@ -100,6 +101,17 @@ def test_the_head_that_scores_proposals_keeps_its_only_meaning(start):
         assert torch.equal(model[f"class_head.2.{part}"][0], source[f"class_head.2.{part}"][0])
         assert torch.equal(model[f"class_head.2.{part}"][1], before[f"class_head.2.{part}"][1])
         assert torch.equal(model[f"class_head.1.{part}"][1], source[f"class_head.1.{part}"][1])
+
+
+def test_labels_of_denoising_queries_are_made_where_the_source_has_none(start):
+    for classes in (ANIMALS, ["fish", "dog"]):
+        old, new = {"queries__denoising": 0}, {"queries__denoising": 5, "classes": classes}
+        _, before, model, line = start("dab_deformable_detr_r50", old, new)
+        assert torch.equal(model["denoising.labels"], before["denoising.labels"])
+        assert "re-made denoising.labels" in line or "re-made class_head" in line
+        assert "denoising.labels" in line
+    _, _, _, line = start("dab_deformable_detr_r50", {"queries__denoising": 5}, {})
+    assert "ignored denoising.labels" in line
 
 
 def test_static_queries_become_basic_ones(start):

@@ -211,9 +211,18 @@ def test_proposals_learn_objects_of_any_class_as_the_first():
     predictions, targets = make_predictions(2, {"static": 4}), make_targets([3, 2])
     proposals = make_predictions(2, {"encoder": 9}, layers=1, seed=2)
     assert any(target.labels.any() for target in targets)
-    both = SetLoss(FOCAL)(replace(predictions, proposals=proposals), targets)
+    both = SetLoss(FOCAL)(replace(predictions, proposals=replace(proposals, class_agnostic=True)), targets)
     first = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
     alone = [SetLoss(FOCAL)(predictions, targets), SetLoss(FOCAL)(proposals, first)]
+    torch.testing.assert_close(both.total, alone[0].total + alone[1].total)
+    assert both.terms == alone[0].terms | alone[1].terms
+
+
+def test_proposals_that_tell_classes_learn_them():
+    predictions, targets = make_predictions(2, {"static": 4}), make_targets([3, 2])
+    proposals = make_predictions(2, {"encoder": 9}, layers=1, seed=2)
+    both = SetLoss(FOCAL)(replace(predictions, proposals=proposals), targets)
+    alone = [SetLoss(FOCAL)(predictions, targets), SetLoss(FOCAL)(proposals, targets)]
     torch.testing.assert_close(both.total, alone[0].total + alone[1].total)
     assert both.terms == alone[0].terms | alone[1].terms
 

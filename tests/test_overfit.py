@@ -16,6 +16,7 @@ from dqdet.data.loader import collate
 from dqdet.inference import infer
 from dqdet.losses import make_loss
 from dqdet.models import create_model
+from dqdet.studies.small import detector
 from dqdet.studies.video import SEQFORMER
 from dqdet.training.evaluation import make_evaluation
 from dqdet.types import Batch, ClipTracks
@@ -32,7 +33,7 @@ def learn(model: nn.Module, config: Config, batch: Batch, steps: int, lr: float 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps)
     for _ in range(steps):
         optimiser.zero_grad()
-        criterion(model(batch.images, batch.padding), batch.targets).total.backward()
+        criterion(model(batch.images, batch.padding, batch.targets), batch.targets).total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
         optimiser.step()
         schedule.step()
@@ -72,6 +73,12 @@ def test_boxes_in_eight_images_of_coco(shared):
     data = {"kind": "coco", "root": str(shared / "data" / "coco_real"), **resized(128)}
     config = resolve("scenes_tiny", {"data": data, "queries": {"count": 30}})
     assert memorised(config, with_few_objects(config, 8), steps=200)["AP50"] > 0.9
+
+
+def test_boxes_in_eight_images_of_coco_with_dino(shared):
+    data = {"kind": "coco", "root": str(shared / "data" / "coco_real"), **resized(128)}
+    config = override(resolve("dino_r50", detector("dino_r50").options), {"data": data, "queries.denoising": 20})
+    assert memorised(config, with_few_objects(config, 8), steps=120)["AP50"] > 0.9
 
 
 def test_masks_in_four_images_of_coco(shared):

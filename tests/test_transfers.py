@@ -122,9 +122,14 @@ def test_a_step_waits_for_the_matching_alone_whatever_the_queries(kind, monkeypa
     assert places_of_a_step("detr", monkeypatch, kind=kind) == STEP["boxes"]
 
 
-def test_proposals_are_matched_too(monkeypatch):
+def test_proposals_are_matched_together_with_the_others(monkeypatch):
     options = {"changes": {"refine": True, "two_stage": True}, "kind": "static"}
-    assert places_of_a_step("deformable_detr_refine", monkeypatch, **options) == {"losses/matching.py": 4}
+    assert places_of_a_step("deformable_detr_refine", monkeypatch, **options) == STEP["boxes"]
+
+
+@pytest.mark.parametrize("name", ["dab_detr", "dab_deformable_detr", "dino"])
+def test_denoising_queries_send_their_places(name, monkeypatch):
+    assert places_of_a_step(name, monkeypatch, denoising=5) == STEP["boxes"] | {"queries.py": 1}
 
 
 def test_logging_waits_once_for_all_losses(monkeypatch):

@@ -42,6 +42,7 @@ PRESETS = [
     "deformable_detr_r50",
     "deformable_detr_r50_refine",
     "dab_deformable_detr_r50",
+    "dino_r50",
 ]
 
 

@@ -8,7 +8,7 @@ C classes, H and W image pixels, h and w feature cells. Boxes are ``(cx, cy, w, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self, TypeAlias, TypedDict
@@ -72,6 +72,29 @@ class Batch(_OfTensors):
         return self.images.shape[0]
 
 
+@dataclass(frozen=True)
+class Sight:
+    """Which queries those of a group see in self-attention, where these are not simply all of their own group."""
+
+    size: int  # queries of the group
+    copies: int = 1  # equal parts of the group, which do not see each other
+    first: int = 0  # so many of the first queries of all are seen too; they do not see back
+
+
+Sights: TypeAlias = Iterable[int | Sight]  # of all groups in order; a size alone is that of a group that sees itself
+
+
+@dataclass
+class Denoised(_OfTensors):
+    """Which queries of the group ``denoising`` are to become which objects: P pairs. All others are background."""
+
+    copies: int  # of all objects
+    image: Tensor  # [P] int64, number in the batch
+    query: Tensor  # [P], number in the group
+    object: Tensor  # [P], index into the image's objects
+    row: Tensor  # [P], of the object among those of all images
+
+
 @dataclass
 class VideoStream:
     """A whole video to be looked at once, frame by frame: a long one would not fit into the memory."""
@@ -95,9 +118,16 @@ class Queries:
     parts: dict[str, Tensor]  # name -> [B, Q, width]
     groups: dict[str, int]  # name -> size, in query order; the first group is the one used at inference
     coefficients: Tensor | None = None  # [B, m, r], of shared queries [B, m, K]
+    sights: dict[str, Sight] = field(default_factory=dict)  # of groups that see other queries than their own
+    denoised: Denoised | None = None  # of the last group, where it is one of denoising queries
 
     def __getitem__(self, part: str) -> Tensor:
         return self.parts[part]
+
+    @property
+    def seen(self) -> list[int | Sight]:
+        """What self-attention needs to know of the groups."""
+        return [self.sights.get(name, size) for name, size in self.groups.items()]
 
 
 @dataclass
@@ -140,13 +170,23 @@ class Predictions:
     groups: dict[str, int]  # name -> size, in query order
     masks: Masks | None = None
     coefficients: Tensor | None = None  # [B, m, r], the coefficients that made the queries
-    proposals: Predictions | None = None  # two-stage: the encoder's, L = 1, one query a memory position
+    proposals: Predictions | None = None  # two-stage: the encoder's, L = 1
+    class_agnostic: bool = False  # logit 0 stands for any object, the others for nothing
+    denoised: Denoised | None = None  # of the last group, where it is one of denoising queries
 
     def group(self, name: str) -> Predictions:
         """The predictions of one group of queries: views, nothing is copied."""
         start = sum(list(self.groups.values())[: list(self.groups).index(name)])
         size = self.groups[name]
-        return replace(self._narrow(2, start, size), groups={name: size}, proposals=None)
+        return replace(self._narrow(2, start, size), groups={name: size}, proposals=None, denoised=None)
+
+    @property
+    def matched(self) -> Predictions:
+        """Those of the groups that are matched with the objects, which denoising queries are made of: views."""
+        if self.denoised is None:
+            return self
+        groups = dict(list(self.groups.items())[:-1])
+        return replace(self._narrow(2, 0, sum(groups.values())), groups=groups, denoised=None)
 
     @property
     def final(self) -> Predictions:

@@ -21,6 +21,7 @@ from dqdet.config import (
     DabDetrConfig,
     DeformableDetrConfig,
     DetrConfig,
+    DinoConfig,
     LossConfig,
     QueriesConfig,
     SmcaDetrConfig,
@@ -158,7 +159,8 @@ class DetectorCase(Recorded):
     def queries(self, hidden: int) -> QueriesConfig:
         """Queries as the published code makes them."""
         if not self.dynamic:
-            return QueriesConfig(kind="static", count=self.options["num_queries"])
+            denoising = {"denoising": 100} if self.config["model"] == "dino" else {}
+            return QueriesConfig(kind="static", count=self.options["num_queries"], **denoising)
         return QueriesConfig(
             kind="modulated",
             count=self.options["num_queries"],
@@ -183,7 +185,7 @@ class DetectorCase(Recorded):
             box_weight=weights["loss_bbox"],
             giou_weight=weights["loss_giou"],
             no_object_weight=options["eos_coef"] if cross_entropy else 0.1,
-            box_epsilon=1e-6 if "dab" in self.config["model"] else 0.0,
+            box_epsilon=1e-6 if "dab" in self.config["model"] or self.config["model"] == "dino" else 0.0,
             beta=dynamic.get("org_branch_loss_weight", 1.0),
         )
 
@@ -231,6 +233,9 @@ def model_config(case: DetectorCase) -> TransformerConfig:
                 activation=options["transformer_activation"],
                 patterns=options["num_patterns"],
             )
+        case "dino":
+            strides = case.config["feature_strides"]
+            return DinoConfig(**sizes, finest=strides[0], levels=options["num_feature_levels"])
         case "dab_deformable_detr":
             return DabDeformableDetrConfig(**sizes)
         case _:

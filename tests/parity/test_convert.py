@@ -115,6 +115,31 @@ def recorded_case(shared: Path, name: str) -> DetectorCase:
     return DetectorCase(recorded, expected={}, io={}, weights={})
 
 
+DINO = {  # preset, and what it changes of dino_r50
+    "dino_4scale_r50": ("dino_r50", {}),
+    "dino_5scale_r50": ("dino_r50", {"finest": 4, "levels": 5}),
+    "dino_4scale_swin_l": ("dino_swin_l", {}),
+}
+
+
+@pytest.mark.parametrize("name", DINO)
+def test_every_published_parameter_of_dino_is_used_once(shared, name):
+    rows = json.loads((shared / "parity" / f"{name}_keys.json").read_text())
+    # All layers share their heads, which are parameters of the decoder too. A label more than there are is never read.
+    aliases = {n: re.sub(r"^(?:transformer\.decoder\.)?(class|bbox)_embed\.\d", r"\1_embed.0", n) for n, _ in rows}
+    rows = [(n, [91, 256] if n == "label_enc.weight" else shape) for n, shape in rows]
+    config = assert_all_used_once(rows, aliases, r"\.(bn\d|downsample\.1)\.|relative_position_index")
+    preset, changes = DINO[name]
+    assert config.preset == preset
+    preset = resolve(preset)
+    backbone = {"backbone": preset.model.backbone}
+    assert config.model.model_copy(update=backbone) == preset.model.model_copy(update=changes)
+    assert config.model.backbone.name == ("swin_l" if "swin" in name else "resnet50")
+    assert config.queries == preset.queries.model_copy(update={"kind": "static"})
+    assert config.loss == preset.loss
+    assert len(config.classes) == 91
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_published_parameters_tell_their_configuration(shared, name):
     rows = json.loads((shared / "parity" / f"{name}_r50_keys.json").read_text())

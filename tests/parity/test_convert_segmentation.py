@@ -19,6 +19,7 @@ import dqdet
 from dqdet.formats.categories import COCO_CATEGORIES, COCO_STUFF, YOUTUBE_VIS_CATEGORIES
 from dqdet.models import FAMILIES
 from dqdet.runs.folder import load_folder
+from dqdet.runs.sources import load_model
 from dqdet.types import pad_images
 from dqdet.weights import translate
 from dqdet.weights.reading import read_checkpoint
@@ -123,6 +124,25 @@ def test_outputs_tell_the_data(state, outputs, preset, stuff):
         assert (config.classes[7], config.category_ids) == ("class 7", [])
     else:
         assert len(config.category_ids) == outputs
+
+
+MASK_LAYERS = [
+    f"{layer}.{part}"
+    for layer in ("pixel_decoder.mask_features", "predictor.mask_embed.layers.2")
+    for part in ("weight", "bias")
+]
+
+
+def test_masks_of_another_width_than_the_queries(state, tmp_path):
+    head = "sem_seg_head"
+    narrow = {name: state[f"{head}.{name}"][:24] for name in MASK_LAYERS}
+    write(state | {f"{head}.{name}": tensor for name, tensor in narrow.items()}, tmp_path / "model.pkl")
+    model, config, _ = load_model(tmp_path / "model.pkl")
+    assert (config.model.hidden, config.model.mask_channels) == (64, 24)
+    images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
+    with torch.no_grad():
+        assert model(images, padding).masks.features.shape[1] == 24
+        assert torch.equal(model.pixel_decoder.mask_proj.bias, narrow["pixel_decoder.mask_features.bias"])
 
 
 @pytest.mark.parametrize(("basic", "count", "ratio"), [(600, 100, 6), (400, 100, 4)])

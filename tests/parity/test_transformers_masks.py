@@ -31,11 +31,12 @@ def translated(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return MASK2FORMER.from_huggingface(state, {"model_type": "mask2former"})
 
 
-@pytest.fixture(scope="module")
-def pair():
+@pytest.fixture(scope="module", params=[64, 24], ids=["masks of the same width", "masks of another width"])
+def pair(request):
     """Their model, ours with the same weights, and an image batch."""
     torch.manual_seed(0)
-    sizes = {"feature_size": 64, "mask_feature_size": 64, "hidden_dim": 64, "num_attention_heads": 4}
+    width = request.param
+    sizes = {"feature_size": 64, "mask_feature_size": width, "hidden_dim": 64, "num_attention_heads": 4}
     backbone = ResNetConfig(
         embedding_size=8,
         hidden_sizes=CHANNELS,
@@ -62,7 +63,13 @@ def pair():
         for parameter in theirs.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     config = Mask2FormerConfig(
-        hidden=64, heads=4, encoder_layers=2, decoder_layers=LAYERS, feedforward=40, encoder_feedforward=48
+        hidden=64,
+        heads=4,
+        encoder_layers=2,
+        decoder_layers=LAYERS,
+        feedforward=40,
+        encoder_feedforward=48,
+        mask_channels=None if width == 64 else width,
     )
     ours = Mask2Former(config, QueriesConfig(kind="static", count=QUERIES), CLASSES, CHANNELS)
     ours.load_state_dict(translated(theirs.state_dict()), strict=True)
@@ -117,9 +124,9 @@ BACKBONES = {
 }
 
 
-def published(backbone: str, **options) -> nn.Module:
+def published(backbone: str, mask_channels: int = 32, **options) -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 4}
+    sizes = {"feature_size": 32, "mask_feature_size": mask_channels, "hidden_dim": 32, "num_attention_heads": 4}
     config = TheirConfig(
         backbone_config=BACKBONES[backbone],
         **sizes,
@@ -143,12 +150,15 @@ def published(backbone: str, **options) -> nn.Module:
 @pytest.mark.parametrize("older", [True, False], ids=["older names", "newer names"])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_folder_becomes_the_same_model(tmp_path, backbone, older):
-    theirs = published(backbone, id2label={0: "cat", 1: "dog"}, no_object_weight=0.2, train_num_points=100)
+    masks = None if older else 20
+    options = {"id2label": {0: "cat", 1: "dog"}, "no_object_weight": 0.2, "train_num_points": 100}
+    theirs = published(backbone, masks or 32, **options)
     theirs.save_pretrained(tmp_path / "theirs", save_original_format=older)
     dqdet.convert(tmp_path / "theirs", tmp_path / "run")
     model, config = load_folder(tmp_path / "run")
     assert (config.model.family, config.model.backbone.name) == ("mask2former", backbone)
     assert (config.model.heads, config.model.encoder_layers, config.model.decoder_layers) == (4, 1, 2)
+    assert config.model.mask_channels == masks
     assert (config.queries.kind, config.queries.count) == ("static", QUERIES)
     assert (config.classes, config.category_ids, config.stuff) == (["cat", "dog"], [], [])
     assert (config.loss.no_object_weight, config.loss.points, config.loss.dice_weight) == (0.2, 100, 5.0)
@@ -198,7 +208,7 @@ def test_what_dqdet_does_not_have_is_refused(tmp_path):
         return str(caught.value)
 
     assert "config.json has pre_norm=True; supported is False only" in message(pre_norm=True)
-    assert "mask_feature_size=64; supported is 32 only" in message(mask_feature_size=64)
+    assert "feature_size=64; supported is 32 only" in message(feature_size=64)
     other_backbone = original["backbone_config"] | {"downsample_in_bottleneck": True}
     assert "downsample_in_bottleneck=True" in message(backbone_config=other_backbone)
     assert "class_head.weight [3, 32] instead of [4, 32]" in message(id2label={"0": "a", "1": "b", "2": "c"})

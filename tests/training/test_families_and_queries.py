@@ -19,6 +19,7 @@ TASKS = {
     "dab_detr_r50": "detection",
     "deformable_detr_r50_refine": "detection",
     "dab_deformable_detr_r50": "detection",
+    "dino_r50": "detection",
     "mask2former_r50_coco_panoptic": "panoptic",
     "video_mask2former_r50": "video",
     "seqformer_r50": "video",

@@ -15,7 +15,6 @@ from dqdet.config.presets import changes
 from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
 
 FILLED = ("classes", "category_ids", "stuff")  # from the data set
-DEFORMABLE = ("deformable_detr", "dab_deformable_detr", "seqformer", "mask2former", "video_mask2former")
 TRAINED = ("modulated", "grouped")  # kinds of queries with groups that train beside those of inference
 DYNAMIC = ("modulated", "generated", "shared")  # those that look at a map
 
@@ -43,6 +42,7 @@ UNUSED = (
         "queries.context",
         lambda c: c.queries.kind in DYNAMIC and c.queries.context == "none",
     ),
+    Unused(("queries.label_noise", "queries.box_noise"), "queries.denoising", lambda c: c.queries.denoising == 0),
     Unused(("loss.beta",), "queries.kind", lambda c: c.queries.kind not in TRAINED),
     Unused(
         ("loss.no_object_weight",),
@@ -67,7 +67,7 @@ UNUSED = (
     Unused(("data.resize", "data.crop"), "data.jitter", lambda c: c.data.jitter is not None),
     Unused(("train.drop", "train.drop_steps"), "train.schedule", lambda c: c.train.schedule == "poly"),
     Unused(("train.power",), "train.schedule", lambda c: c.train.schedule != "poly"),
-    Unused(("train.offsets_lr",), "model.family", lambda c: c.model.family not in DEFORMABLE),
+    Unused(("train.offsets_lr",), "model.family", lambda c: "points" not in type(c.model).model_fields),
     Unused(("train.decay_norms",), "train.weight_decay", lambda c: c.train.weight_decay == 0),
 )
 

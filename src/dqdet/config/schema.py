@@ -94,6 +94,7 @@ class TransformerConfig(Section):
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)  # that the family can learn
     loss: ClassVar[str] = "boxes"  # kind of its set loss
     published_context: ClassVar[Context] = "backbone"  # of the code that dynamic queries were published with
+    anchors: ClassVar[bool] = False  # whether its queries have anchor boxes, which objects with noise can be
     no_object: ClassVar[bool] = False  # whether its class head has one output more, the last, for "no object"
     starts_from: ClassVar[str | None] = None  # a family with the same parameters, which learned first what it learns
 
@@ -140,6 +141,8 @@ class SmcaDetrConfig(TransformerConfig):
 class DabDetrConfig(TransformerConfig):
     """DAB-DETR (Liu et al., 2022)."""
 
+    anchors: ClassVar[bool] = True
+
     family: Literal["dab_detr"] = "dab_detr"
     dropout: Rate = 0.0
     temperature: Positive = 20.0
@@ -170,11 +173,29 @@ class DeformableDetrConfig(TransformerConfig):
 class DabDeformableDetrConfig(DeformableDetrConfig):
     """DAB-Deformable-DETR (Liu et al., 2022): anchors are refined by every layer, never proposed by the encoder."""
 
+    anchors: ClassVar[bool] = True
+
     family: Literal["dab_deformable_detr"] = "dab_deformable_detr"  # type: ignore[assignment]
     feedforward: Width = 2048
     dropout: Rate = 0.0
     refine: Literal[True] = True
     two_stage: Literal[False] = False
+
+
+class DinoConfig(TransformerConfig):
+    """DINO (Zhang et al., 2023): learned contents at the encoder's best proposals."""
+
+    published_context: ClassVar[Context] = "projected"
+    anchors: ClassVar[bool] = True
+
+    family: Literal["dino"] = "dino"
+    dropout: Rate = 0.0
+    finest: Literal[4, 8] = 8
+    """Stride of the finest map of the backbone that is read."""
+    levels: Layers = 4
+    """Feature maps; those beyond the backbone's are strided convolutions."""
+    points: Layers = 4
+    """Sampling points a head and level."""
 
 
 class Mask2FormerConfig(TransformerConfig):
@@ -189,6 +210,8 @@ class Mask2FormerConfig(TransformerConfig):
     decoder_layers: Layers = 9
     encoder_feedforward: Width = 1024
     """Hidden channels of the feed-forward networks of the pixel decoder."""
+    mask_channels: Width | None = None
+    """Channels of the features that masks are products with; null: those of model.hidden."""
     dropout: Rate = 0.0
     points: Layers = 4
     """Sampling points a head and level of the pixel decoder."""
@@ -227,6 +250,7 @@ ModelConfig = Annotated[
     | DabDetrConfig
     | DeformableDetrConfig
     | DabDeformableDetrConfig
+    | DinoConfig
     | Mask2FormerConfig
     | VideoMask2FormerConfig
     | SeqFormerConfig,
@@ -263,6 +287,14 @@ class QueriesConfig(Section):
     """Let padded positions take part in the pooling, as the published code does."""
     coefficients: Literal["softmax", "raw"] = "softmax"
     """softmax: convex combinations; raw: any, as parts of the published code do."""
+    denoising: CountOrZero = 0
+    """Queries in training that are objects with noise: so many of the image with most objects, and as many again with
+    more noise that are background; of families with anchors; 0: none.
+    """
+    label_noise: Share = 0.25
+    """Share of the denoising queries whose class is drawn anew."""
+    box_noise: NonNegative = 1.0
+    """Most that a corner of a denoising query moves, in half sides; of those that are background, up to twice that."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -589,7 +621,7 @@ class Config(Section):
             raise ValueError(f"stuff has names that are no classes: {listed(unknown)}; correct them")
         if model.hidden % model.heads:
             raise ValueError(f"model.hidden={model.hidden} is not divisible by model.heads={model.heads}")
-        if isinstance(model, DeformableDetrConfig | Mask2FormerConfig) and model.hidden % 32:
+        if isinstance(model, DeformableDetrConfig | DinoConfig | Mask2FormerConfig) and model.hidden % 32:
             raise ValueError(f"model.hidden={model.hidden} is not divisible by 32, the groups of the group norms")
         if self.data.task not in TASKS_OF_DATA[self.data.kind]:
             raise ValueError(
@@ -610,6 +642,11 @@ class Config(Section):
             raise ValueError(
                 f"model.family={model.family} has no output for 'no object', which loss.classification=cross_entropy "
                 "needs; set loss.classification=focal"
+            )
+        if self.queries.denoising and not model.anchors:
+            raise ValueError(
+                f"queries.denoising={self.queries.denoising} needs anchor boxes, which objects with noise can be; "
+                f"model.family={model.family} has none; set queries.denoising=0"
             )
         if isinstance(model, DeformableDetrConfig) and model.two_stage and self.queries.kind != "static":
             raise ValueError(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dqdet.config import LossConfig
 from dqdet.losses.boxes import generalized_iou
-from dqdet.types import Predictions, Target
+from dqdet.types import Denoised, Predictions, Target
 
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
 
@@ -46,32 +46,60 @@ class Matches:
                 yield image, some, Matches(counts, *(tensor[some] for tensor in tensors))
 
 
-@torch.no_grad()
+Task = tuple[Predictions, list[Target]]  # what is matched, with what
+
+
 def match(predictions: Predictions, targets: list[Target], config: LossConfig) -> Matches:
     """Assign to each object one query of every group, in every layer, at the least total cost.
-
-    The costs of all layers, groups and images are one tensor expression and go to the CPU in one transfer.
 
     Args:
         predictions: logits ``[L, B, Q, C]`` and boxes ``[L, B, Q, 4]``.
         targets: B of them.
         config: kind of classification and the weights of the costs.
     """
-    return assign(matching_costs(predictions, targets, config), targets, predictions.groups)
+    return match_together([(predictions, targets)], config)[0]
+
+
+@torch.no_grad()
+def match_together(tasks: list[Task], config: LossConfig) -> list[Matches]:
+    """The same of several predictions, as of a decoder and of proposals, with one transfer to the CPU and one back."""
+    costs = [matching_costs(predictions, targets, config) for predictions, targets in tasks]
+    targets = tasks[0][1]
+    return assign_together(costs, targets, [predictions.groups for predictions, _ in tasks])
 
 
 def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matches:
     """The assignments of least total cost, one for every layer, image and group.
 
-    The device is waited for once, for the costs. All that the losses index by goes back to it in one piece.
+    The costs of all layers, groups and images are one tensor expression and go to the CPU in one transfer, for which
+    the device is waited for once. All that the losses index by goes back to it in one piece.
 
     Args:
         costs: ``[L, B, Q, N]``, N at least the most objects of an image.
         targets: B of them.
         groups: name -> size, in query order.
     """
+    return assign_together([costs], targets, [groups])[0]
+
+
+def assign_together(costs: list[Tensor], targets: list[Target], groups: list[dict[str, int]]) -> list[Matches]:
+    """The same for several tables of costs and the groups of their queries, of the same targets."""
     # A diverged model must reach the loss, which reports it, instead of failing in the assignment.
-    table = costs.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()  # [L, B, Q, N]
+    flat = torch.cat([table.flatten() for table in costs]).nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu()
+    tables = [
+        part.view(table.shape).numpy()
+        for part, table in zip(flat.split([c.numel() for c in costs]), costs, strict=True)
+    ]
+    pairs = [_assigned(table, targets, of_table) for table, of_table in zip(tables, groups, strict=True)]  # [6, M] each
+    sent = torch.from_numpy(np.concatenate(pairs, 1)).to(costs[0].device, non_blocking=True)
+    return [
+        Matches(np.bincount(of_table[0], minlength=len(targets)).tolist(), *part)
+        for of_table, part in zip(pairs, sent.split([of_table.shape[1] for of_table in pairs], 1), strict=True)
+    ]
+
+
+def _assigned(table: np.ndarray, targets: list[Target], groups: dict[str, int]) -> np.ndarray:
+    """The fields of `Matches` from image to row, ``[6, M]``, of costs ``[L, B, Q, N]``."""
     pairs = [np.empty((6, 0), np.int64)]  # [6, pairs of one image, layer and group]
     first_row = 0
     for image, target in enumerate(targets):
@@ -84,9 +112,16 @@ def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matc
                 pairs.append(np.stack(columns))
                 start += size
         first_row += objects
-    together = np.concatenate(pairs, 1)  # [6, M]
-    counts = np.bincount(together[0], minlength=len(targets)).tolist()
-    return Matches(counts, *torch.from_numpy(together).to(costs.device, non_blocking=True))
+    return np.concatenate(pairs, 1)
+
+
+def matched_by_construction(denoised: Denoised, layers: int, images: int) -> Matches:
+    """The pairs of denoising queries with the objects that they were made of, the same in all layers."""
+    pairs = len(denoised.image)
+    fields = torch.stack([denoised.image, denoised.query, denoised.object, denoised.row]).repeat(1, layers)  # [4, M]
+    layer = torch.arange(layers, device=fields.device)[:, None].expand(-1, pairs).flatten()  # [M]
+    image, query, object_, row = fields
+    return Matches([0] * images, image, layer, query, object_, torch.zeros_like(layer), row)
 
 
 def matching_costs(predictions: Predictions, targets: list[Target], config: LossConfig) -> Tensor:

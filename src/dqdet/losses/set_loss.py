@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dqdet.config import LossConfig
 from dqdet.losses.boxes import generalized_iou
-from dqdet.losses.matching import ALPHA, GAMMA, Matches, match
+from dqdet.losses.matching import ALPHA, GAMMA, Matches, match_together, matched_by_construction
 from dqdet.losses.whole_step import WholeStep
 from dqdet.types import Predictions, Target
 
@@ -29,6 +29,9 @@ class SetLoss(nn.Module):
 
     ``L = L(first group) + beta * L(the others, on average)``, each group with its own matching, each layer with the
     same weights. Sums over objects are divided by the number of objects of the whole step (``whole_step.py``).
+
+    Proposals of an encoder and denoising queries have the same losses, once each. Denoising queries need no matching:
+    each belongs to the object that it was made of, or to none, and the sums are over several copies of all objects.
     """
 
     def __init__(self, config: LossConfig):
@@ -44,22 +47,30 @@ class SetLoss(nn.Module):
             counts: objects of each image of the step that this batch is a part of; empty: it is all of it.
         """
         step = WholeStep(targets, counts, predictions.logits.device)
-        total, terms = self.of_groups(predictions, targets, step)
-        if predictions.proposals is not None:  # proposals only tell objects from background
+        tasks = [(predictions.matched, targets)]
+        if (proposals := predictions.proposals) is not None:
             agnostic = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-            of_proposals, more = self.of_groups(predictions.proposals, agnostic, step)
-            total, terms = total + of_proposals, terms | more
-        return Losses(total, terms)
+            tasks.append((proposals, agnostic if proposals.class_agnostic else targets))
+        matches = match_together(tasks, self.config)
+        parts = [self.of_pairs(*task, pairs, step) for task, pairs in zip(tasks, matches, strict=True)]
+        if (denoised := predictions.denoised) is not None:
+            group = predictions.group(list(predictions.groups)[-1])
+            pairs = matched_by_construction(denoised, len(group.logits), len(targets))
+            parts.append(self.of_pairs(group, targets, pairs, step, denoised.copies))
+        totals, terms = zip(*parts, strict=True)
+        return Losses(torch.stack(totals).sum(), {name: term for part in terms for name, term in part.items()})
 
-    def of_groups(
-        self, predictions: Predictions, targets: list[Target], step: WholeStep
+    def of_pairs(
+        self, predictions: Predictions, targets: list[Target], matches: Matches, step: WholeStep, copies: int = 1
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and terms of one set of predictions, all layers and groups; ``step`` normalises the sums."""
-        matches = match(predictions, targets, self.config)
+        """Total loss and terms of one set of predictions, all layers and groups.
+
+        ``step`` normalises the sums, which are over so many copies of its objects.
+        """
         groups, config = predictions.groups, self.config
         labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
         boxes = torch.cat([t.boxes for t in targets])[matches.row]  # [M, 4]
-        objects = step.objects()
+        objects = step.objects() * copies
 
         if config.classification == "focal":
             class_loss = focal_loss(predictions, matches, labels) / objects  # [L, G]

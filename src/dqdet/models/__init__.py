@@ -11,6 +11,7 @@ from dqdet.models.dab_detr import DabDetr
 from dqdet.models.deformable_detr import DeformableDetr
 from dqdet.models.detector import Detector
 from dqdet.models.detr import Detr
+from dqdet.models.dino import Dino
 from dqdet.models.mask2former import Mask2Former
 from dqdet.models.seqformer import SeqFormer
 from dqdet.models.smca_detr import SmcaDetr
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[Detector]] = {
     "dab_detr": DabDetr,
     "deformable_detr": DeformableDetr,
     "dab_deformable_detr": DabDeformableDetr,
+    "dino": Dino,
     "mask2former": Mask2Former,
     "seqformer": SeqFormer,
     "video_mask2former": VideoMask2Former,
@@ -40,7 +42,7 @@ def create_model(config: Config) -> Detector:
     family = FAMILIES[config.model.family]
     options = config.model.backbone
     weights = None if options.weights is None else read_backbone(Path(options.weights), options.name)
-    backbone = Backbone(options, family.strides, weights)
+    backbone = Backbone(options, family.reads(config.model), weights)
     model = family(config.model, config.queries, len(config.classes), backbone.channels)
     model.backbone = backbone
     model.mean, model.std = config.data.mean, config.data.std

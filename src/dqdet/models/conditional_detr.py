@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import sine_embedding
 from dqdet.queries import make_queries
-from dqdet.types import Predictions
+from dqdet.types import Predictions, Sights, Target
 
 
 class ConditionalSelfAttention(nn.Module):
@@ -33,7 +33,7 @@ class ConditionalSelfAttention(nn.Module):
         self.out_proj = xavier_(nn.Linear(hidden, hidden))
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, position: Tensor, groups: Iterable[int]) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, groups: Sights) -> Tensor:
         """``x`` and ``position [B, Q, c]`` -> ``[B, Q, c]``."""
         query, key, value = self.content_proj(x).chunk(3, -1)
         query_position, key_position = self.position_proj(position).chunk(2, -1)
@@ -101,9 +101,7 @@ class ConditionalDecoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden, feedforward, dropout, activation)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, position: Tensor, spatial: Tensor, memory: DenseMemory, groups: Iterable[int]
-    ) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, spatial: Tensor, memory: DenseMemory, groups: Sights) -> Tensor:
         """``x``, ``position`` and the spatial query, ``[B, Q, c]`` each -> ``[B, Q, c]``."""
         x = self.norm1(x + self.dropout(self.self_attn(x, position, groups)))
         x = self.norm2(x + self.dropout(self.cross_attn(x, position, spatial, memory)))
@@ -140,7 +138,7 @@ class ConditionalDetr(Detector):
         self.box_head = box_head(hidden)
         self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         padding = resize_padding(padding, feature)  # [B, h, w]
         projected = self.input_proj(feature)  # [B, c, h, w]
@@ -157,7 +155,7 @@ class ConditionalDetr(Detector):
         for i, layer in enumerate(self.decoder):
             # Eq. 4: where to look from the reference point, how far and in which direction from the content.
             spatial = sine if i == 0 else sine * self.spatial_scale(x)  # [B, Q, c]
-            x = layer(x, position, spatial, memory, queries.groups.values())
+            x = layer(x, position, spatial, memory, queries.seen)
             outputs.append(x)
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(

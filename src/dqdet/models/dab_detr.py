@@ -17,8 +17,8 @@ from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import anchor_embedding
-from dqdet.queries import make_queries
-from dqdet.types import Predictions, Queries
+from dqdet.queries import DenoisingQueries, make_queries
+from dqdet.types import Predictions, Queries, Target
 
 EPSILON = 1e-3  # anchors are kept so far from 0 and 1
 ACTIVATIONS: dict[str, Activation] = {"prelu": nn.PReLU, "relu": nn.ReLU}
@@ -74,18 +74,21 @@ class DabDetr(Detector):
         self.class_head = class_head(hidden, num_classes)
         self.box_head = box_head(hidden)
         self.queries = make_queries(queries, {"anchor": 4}, backbone=channels[-1], hidden=hidden)
+        self.denoising = DenoisingQueries(hidden, num_classes, queries, EPSILON) if queries.denoising else None
         if config.patterns:
             self.patterns = nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.patterns, hidden)))
         else:
             self.register_buffer("patterns", torch.zeros(1, hidden), persistent=False)
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         padding = resize_padding(padding, feature)  # [B, h, w]
         projected = self.input_proj(feature)  # [B, c, h, w]
         memory = self.encoder(projected, padding)
         contexts = {"backbone": feature, "projected": projected, "memory": memory.map}
         queries = self.with_content(self.queries(contexts[self.queries.context], padding))
+        if self.denoising is not None:
+            queries = self.denoising(queries, targets)
 
         x, anchor = queries["content"], queries["anchor"].float().sigmoid()  # [B, Q, c], [B, Q, 4]
         outputs, anchors = [], [anchor]
@@ -95,7 +98,7 @@ class DabDetr(Detector):
             spatial = self.modulate(embedded[..., : x.shape[-1]], anchor, x)  # [B, Q, c]
             if i > 0:
                 spatial = spatial * self.spatial_scale(x)
-            x = layer(x, position, spatial, memory, queries.groups.values())
+            x = layer(x, position, spatial, memory, queries.seen)
             outputs.append(x)
             if i + 1 < len(self.decoder):
                 # A box loss reaches the layer that moved the anchor last, and none before it.
@@ -107,6 +110,7 @@ class DabDetr(Detector):
             boxes=boxes_around(inverse_sigmoid(torch.stack(anchors), EPSILON), in_float32(self.box_head, decoded)),
             groups=queries.groups,
             coefficients=queries.coefficients,
+            denoised=queries.denoised,
         )
 
     def modulate(self, centre: Tensor, anchor: Tensor, content: Tensor) -> Tensor:

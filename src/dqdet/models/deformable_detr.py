@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -17,10 +17,11 @@ from dqdet.nn.deformable import DeformableAttention
 from dqdet.nn.encoder import DeformableEncoder, FeedForward, Memory, cell_centres
 from dqdet.nn.heads import box_head, class_head, in_float32
 from dqdet.nn.init import xavier_
+from dqdet.nn.levels import Levels
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import sine_embedding
 from dqdet.queries import make_queries
-from dqdet.types import Predictions
+from dqdet.types import Predictions, Queries, Sights, Target
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -35,7 +36,7 @@ class DeformableDecoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden, feedforward, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: Iterable[int]) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: Sights) -> Tensor:
         """``x`` and ``position [B, Q, c]``, ``reference [B, Q, L, 2 or 4]`` -> ``[B, Q, c]``."""
         query = x + position
         x = self.norm2(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
@@ -49,8 +50,7 @@ class DecoderInput(NamedTuple):
     content: Tensor  # [B, Q, c]
     position: Tensor | None  # [B, Q, c]; None where every layer makes it from its references
     reference: Tensor  # [B, Q, 2] points or [B, Q, 4] boxes, in 0..1 of the valid image
-    groups: dict[str, int]
-    coefficients: Tensor | None = None
+    queries: Queries
     proposals: Predictions | None = None
 
 
@@ -80,12 +80,7 @@ class DeformableDetr(Detector):
             )
         hidden, layers = config.hidden, config.decoder_layers
         attention = (hidden, config.heads, config.feedforward, config.dropout, config.levels, config.points)
-        self.input_proj = nn.ModuleList(
-            _projection(channels[level], hidden, kernel=1)
-            if level < len(channels)
-            else _projection(channels[-1] if level == len(channels) else hidden, hidden, kernel=3)
-            for level in range(config.levels)
-        )
+        self.input_proj = Levels(channels, hidden, config.levels)
         self.encoder = DeformableEncoder(*attention, depth=config.encoder_layers)
         self.decoder = nn.ModuleList(self.decoder_layer(*attention) for _ in range(layers))
 
@@ -115,8 +110,8 @@ class DeformableDetr(Detector):
         self.reference_points = xavier_(nn.Linear(hidden, 2))
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
-        maps = self.project(features)  # L of [B, c, h, w]
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
+        maps = self.input_proj(features)  # L of [B, c, h, w]
         paddings = [resize_padding(padding, x) for x in maps]
         memory = self.encoder(maps, paddings)
         if self.proposal_count is not None:
@@ -126,18 +121,9 @@ class DeformableDetr(Detector):
             "projected": (maps[-1], paddings[-1]),
             "memory": (memory.coarsest, paddings[-1]),
         }
-        return self.decode(self.start_from_queries(*contexts[self.queries.context]), memory)
+        return self.decode(self.start_from_queries(*contexts[self.queries.context], targets), memory)
 
-    def project(self, features: list[Tensor]) -> list[Tensor]:
-        """Backbone maps as ``[B, c, h, w]`` each, and strided convolutions for the levels beyond them."""
-        maps = [proj(x) for proj, x in zip(self.input_proj, features, strict=False)]
-        coarsest = features[-1]
-        for proj in self.input_proj[len(features) :]:
-            coarsest = proj(coarsest)
-            maps.append(coarsest)
-        return maps
-
-    def start_from_queries(self, feature: Tensor, padding: Tensor) -> DecoderInput:
+    def start_from_queries(self, feature: Tensor, padding: Tensor, targets: Sequence[Target] = ()) -> DecoderInput:
         """Learned queries; ``feature`` is their context, with its padding.
 
         The published code pools the projected map, after its group norm. The mean of a normed group of channels says
@@ -145,7 +131,7 @@ class DeformableDetr(Detector):
         """
         queries = self.queries(feature, padding)
         reference = in_float32(self.reference_points, queries["position"]).sigmoid()  # [B, Q, 2]
-        return DecoderInput(queries["content"], queries["position"], reference, queries.groups, queries.coefficients)
+        return DecoderInput(queries["content"], queries["position"], reference, queries)
 
     def start_from_proposals(self, memory: Memory, count: int) -> DecoderInput:
         """The best ``count`` encoder proposals, or all of a small image, become queries (section 4.2, two-stage)."""
@@ -158,8 +144,8 @@ class DeformableDetr(Detector):
         chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()  # [B, Q, 4]
         embedded = sine_embedding(chosen, tokens.shape[-1] // 2).to(tokens)  # [B, Q, 2c]
         position, content = self.proposal_query(embedded).chunk(2, -1)
-        proposals = Predictions(logits[None], boxes.sigmoid()[None], {"encoder": logits.shape[1]})
-        return DecoderInput(content, position, chosen, {"proposals": count}, proposals=proposals)
+        proposals = Predictions(logits[None], boxes.sigmoid()[None], {"encoder": logits.shape[1]}, class_agnostic=True)
+        return DecoderInput(content, position, chosen, Queries({}, {"proposals": count}), proposals)
 
     def decode(self, start: DecoderInput, memory: Memory) -> Predictions:
         """Run the decoder; each layer's boxes are offsets from the references that it was given."""
@@ -169,7 +155,7 @@ class DeformableDetr(Detector):
             scale = memory.ratios.repeat(1, 1, reference.shape[-1] // 2)  # [B, L, 2 or 4]
             per_level = reference[:, :, None] * scale[:, None]  # [B, Q, L, 2 or 4]
             position = self.query_position(i, x, per_level, start)
-            x = layer(x, position, per_level, memory, start.groups.values())
+            x = layer(x, position, per_level, memory, start.queries.seen)
             outputs.append(x)
             boxes.append(self.predict_boxes(i, x, reference))
             if self.refine:
@@ -177,9 +163,10 @@ class DeformableDetr(Detector):
         return Predictions(
             logits=self.predict_logits(outputs),
             boxes=torch.stack(boxes),
-            groups=start.groups,
-            coefficients=start.coefficients,
+            groups=start.queries.groups,
+            coefficients=start.queries.coefficients,
             proposals=start.proposals,
+            denoised=start.queries.denoised,
         )
 
     def query_position(self, layer: int, x: Tensor, reference: Tensor, start: DecoderInput) -> Tensor:
@@ -212,12 +199,3 @@ def anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     box = torch.cat([centre, size], -1)
     usable = ((box > 0.01) & (box < 0.99)).all(-1) & ~memory.padding
     return (box / (1 - box)).log().masked_fill(~usable[..., None], torch.inf), usable
-
-
-def _projection(channels: int, hidden: int, kernel: int) -> nn.Sequential:
-    """To the common width; a kernel of 3 also halves the map."""
-    conv = nn.Conv2d(channels, hidden, kernel, stride=2 if kernel == 3 else 1, padding=kernel // 2)
-    nn.init.xavier_uniform_(conv.weight)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.GroupNorm(32, hidden))

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dqdet.config import DataConfig
-from dqdet.types import Predictions
+from dqdet.config import DataConfig, TransformerConfig
+from dqdet.types import Predictions, Target
 
 
 class Detector(nn.Module, ABC):
     """A detector of one family. Without a backbone it works on given feature maps."""
 
-    strides: ClassVar[tuple[int, ...]]  # of the feature maps that the family reads
+    strides: tuple[int, ...]  # of the feature maps that it reads
     divisor: ClassVar[int] = 1  # images are padded to sides that are multiples of it, in training and inference
     backbone: nn.Module  # set by create_model
     # Of red, green and blue in 0..1: what images are normalised by; set by create_model.
     mean: tuple[float, float, float] = DataConfig().mean
     std: tuple[float, float, float] = DataConfig().std
 
-    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
+    def forward(self, images: Tensor, padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         """Predictions of images or clips.
 
         Args:
             images: ``[B, 3, H, W]`` uint8, RGB (video: ``[B, T, 3, H, W]``). Of a floating-point type they are taken as
                 normalised already, zero where padded.
             padding: ``[B, H, W]``, True = padded; of all frames.
+            targets: B of them, or none. In training mode denoising queries are made of them, where configured.
         """
         images, padding = self.prepare(images, padding)
         frames = self.backbone(images.flatten(0, -4))
-        return self.forward_features([x.unflatten(0, images.shape[:-3]) for x in frames], padding)
+        return self.forward_features([x.unflatten(0, images.shape[:-3]) for x in frames], padding, targets)
 
     def prepare(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Images as the backbone reads them, and their padding: normalised, at sides that :attr:`divisor` divides.
@@ -55,6 +57,11 @@ class Detector(nn.Module, ABC):
             images, padding = F.pad(images, beyond), F.pad(padding, beyond, value=True)
         return images, padding
 
+    @classmethod
+    def reads(cls, config: TransformerConfig) -> tuple[int, ...]:
+        """Strides of the feature maps that a model of this configuration reads, the finest first."""
+        return cls.strides
+
     @abstractmethod
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         """The same from feature maps ``[B, C, h, w]`` (video: ``[B, T, C, h, w]``), one for each of :attr:`strides`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from dqdet.nn.heads import in_float32
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
 from dqdet.queries import make_queries
-from dqdet.types import Predictions
+from dqdet.types import Predictions, Sights, Target
 
 
 class DetrDecoderLayer(nn.Module):
@@ -30,14 +30,14 @@ class DetrDecoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden, feedforward, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, keys: Tensor, memory: DenseMemory, groups: Iterable[int]) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, keys: Tensor, memory: DenseMemory, groups: Sights) -> Tensor:
         """One layer: ``[B, Q, c]``.
 
         Args:
             x: content ``[B, Q, c]``; position: ``[B, Q, c]``.
             keys: the memory's tokens with their positions, ``[B, S, c]``.
             memory: what is read.
-            groups: sizes of the groups of queries.
+            groups: of the queries.
         """
         query = x + position
         x = self.norm1(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
@@ -69,7 +69,7 @@ class Detr(Detector):
         self.box_head = MLP(hidden, hidden, hidden, 4)
         self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         padding = resize_padding(padding, feature)  # [B, h, w]
         projected = self.input_proj(feature)  # [B, c, h, w]
@@ -81,7 +81,7 @@ class Detr(Detector):
         x = torch.zeros_like(queries["position"])  # [B, Q, c]
         outputs = []
         for layer in self.decoder:
-            x = layer(x, queries["position"], keys, memory, queries.groups.values())
+            x = layer(x, queries["position"], keys, memory, queries.seen)
             outputs.append(x)
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(

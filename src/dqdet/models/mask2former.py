@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from dqdet.nn.pixel_decoder import PixelDecoder, PixelFeatures
 from dqdet.nn.position import sine_position
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.queries import make_queries
-from dqdet.types import Predictions, Queries
+from dqdet.types import Predictions, Queries, Sights, Target
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Level:
     keys: Tensor  # [B, S, c], with positions
     values: Tensor  # [B, S, c]
     padding: Tensor  # [B, S] bool
-    mask_features: Tensor  # [B, c, S], without gradient
+    mask_features: Tensor  # [B, d, S], without gradient
 
     def attention_bias(self, mask_embeddings: Tensor) -> Tensor:
         """Keeps each query to the foreground of the mask that it predicts (Eq. 2 and 3 of the paper).
@@ -37,7 +37,7 @@ class Level:
         A query whose mask is empty here sees the whole image.
 
         Args:
-            mask_embeddings: ``[B, Q, c]``.
+            mask_embeddings: ``[B, Q, d]``.
 
         Returns:
             ``[B, 1, Q, S]``, added to the attention's logits: 0, or minus infinity in the background.
@@ -60,14 +60,14 @@ class Mask2FormerDecoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden, feedforward, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, level: Level, bias: Tensor, groups: Iterable[int]) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, level: Level, bias: Tensor, groups: Sights) -> Tensor:
         """One layer: ``[B, Q, c]``.
 
         Args:
             x: content ``[B, Q, c]``; position: ``[B, Q, c]``.
             level: what is read.
             bias: of the attention to it, ``[B, 1, Q, S]``.
-            groups: sizes of the groups of queries.
+            groups: of the queries.
         """
         read = self.cross_attn(x + position, level.keys, level.values, bias=bias)
         x = self.norm1(x + self.dropout(read))
@@ -95,9 +95,17 @@ class Mask2Former(Detector):
     def __init__(self, config: Mask2FormerConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
         super().__init__()
         hidden, heads, dropout = config.hidden, config.heads, config.dropout
+        mask_channels = config.mask_channels or hidden
         self.see_padding = config.see_padding
         self.pixel_decoder = PixelDecoder(
-            hidden, heads, config.encoder_feedforward, dropout, config.points, config.encoder_layers, channels
+            hidden,
+            heads,
+            config.encoder_feedforward,
+            dropout,
+            config.points,
+            config.encoder_layers,
+            channels,
+            mask_channels,
         )
         self.level_embed = nn.Parameter(torch.randn(len(channels) - 1, hidden))
         self.decoder = nn.ModuleList(
@@ -105,12 +113,12 @@ class Mask2Former(Detector):
         )
         self.norm = nn.LayerNorm(hidden)
         self.class_head = nn.Linear(hidden, num_classes + config.no_object)
-        self.mask_head = MLP(hidden, hidden, hidden, hidden)
+        self.mask_head = MLP(hidden, hidden, hidden, mask_channels)
         self.queries = make_queries(
             queries, {"content": hidden, "position": hidden}, backbone=channels[-1], hidden=hidden
         )
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         pixels = self.pixels(features, padding)
         contexts = {"backbone": features[-1], "projected": pixels.projected, "memory": pixels.maps[0]}
         # Whatever the pixel decoder sees: what is padding is no part of the image.
@@ -128,7 +136,7 @@ class Mask2Former(Detector):
         for feature, padding, embed in zip(pixels.maps, pixels.paddings, self.level_embed, strict=True):
             values = flatten_maps([feature]) + embed  # [B, S, c]
             position = sine_position(padding, values.shape[-1]).flatten(1, 2)  # [B, S, c]
-            masks = F.interpolate(mask_features, size=feature.shape[2:], mode="bilinear")  # [B, c, h, w]
+            masks = F.interpolate(mask_features, size=feature.shape[2:], mode="bilinear")  # [B, d, h, w]
             levels.append(Level(values + position.to(values), values, padding.flatten(1), masks.flatten(2)))
         return levels
 
@@ -138,7 +146,7 @@ class Mask2Former(Detector):
         Args:
             queries: content and position, ``[B, Q, c]``.
             levels: read by the layers in turn.
-            mask_features: of the predictions, ``[B, c, h, w]`` (video: ``[B, T, c, h, w]``).
+            mask_features: of the predictions, ``[B, d, h, w]`` (video: ``[B, T, d, h, w]``).
         """
         x = queries["content"]  # [B, Q, c]
         outputs = [self.norm(x)]
@@ -146,7 +154,7 @@ class Mask2Former(Detector):
         for i, layer in enumerate(self.decoder):
             level = levels[i % len(levels)]
             bias = level.attention_bias(embeddings[-1])
-            x = layer(x, queries["position"], level, bias, queries.groups.values())
+            x = layer(x, queries["position"], level, bias, queries.seen)
             outputs.append(self.norm(x))
             embeddings.append(self.mask_head(outputs[-1]))
         return Predictions(

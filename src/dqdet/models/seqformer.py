@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from dqdet.nn.heads import in_float32
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding, valid_sizes
-from dqdet.types import Predictions
+from dqdet.types import Predictions, Sights, Target
 
 
 class SeqFormerDecoderLayer(nn.Module):
@@ -43,7 +43,13 @@ class SeqFormerDecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, box_x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: Iterable[int]
+        self,
+        x: Tensor,
+        box_x: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Memory,
+        groups: Sights,
     ) -> tuple[Tensor, Tensor]:
         """One layer.
 
@@ -53,7 +59,7 @@ class SeqFormerDecoderLayer(nn.Module):
             position: of the instance queries, and of their box queries in every frame, ``[B, Q, c]``.
             reference: boxes ``[B*T, Q, L, 4]`` or points ``[B*T, Q, L, 2]``, around which is read.
             memory: of all frames.
-            groups: sizes of the groups of queries.
+            groups: of the queries.
 
         Returns:
             Both contents after the layer.
@@ -99,9 +105,9 @@ class SeqFormer(DeformableDetr):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.bias)
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         clips = features[0].shape[:2]  # B, T
-        maps = self.project([x.flatten(0, 1) for x in features])  # L of [B*T, c, h, w]
+        maps = self.input_proj([x.flatten(0, 1) for x in features])  # L of [B*T, c, h, w]
         paddings = [resize_padding(padding, x).repeat_interleave(clips[1], 0) for x in maps]  # L of [B*T, h, w]
         memory = self.encoder(maps, paddings)
         contexts = {
@@ -116,13 +122,13 @@ class SeqFormer(DeformableDetr):
         return Predictions(
             logits=self.predict_logits(outputs),
             boxes=boxes.unflatten(1, clips).transpose(2, 3),  # [L, B, Q, T, 4]
-            groups=start.groups,
+            groups=start.queries.groups,
             masks=DynamicMasks(
                 in_float32(self.mask_parameters, torch.stack(outputs)),  # they are multiplied by distances in pixels
                 self.read_masks(memory, paddings).unflatten(0, clips),
                 centres * valid_sizes(padding)[:, None, None],
             ),
-            coefficients=start.coefficients,
+            coefficients=start.queries.coefficients,
         )
 
     def decode_clips(self, start: DecoderInput, memory: Memory) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -141,7 +147,7 @@ class SeqFormer(DeformableDetr):
         for i, layer in enumerate(self.decoder):
             scale = memory.ratios.repeat(1, 1, reference.shape[-1] // 2)  # [B*T, L, 2 or 4]
             per_level = reference[:, :, None] * scale[:, None]  # [B*T, Q, L, 2 or 4]
-            x, box_x = layer(x, box_x, start.position, per_level, memory, start.groups.values())
+            x, box_x = layer(x, box_x, start.position, per_level, memory, start.queries.seen)
             outputs.append(x)
             boxes.append(self.predict_boxes(i, box_x, reference))
             centres.append(reference[..., :2])

@@ -6,7 +6,7 @@ predicted from the query (the published dynamic scale of type 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding, valid_sizes
 from dqdet.queries import make_queries
-from dqdet.types import Predictions
+from dqdet.types import Predictions, Sights, Target
 
 BANDWIDTH = 8.0  # beta of the paper's Eq. 3
 STRIDE = 32
@@ -65,7 +65,13 @@ class SmcaDecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, position: Tensor, centre: Tensor, keys: Tensor, memory: DenseMemory, groups: Iterable[int]
+        self,
+        x: Tensor,
+        position: Tensor,
+        centre: Tensor,
+        keys: Tensor,
+        memory: DenseMemory,
+        groups: Sights,
     ) -> Tensor:
         """One layer: ``[B, Q, c]``.
 
@@ -74,7 +80,7 @@ class SmcaDecoderLayer(nn.Module):
             centre: ``[B, Q, 2]`` x and y, in cells.
             keys: the memory's tokens with their positions, ``[B, S, c]``.
             memory: what is read.
-            groups: sizes of the groups of queries.
+            groups: of the queries.
         """
         query = x + position
         spatial = self.spatial_norm(query)
@@ -114,7 +120,7 @@ class SmcaDetr(Detector):
         self.box_head = MLP(hidden, hidden, hidden, 4)
         self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
         cells = valid_sizes(padding) / STRIDE  # [B, 2], width and height of the images
         padding = resize_padding(padding, feature)  # [B, h, w]
@@ -133,7 +139,7 @@ class SmcaDetr(Detector):
         x = torch.zeros_like(position)
         outputs = []
         for layer in self.decoder:
-            x = layer(x, position, centre, keys, memory, queries.groups.values())
+            x = layer(x, position, centre, keys, memory, queries.seen)
             outputs.append(x)
         decoded = self.norm(torch.stack(outputs))  # [L, B, Q, c]
         return Predictions(

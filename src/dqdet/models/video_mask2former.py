@@ -6,6 +6,7 @@ frame. B clips of T frames; the frames of a clip follow each other in what is co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from dqdet.models.mask2former import Level, Mask2Former
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import frame_position
-from dqdet.types import Predictions
+from dqdet.types import Predictions, Target
 
 
 class VideoMask2Former(Mask2Former):
@@ -22,7 +23,7 @@ class VideoMask2Former(Mask2Former):
     Its parameters are those of the image model, whose weights it starts from.
     """
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         clips = features[0].shape[:2]  # B, T
         features, padding = [x.flatten(0, 1) for x in features], padding.repeat_interleave(clips[1], 0)
         pixels = self.pixels(features, padding)

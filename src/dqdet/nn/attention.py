@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqdet.nn.init import xavier_
+from dqdet.types import Sight, Sights
 
 
 def attend(
@@ -19,7 +18,7 @@ def attend(
     *,
     padding: Tensor | None = None,
     bias: Tensor | None = None,
-    groups: Iterable[int] | None = None,
+    groups: Sights | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Scaled dot-product attention over projected inputs.
@@ -29,8 +28,8 @@ def attend(
         heads: number of heads; the channels of a head are adjacent.
         padding: ``[B, K]`` bool, True = ignored key.
         bias: ``[B, heads or 1, Q, K]``, added to the logits; not together with several groups.
-        groups: sizes that sum to Q = K; a query then sees its own group only. This is the one place where the
-            queries of an image see each other.
+        groups: sizes that sum to Q = K; a query then sees its own group only, or what its group's ``Sight`` says. This
+            is the one place where the queries of an image see each other.
         dropout: probability of dropping an attention weight.
 
     Returns:
@@ -41,13 +40,31 @@ def attend(
     if padding is not None:
         ignored = padding[:, None, None]  # [B, 1, 1, K]
         mask = ~ignored if mask is None else mask.masked_fill(ignored, -torch.inf)
-    sizes = None if groups is None else list(groups)
-    if sizes is None or len(sizes) == 1:
+    sights = [group if isinstance(group, Sight) else Sight(group) for group in groups or ()]
+    if len(sights) <= 1:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     else:
-        parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
-        mixed = torch.cat([F.scaled_dot_product_attention(*qkv, dropout_p=dropout) for qkv in parts], 2)
+        of_groups, start = [], 0
+        for sight in sights:
+            own = slice(start, start := start + sight.size)
+            seen_key, seen_value = (
+                torch.cat([x[:, :, : sight.first], x[:, :, own]], 2) if sight.first else x[:, :, own]
+                for x in (key, value)
+            )
+            seen = visible(sight, query.device) if sight.copies > 1 else None
+            of_groups.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, own], seen_key, seen_value, attn_mask=seen, dropout_p=dropout
+                )
+            )
+        mixed = torch.cat(of_groups, 2)
     return mixed.transpose(1, 2).flatten(2)  # [B, heads, Q, v] -> [B, Q, heads * v]
+
+
+def visible(sight: Sight, device: torch.device) -> Tensor:
+    """Which of the ``first`` queries and of its own each query of a group sees: ``[size, first + size]`` bool."""
+    copy = torch.arange(sight.size, device=device) // (sight.size // sight.copies)  # [size]
+    return F.pad(copy[:, None] == copy, (sight.first, 0), value=True)
 
 
 class Attention(nn.Module):
@@ -71,7 +88,7 @@ class Attention(nn.Module):
         *,
         padding: Tensor | None = None,
         bias: Tensor | None = None,
-        groups: Iterable[int] | None = None,
+        groups: Sights | None = None,
     ) -> Tensor:
         """``query [B, Q, c]``, ``key`` and ``value [B, K, c]`` -> ``[B, Q, c]``; the rest as in :func:`attend`."""
         hidden = query.shape[-1]

@@ -143,6 +143,7 @@ class DeformableEncoder(nn.Module):
         hidden, heads, feedforward, dropout, levels, points: as in ``DeformableDetrConfig``.
         depth: number of layers.
         shift: of the position encoding, in cells.
+        temperature: of the position encoding.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ class DeformableEncoder(nn.Module):
         points: int,
         depth: int,
         shift: float = -0.5,
+        temperature: float = 10000,
     ):
         super().__init__()
-        self.shift = shift
+        self.shift, self.temperature = shift, temperature
         self.level_embed = nn.Parameter(torch.randn(levels, hidden))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(hidden, heads, feedforward, dropout, levels, points) for _ in range(depth)
@@ -167,7 +169,7 @@ class DeformableEncoder(nn.Module):
         """Encode ``maps``, L of ``[B, c, h, w]``, with their ``paddings``, L of ``[B, h, w]``."""
         memory = flatten_maps(maps)  # [B, S, c]
         positions = [
-            sine_position(padding, memory.shape[-1], shift=self.shift).flatten(1, 2).to(embed) + embed
+            sine_position(padding, memory.shape[-1], self.temperature, self.shift).flatten(1, 2).to(embed) + embed
             for padding, embed in zip(paddings, self.level_embed, strict=True)
         ]
         position = torch.cat(positions, 1)  # [B, S, c]

@@ -20,7 +20,7 @@ class PixelFeatures(NamedTuple):
 
     maps: list[Tensor]  # [B, c, h, w] at strides 32, 16 and 8
     paddings: list[Tensor]  # [B, h, w] bool, of the same
-    mask_features: Tensor  # [B, c, h, w] at stride 4
+    mask_features: Tensor  # [B, d, h, w] at stride 4
     projected: Tensor  # [B, c, h, w] at stride 32, before the encoder
 
 
@@ -31,6 +31,7 @@ class PixelDecoder(nn.Module):
         hidden, heads, feedforward, dropout, points: as in ``Mask2FormerConfig``.
         depth: layers of the deformable encoder.
         channels: of the backbone's maps at strides 4, 8, 16 and 32.
+        mask_channels: width d of the mask features.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PixelDecoder(nn.Module):
         points: int,
         depth: int,
         channels: Sequence[int],
+        mask_channels: int,
     ):
         super().__init__()
         stride4, *coarser = channels
@@ -55,7 +57,7 @@ class PixelDecoder(nn.Module):
         self.output = nn.Sequential(
             nn.Conv2d(hidden, hidden, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, hidden), nn.ReLU()
         )
-        self.mask_proj = nn.Conv2d(hidden, hidden, 1)
+        self.mask_proj = nn.Conv2d(hidden, mask_channels, 1)
         self._reset_parameters()
         # The layout of the backbone's maps, and of tokens. PyTorch's type stubs do not know this argument.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

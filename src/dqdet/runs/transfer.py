@@ -15,6 +15,8 @@ from dqdet.weights.renaming import State
 
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
 MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
+# Parameters with a row for every class.
+OF_CLASSES = ("class_head.", "proposal_class_head.", "denoising.labels")
 MEANING = ("kind", "count", "ratio", "hidden", "context", "pool", "pool_padding", "coefficients")
 
 
@@ -49,15 +51,15 @@ def start_from(source: str, model: Detector, config: Config) -> str:
     if any(getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING):
         unfit += MADE_FOR_QUERIES
     if start_config.classes != config.classes:
-        unfit += ("class_head.",)
+        unfit += OF_CLASSES
     loaded = {
         name: tensor
         for name, tensor in found.items()
         if name in made and made[name].shape == tensor.shape and not name.startswith(unfit)
     }
     model.load_state_dict(made | loaded)
-    heads = {name for name in made if name.startswith("class_head.")}
-    remade, ignored = _parts(made.keys() - loaded.keys() - heads), _parts(found.keys() - loaded.keys() - heads)
+    of_classes = {name for name in made.keys() & found.keys() if name.startswith(OF_CLASSES)}
+    remade, ignored = (_parts(whole.keys() - loaded.keys() - of_classes) for whole in (made, found))
     if start_config.classes != config.classes:
         kept = _keep_classes(model, config, found, start_config)
         remade.append(f"class_head (with {kept} of {len(config.classes)} classes known by name)")
@@ -70,15 +72,15 @@ def start_from(source: str, model: Detector, config: Config) -> str:
 
 
 def _keep_classes(model: Detector, config: Config, found: State, start: Config) -> int:
-    """Take over the outputs of the class heads for classes that both models have, by name; says how many."""
+    """Take over the rows of `OF_CLASSES` for classes that both models have, by name; says how many."""
     old, new = start.classes, config.classes
     labels = {label: old.index(name) for label, name in enumerate(new) if old.count(name) == new.count(name) == 1}
     outputs = labels | ({len(new): len(old)} if config.model.no_object else {})
     proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models: output 0 means any object there
-    for name, head in model.state_dict().items():  # weights [outputs, c], biases [outputs]
-        if name.startswith("class_head."):
+    for name, rows in model.state_dict().items():  # weights [outputs, c], biases [outputs], labels [C, c]
+        if name.startswith(OF_CLASSES) and name in found:
             for label, before in ({0: 0} if name.startswith(proposals) else outputs).items():
-                head[label] = found[name][before]
+                rows[label] = found[name][before]
     return len(labels)
 
 

@@ -102,7 +102,7 @@ def _measure(configs: dict[str, Config], repeats: int) -> dict[str, dict[str, An
         def step(model=model, criterion=criterion) -> None:
             model.train()
             model.zero_grad()
-            criterion(model(batch.images, batch.padding), batch.targets).total.backward()
+            criterion(model(batch.images, batch.padding, batch.targets), batch.targets).total.backward()
 
         def inference(model=model) -> None:
             model.eval()

@@ -28,7 +28,7 @@ def detector(preset: str, **overrides: Any) -> Subject:
         "feedforward": 256,
         "dropout": 0.0,
     }
-    if "deformable" in preset:
+    if "deformable" in preset or "dino" in preset:
         model["levels"] = 3
     options = {
         "model": model,
@@ -77,4 +77,5 @@ DETECTORS = {
     "DAB-DETR": "dab_detr_r50",
     "Deformable-DETR": DEFORMABLE_DETR,
     "DAB-Deformable-DETR": "dab_deformable_detr_r50",
+    "DINO": "dino_r50",
 }

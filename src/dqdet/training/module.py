@@ -52,7 +52,7 @@ class DetectionModule(LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.criterion(self.model(batch.images, batch.padding), batch.targets, batch.counts)
+        losses = self.criterion(self.model(batch.images, batch.padding, batch.targets), batch.targets, batch.counts)
         self.check_loss()  # of the step before, for which nothing has to wait any more
         images = ", ".join(str(target.image_id) for target in batch.targets)
         place = f"step {self.global_step + 1} (epoch {self.current_epoch + 1}, images {images})"

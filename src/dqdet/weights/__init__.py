@@ -14,6 +14,7 @@ from dqdet.weights.dab_deformable_detr import DAB_DEFORMABLE_DETR
 from dqdet.weights.dab_detr import DAB_DETR
 from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
+from dqdet.weights.dino import DINO
 from dqdet.weights.huggingface import check_sizes, class_names, read_config
 from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.preparation import read_preparation
@@ -31,6 +32,7 @@ PUBLISHED: dict[str, Published] = {
     "smca_detr": SMCA_DETR,
     "deformable_detr": DEFORMABLE_DETR,
     "dab_deformable_detr": DAB_DEFORMABLE_DETR,
+    "dino": DINO,
     "seqformer": SEQFORMER,
     "mask2former": MASK2FORMER,
 }

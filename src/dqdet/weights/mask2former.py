@@ -85,6 +85,7 @@ CLASSES: dict[int, Classes] = {
 
 
 def options(state: State, heads: int) -> dict[str, Any]:
+    width, hidden = len(state["pixel_decoder.mask_proj.bias"]), len(state["level_embed"][0])
     first, levels = "pixel_decoder.encoder.layers.0", len(state["level_embed"])
     # The norms of a ResNet are folded in conversion; nothing else is frozen.
     frozen = {"model.backbone.freeze": "norms"} if "backbone.body.conv1.weight" in state else {}
@@ -92,6 +93,7 @@ def options(state: State, heads: int) -> dict[str, Any]:
         "model.encoder_layers": count_modules(state, "pixel_decoder.encoder.layers."),
         "model.points": len(state[f"{first}.self_attn.attention_weights.bias"]) // (heads * levels),
         "model.encoder_feedforward": len(state[f"{first}.feedforward.linear1.bias"]),
+        "model.mask_channels": None if width == hidden else width,
         "model.see_padding": True,  # as published
     }
 
@@ -113,7 +115,6 @@ MASK2FORMER = Published(
             "common_stride": 4,
             "feature_strides": [4, 8, 16, 32],
             "feature_size": theirs.get("hidden_dim", 256),
-            "mask_feature_size": theirs.get("hidden_dim", 256),
         },
         options=lambda theirs: {
             "model.dropout": theirs.get("dropout", 0.0),
