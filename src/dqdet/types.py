@@ -125,7 +125,8 @@ class Predictions:
     groups: dict[str, int]  # name -> size, in query order
     masks: Masks | None = None
     coefficients: Tensor | None = None  # [B, m, r], the coefficients that made the queries
-    proposals: Predictions | None = None  # two-stage: the encoder's, L = 1, one query a memory position
+    proposals: Predictions | None = None  # two-stage: the encoder's, L = 1
+    class_agnostic: bool = False  # logit 0 stands for any object, the others for nothing
 
     def group(self, name: str) -> Predictions:
         """The predictions of one group of queries: views, nothing is copied."""

@@ -36,6 +36,19 @@ class BackboneConfig(Section):
     drop_path: float | None = Field(default=None, ge=0, lt=1)  # stochastic depth; None: the backbone's own
 
 
+class WindowedVitConfig(BackboneConfig):
+    """A plain vision transformer (``nn/vit.py``). Blocks are counted from 0."""
+
+    name: str = "vit_small_patch14_dinov2"
+    pretrained: bool = False  # weights of the transformer alone; published detectors are the usual start
+    freeze: Literal[False] = False
+    patch: PositiveInt = 16  # pixels along the side of a token
+    positions: PositiveInt = 24  # along the side of the learned table of positions, which images of other sizes resample
+    windows: PositiveInt = 2  # along the side of an image; sides are multiples of patch times windows
+    global_blocks: list[int] = [3, 6, 9]  # that see the whole image; all others see a window
+    taps: list[PositiveInt] = [3, 6, 9, 12]  # maps are taken after so many blocks; those after the last do not run
+
+
 class TransformerConfig(Section):
     """What all families have."""
 
@@ -148,6 +161,26 @@ class SeqFormerConfig(DeformableDetrConfig):
     see_padding: bool = False  # let the masks' convolutions read padded cells, as the published code does
 
 
+class LwDetrConfig(TransformerConfig):
+    """LW-DETR (Chen et al., 2024): a plain vision transformer is the encoder."""
+
+    family: Literal["lw_detr"] = "lw_detr"
+    backbone: WindowedVitConfig = WindowedVitConfig()
+    encoder_layers: Literal[0] = 0  # type: ignore[assignment]
+    cross_heads: PositiveInt = 16  # of the attention to the image; ``heads`` are of that between queries
+    decoder_layers: PositiveInt = 3
+    dropout: NonNegativeFloat = 0.0
+    points: PositiveInt = 2  # sampling points a head and level
+    scales: list[Literal[0.5, 1.0, 2.0]] = [1.0]  # of the levels that queries read, relative to the backbone's maps
+
+
+class RfDetrConfig(LwDetrConfig):
+    """RF-DETR (Robinson et al., 2025): LW-DETR on DINOv2."""
+
+    family: Literal["rf_detr"] = "rf_detr"  # type: ignore[assignment]
+    norm_epsilon: PositiveFloat = 1e-6  # of the projector's norms
+
+
 ModelConfig = Annotated[
     DetrConfig
     | ConditionalDetrConfig
@@ -157,7 +190,9 @@ ModelConfig = Annotated[
     | DabDeformableDetrConfig
     | Mask2FormerConfig
     | VideoMask2FormerConfig
-    | SeqFormerConfig,
+    | SeqFormerConfig
+    | LwDetrConfig
+    | RfDetrConfig,
     Field(discriminator="family"),
 ]
 

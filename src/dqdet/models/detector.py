@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dqdet.config import BackboneConfig
+from dqdet.nn.backbone import Backbone
 from dqdet.types import Predictions
 
 # Of ImageNet, which the backbones were trained with; red, green and blue in 0..1.
@@ -19,9 +21,14 @@ STD = (0.229, 0.224, 0.225)
 class Detector(nn.Module, ABC):
     """A detector of one family. Without a backbone it works on given feature maps."""
 
-    strides: ClassVar[tuple[int, ...]]  # of the feature maps that the family reads
-    divisor: ClassVar[int] = 1  # images are padded to sides that are multiples of it, in training and inference
+    strides: tuple[int, ...]  # of the feature maps that the family reads
+    divisor: int = 1  # images are padded to sides that are multiples of it, in training and inference
     backbone: nn.Module  # set by create_model
+
+    @classmethod
+    def make_backbone(cls, config: BackboneConfig, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """The backbone of the family's models, with an attribute ``channels``; arguments and errors as of `Backbone`."""
+        return Backbone(config, cls.strides, weights)
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
         """Predictions of images or clips.
