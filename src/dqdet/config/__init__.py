@@ -18,6 +18,7 @@ from dqdet.config.presets import (
 )
 from dqdet.config.schema import (
     BackboneConfig,
+    Classification,
     ClipsConfig,
     ConditionalDetrConfig,
     Config,
@@ -46,6 +47,7 @@ from dqdet.config.schema import (
 
 __all__ = [
     "BackboneConfig",
+    "Classification",
     "ClipsConfig",
     "ConditionalDetrConfig",
     "Config",

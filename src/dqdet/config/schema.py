@@ -25,6 +25,7 @@ class Section(BaseModel):
 
 Task = Literal["detection", "instance", "panoptic", "video"]
 Context = Literal["backbone", "projected", "memory", "none"]
+Classification = Literal["focal", "cross_entropy", "iou_aware"]
 
 
 class BackboneConfig(Section):
@@ -225,7 +226,7 @@ class LossConfig(Section):
     """Set loss of boxes: matching costs, weights and normalisation (``losses/set_loss.py``)."""
 
     kind: Literal["boxes"] = "boxes"
-    classification: Literal["focal", "cross_entropy"] = "focal"
+    classification: Classification = "focal"  # iou_aware: LW-DETR's
     class_cost: NonNegativeFloat = 2.0
     box_cost: NonNegativeFloat = 5.0
     giou_cost: NonNegativeFloat = 2.0
@@ -234,7 +235,7 @@ class LossConfig(Section):
     giou_weight: NonNegativeFloat = 2.0
     no_object_weight: NonNegativeFloat = 0.1  # cross_entropy only
     box_epsilon: NonNegativeFloat = 0.0  # added to the denominators of IoU and GIoU
-    beta: NonNegativeFloat = 1.0  # weight of the basic queries' loss, Eq. 7
+    beta: NonNegativeFloat | None = 1.0  # weight of the basic queries' loss, Eq. 7; None: the mean over all groups
 
 
 class MaskLossConfig(Section):

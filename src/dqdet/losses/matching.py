@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dqdet.config import LossConfig
+from dqdet.config import Classification, LossConfig
 from dqdet.losses.boxes import generalized_iou
 from dqdet.types import Predictions, Target
 
@@ -100,7 +99,7 @@ def matching_costs(predictions: Predictions, targets: list[Target], config: Loss
     return config.class_cost * class_cost + config.box_cost * box_cost - config.giou_cost * giou
 
 
-def class_costs(logits: Tensor, targets: list[Target], classification: Literal["focal", "cross_entropy"]) -> Tensor:
+def class_costs(logits: Tensor, targets: list[Target], classification: Classification) -> Tensor:
     """What classes cost: from logits ``[L, B, Q, C]``, ``[L, B, Q, N]`` as in :func:`matching_costs`."""
     logits = logits.float()
     labels = pad_sequence([t.labels for t in targets], batch_first=True)  # [B, N]
