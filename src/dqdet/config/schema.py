@@ -44,7 +44,9 @@ class WindowedVitConfig(BackboneConfig):
     pretrained: bool = False  # weights of the transformer alone; published detectors are the usual start
     freeze: Literal[False] = False
     patch: PositiveInt = 16  # pixels along the side of a token
-    positions: PositiveInt = 24  # along the side of the learned table of positions, which images of other sizes resample
+    positions: PositiveInt = (
+        24  # along the side of the learned table of positions, which images of other sizes resample
+    )
     windows: PositiveInt = 2  # along the side of an image; sides are multiples of patch times windows
     global_blocks: list[int] = [3, 6, 9]  # that see the whole image; all others see a window
     taps: list[PositiveInt] = [3, 6, 9, 12]  # maps are taken after so many blocks; those after the last do not run
@@ -167,12 +169,18 @@ class LwDetrConfig(TransformerConfig):
 
     family: Literal["lw_detr"] = "lw_detr"
     backbone: WindowedVitConfig = WindowedVitConfig()
-    encoder_layers: Literal[0] = 0  # type: ignore[assignment]
+    encoder_layers: Literal[0] = 0
     cross_heads: PositiveInt = 16  # of the attention to the image; ``heads`` are of that between queries
     decoder_layers: PositiveInt = 3
     dropout: NonNegativeFloat = 0.0
     points: PositiveInt = 2  # sampling points a head and level
-    scales: list[Literal[0.5, 1.0, 2.0]] = [1.0]  # of the levels that queries read, relative to the backbone's maps
+    scales: list[float] = [1.0]  # of the levels that queries read, relative to the backbone's maps: 0.5, 1 or 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.scales or set(self.scales) - {0.5, 1.0, 2.0}:
+            raise ValueError(f"model.scales={self.scales}: scales are 0.5, 1 and 2")
+        return self
 
 
 class RfDetrConfig(LwDetrConfig):

@@ -21,8 +21,8 @@ def detections(
 ) -> list[ImageDetections]:
     """The detections of each image, from the last layer's predictions of the group used at inference.
 
-    With ``focal`` and ``iou_aware`` every pair of a query and a class is a candidate with its own sigmoid score, so that a
-    query may be reported under several classes (Deformable-DETR). With ``cross_entropy`` a query is reported
+    With ``focal`` and ``iou_aware`` every pair of a query and a class is a candidate with its own sigmoid score, so
+    that a query may be reported under several classes (Deformable-DETR). With ``cross_entropy`` a query is reported
     once, under its best class; the last logit, "no object", takes part in the softmax only (DETR). "No object" is
     never reported.
 

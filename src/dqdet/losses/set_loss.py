@@ -143,7 +143,7 @@ def _corrected_sum(
     positive: Tensor,
     of_positive: Tensor,
 ) -> Tensor:
-    """The loss of all logits as negatives, with that of the M positive ones, ``[M]``, in its place there: ``[L, G]``."""
+    """The loss of all logits as negatives, that of the M positive ones, ``[M]``, in its place there: ``[L, G]``."""
     negatives = negative(predictions.logits.float()).sum((1, 3))  # [L, Q]
     per_group = [part.sum(1) for part in negatives.split(list(predictions.groups.values()), 1)]
     losses = torch.stack(per_group, 1)  # [L, G]

@@ -158,9 +158,7 @@ class DeformableDetr(Detector):
         chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()  # [B, Q, 4]
         embedded = sine_embedding(chosen, tokens.shape[-1] // 2).to(tokens)  # [B, Q, 2c]
         position, content = self.proposal_query(embedded).chunk(2, -1)
-        proposals = Predictions(
-            logits[None], boxes.sigmoid()[None], {"encoder": logits.shape[1]}, class_agnostic=True
-        )
+        proposals = Predictions(logits[None], boxes.sigmoid()[None], {"encoder": logits.shape[1]}, class_agnostic=True)
         return DecoderInput(content, position, chosen, {"proposals": count}, proposals=proposals)
 
     def decode(self, start: DecoderInput, memory: Memory) -> Predictions:

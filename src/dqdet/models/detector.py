@@ -27,7 +27,7 @@ class Detector(nn.Module, ABC):
 
     @classmethod
     def make_backbone(cls, config: BackboneConfig, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """The backbone of the family's models, with an attribute ``channels``; arguments and errors as of `Backbone`."""
+        """The backbone of the family's models, which has ``channels``; arguments and errors as of `Backbone`."""
         return Backbone(config, cls.strides, weights)
 
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:

@@ -143,15 +143,15 @@ class LwDetr(Detector):
         if self.count > memory.tokens.shape[1]:
             height, width = memory.shapes[0]
             raise DqdetError(
-                f"queries.count={self.count} is more than the {memory.tokens.shape[1]} proposals of an image whose finest "
-                f"map has {height} x {width} cells; lower queries.count or take larger images"
+                f"queries.count={self.count} is more than the {memory.tokens.shape[1]} proposals of an image whose "
+                f"finest map has {height} x {width} cells; lower queries.count or take larger images"
             )
         anchor, usable = anchors(memory)  # [B, S, 4], [B, S]
         tokens = memory.tokens.masked_fill(~usable[..., None], 0)
         heads = self.proposals[: max(self.heads_of(queries)) + 1]
         return [head(tokens, anchor, usable, self.count) for head in heads]
 
-    def heads_of(self, queries: Queries) -> list[int]:
+    def heads_of(self, queries: Queries | Predictions) -> list[int]:
         """Which head proposes the places of each group."""
         last = len(self.proposals) - 1
         return [0, *(min(number + self.own_head, last) for number in range(len(queries.groups) - 1))]

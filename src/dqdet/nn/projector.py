@@ -1,4 +1,4 @@
-"""The projector of LW-DETR (Chen et al., 2024, section 3.2): from maps of a plain transformer to levels of a pyramid."""
+"""The projector of LW-DETR (Chen et al., 2024, section 3.2): a pyramid of the maps of a plain transformer."""
 
 from __future__ import annotations
 

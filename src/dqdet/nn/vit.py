@@ -1,7 +1,7 @@
 """Plain vision transformers as backbones (Li et al., "ViTDet", ECCV 2022), with the order of tokens of LW-DETR.
 
-Most blocks look at windows of the image, a few at all of it. Tokens lie window by window, so that a block of either kind
-takes them as they are: a window is a sequence of its own, and all windows of an image one after the other are another.
+Most blocks look at windows of the image, a few at all of it. Tokens lie window by window, so that a block of either
+kind takes them as they are: a window is a sequence of its own, and all windows of an image together are another.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WindowedVit(nn.Module):
         self.channels = [self.body.embed_dim] * len(config.taps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``[B, 3, H, W]`` -> one ``[B, C, H / patch, W / patch]`` a tap; sides are multiples of patch times windows."""
+        """``[B, 3, H, W]`` -> one ``[B, C, H / patch, W / patch]`` a tap; patch times windows divides the sides."""
         body, side = self.body, self.config.windows
         x = body.patch_embed.proj(images).permute(0, 2, 3, 1)  # [B, h, w, C]
         batch, height, width, _ = x.shape

@@ -72,6 +72,7 @@ HUGGINGFACE_VIT: list[Rule] = [
     (r"\.layernorm_after\.", ".norm2."),
 ]
 
+
 def split_groups(state: State) -> State:
     """Tables of all groups of queries, one after the other, as those of inference and the unrelated ones beside them.
 
@@ -92,8 +93,8 @@ def split_groups(state: State) -> State:
 class PublishedVit(Published):
     """Published weights of models on a plain transformer.
 
-    Which blocks see windows, and after which there are taps, leaves no trace in parameters: official files must have the
-    sizes of a preset.
+    Which blocks see windows, and after which there are taps, leaves no trace in parameters: official files must have
+    the sizes of a preset.
     """
 
     backbones: Mapping[int, str] = field(default_factory=dict)  # width -> name
@@ -116,7 +117,7 @@ class PublishedVit(Published):
         if learned is not None and names in (None, learned.options["classes"]):
             labels = learned.options
         grouped = "queries.unrelated.content" in state
-        kind = {"queries.kind": "grouped" if grouped else "static", "queries.basic": "groups"}
+        kind: dict[str, Any] = {"queries.kind": "grouped" if grouped else "static", "queries.basic": "groups"}
         if grouped:
             kind["queries.ratio"] = count_modules(state, "proposals.") - 1
         return override((fitting or presets)[0], {**options, **kind, **labels})
