@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from dqdet.config import Config
+from dqdet.config import Config, WindowedVitConfig
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import SHORT_NAMES
+from dqdet.queries import GroupedQueries
 from dqdet.runs.sources import load_model
-from dqdet.runs.upgrade import repeat_queries
+from dqdet.runs.upgrade import join_groups, repeat_queries
 from dqdet.weights.renaming import State
 
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
 MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
+CLASS_HEAD = re.compile(r"(^|\.)class_head\.")  # of the decoder, or of proposals
 MEANING = ("kind", "count", "ratio", "hidden", "context", "pool", "pool_padding", "coefficients")
 
 
@@ -41,28 +44,40 @@ def start_from(source: str, model: Detector, config: Config) -> str:
     _check_sizes(source, start_config, config)
     made, found = model.state_dict(), start.state_dict()
     kinds = start_config.queries.kind, config.queries.kind
-    repeated = kinds == ("static", "modulated") and start_config.queries.count == config.queries.count
+    same_count = start_config.queries.count == config.queries.count
+    repeated = kinds == ("static", "modulated") and same_count
     if repeated:
         found = repeat_queries(found, config.queries.ratio)
+    joined = kinds == ("grouped", "modulated") and same_count and _groups(start_config) == _groups(config)
+    if joined:
+        assert isinstance(start.queries, GroupedQueries)
+        found = {name: tensor for name, tensor in found.items() if not name.startswith("queries.")}
+        found |= join_groups(start.queries)
 
     unfit: tuple[str, ...] = ()
-    if any(getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING):
+    if not joined and any(
+        getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING
+    ):
         unfit += MADE_FOR_QUERIES
-    if start_config.classes != config.classes:
-        unfit += ("class_head.",)
+    heads = {name for name in made if CLASS_HEAD.search(name)}
+    other_classes = heads if start_config.classes != config.classes else set()
     loaded = {
         name: tensor
         for name, tensor in found.items()
-        if name in made and made[name].shape == tensor.shape and not name.startswith(unfit)
+        if name in made
+        and made[name].shape == tensor.shape
+        and name not in other_classes
+        and not name.startswith(unfit)
     }
     model.load_state_dict(made | loaded)
-    heads = {name for name in made if name.startswith("class_head.")}
     remade, ignored = _parts(made.keys() - loaded.keys() - heads), _parts(found.keys() - loaded.keys() - heads)
     if start_config.classes != config.classes:
         kept = _keep_classes(model, config, found, start_config)
         remade.append(f"class_head (with {kept} of {len(config.classes)} classes known by name)")
         ignored.append(f"{len(start_config.classes) - kept} of {len(start_config.classes)} classes")
     times = f", the queries {config.queries.ratio} times" if repeated else ""
+    if joined:
+        times = f", {config.queries.ratio} groups of queries as basic ones"
     return (
         f"init={source}: loaded {len(loaded)} of {len(made)} tensors{times}; re-made {', '.join(remade) or 'nothing'}; "
         f"ignored {', '.join(ignored) or 'nothing'}"
@@ -76,7 +91,7 @@ def _keep_classes(model: Detector, config: Config, found: State, start: Config) 
     outputs = labels | ({len(new): len(old)} if config.model.no_object else {})
     proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models: output 0 means any object there
     for name, head in model.state_dict().items():  # weights [outputs, c], biases [outputs]
-        if name.startswith("class_head."):
+        if CLASS_HEAD.search(name) and name in found:
             for label, before in ({0: 0} if name.startswith(proposals) else outputs).items():
                 head[label] = found[name][before]
     return len(labels)
@@ -98,9 +113,19 @@ def _sizes(config: Config) -> dict[str, Any]:
     """The options that decide which parameters a model has, and what they mean."""
     backbone = config.model.backbone
     architecture = SHORT_NAMES.get(backbone.name, backbone.name).split(".")[0]
-    options = config.model.model_dump(exclude={"backbone", "dropout", "see_padding"})
+    options = config.model.model_dump(exclude={"backbone", "dropout", "see_padding", "norm_epsilon"})
     options |= {"backbone.name": architecture, "backbone.freeze": bool(backbone.freeze)}
+    if isinstance(backbone, WindowedVitConfig):
+        attention = backbone.model_dump(include={"patch", "positions", "windows", "global_blocks", "taps"})
+        options |= {f"backbone.{option}": value for option, value in attention.items()}
     return {f"model.{option}": value for option, value in options.items()}
+
+
+def _groups(config: Config) -> int | None:
+    """Groups of queries, of which every hull has one each; None where hulls are not made of groups."""
+    if config.queries.basic != "groups":
+        return None
+    return config.queries.ratio + (config.queries.kind == "grouped")
 
 
 def _listed(options: dict[str, Any]) -> str:
