@@ -7,13 +7,20 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LwDetrConfig as TheirLwConfig
-from transformers import LwDetrForObjectDetection, LwDetrViTConfig, RfDetrForObjectDetection
+from transformers import (
+    LwDetrForObjectDetection,
+    LwDetrViTConfig,
+    RfDetrForInstanceSegmentation,
+    RfDetrForObjectDetection,
+)
 from transformers import RfDetrConfig as TheirRfConfig
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 
-from dqdet.config import Config, LossConfig, override
-from dqdet.losses import SetLoss
+from dqdet.config import Config, InstanceLossConfig, LossConfig, override
+from dqdet.losses import InstanceSetLoss, SetLoss
+from dqdet.losses.masks import RandomPoints
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.types import Predictions, Target
@@ -166,6 +173,108 @@ def test_training(pair):
         for name, parameter in pair.theirs.named_parameters()
     }
     expected = PUBLISHED[options["model_type"]].from_huggingface(gradients, options)
+    for name, parameter in pair.ours.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        scale = expected[name].abs().max().clamp(min=1e-3)
+        torch.testing.assert_close(
+            gradient / scale, expected[name] / scale, rtol=0, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+# Masks
+
+
+class SamePoints(RandomPoints):
+    """The first ones of the same sequence for every mask, as many as theirs has."""
+
+    def __init__(self, of_matching: int):
+        self.of_matching = of_matching
+        self.sequence = torch.rand(10_000, 2, generator=torch.Generator().manual_seed(0))
+
+    def of_images(self, layer, group, images, count, device):
+        return self.sequence[: self.of_matching].expand(images, -1, -1)
+
+    def of_pairs(self, pairs, frames, count):
+        return self.sequence[:count].expand(len(pairs.query), frames, -1, -1)
+
+
+class WithoutChance:
+    """PyTorch, where random points are the first ones of a sequence."""
+
+    def __init__(self, sequence: Tensor):
+        self.sequence = sequence
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def rand(self, masks, count, two, device=None):
+        return self.sequence[:count].expand(masks, -1, -1)
+
+
+@pytest.fixture
+def segmentation(monkeypatch):
+    """Both models with masks, and points that are no longer random.
+
+    Theirs leaves out the projection of the features for the masks of proposals, which the ``rfdetr`` package has, and
+    so has ours: it is put in. The number of points that it matches at depends on the number of queries, by mistake.
+    """
+    torch.manual_seed(1)
+    backbone = dinov2(2, 12)
+    theirs = RfDetrForInstanceSegmentation(
+        TheirRfConfig(backbone_config=backbone, layer_norm_eps=1e-6, intermediate_size=256, **SIZES)
+    )
+    randomise(theirs)
+    original = theirs.segmentation_head
+
+    def projected(spatial_features, query_features, image_size, skip_blocks=False):
+        if not skip_blocks:
+            return original(spatial_features, query_features, image_size)
+        size = [side // 4 for side in image_size]
+        features = theirs.spatial_features_proj(F.interpolate(spatial_features, size=size, mode="bilinear"))
+        return theirs.get_mask_logits(query_features, features)
+
+    monkeypatch.setattr(theirs, "segmentation_head", projected)
+    points = SamePoints(of_matching=2 * GROUPS * QUERIES * 4 // 16)
+    monkeypatch.setattr("transformers.loss.loss_rf_detr.torch", WithoutChance(points.sequence))
+    state, config = translated(theirs)
+    ours = create_model(config)
+    ours.load_state_dict(state, strict=True)
+    return Pair(theirs, ours, torch.randn(2, 3, 96, 96), torch.zeros(2, 96, 96, dtype=torch.bool)), points
+
+
+def test_masks_in_inference(segmentation):
+    pair, _ = segmentation
+    with torch.no_grad():
+        outputs = pair.theirs.eval()(pair.images)
+        predictions = pair.ours.eval()(pair.images, pair.padding)
+    final = predictions.final
+    torch.testing.assert_close(final.logits[0], outputs.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(final.boxes[0], outputs.pred_boxes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(final.masks.all()[0], outputs.pred_masks, rtol=1e-4, atol=1e-3)
+    of_proposals = predictions.proposals.masks.all()[0]
+    torch.testing.assert_close(of_proposals, outputs.enc_outputs_mask_logits, rtol=1e-4, atol=1e-3)
+
+
+def test_masks_in_training(segmentation):
+    pair, points = segmentation
+    labels, targets = pair.labels()
+    for theirs, ours in zip(labels, targets, strict=True):
+        ours.masks = torch.zeros(len(ours.labels), 96, 96, dtype=torch.bool)
+        for number in range(len(ours.labels)):
+            ours.masks[number, 10 + 9 * number : 50 + 9 * number, 20:70] = True
+        theirs["masks"] = ours.masks
+    outputs = pair.theirs.train()(pair.images, labels=labels)
+    predictions = pair.ours.train()(pair.images, pair.padding)
+    losses = InstanceSetLoss(InstanceLossConfig(**LOSS.model_dump(exclude={"kind"})), points)(predictions, targets)
+    torch.testing.assert_close(losses.total, outputs.loss, rtol=1e-4, atol=1e-4)
+    outputs.loss.backward()
+    losses.total.backward()
+    options = pair.theirs.config.to_dict()
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in pair.theirs.named_parameters()
+    }
+    expected = PUBLISHED["rf_detr"].from_huggingface(gradients, options)
     for name, parameter in pair.ours.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         scale = expected[name].abs().max().clamp(min=1e-3)

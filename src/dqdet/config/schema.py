@@ -190,6 +190,25 @@ class RfDetrConfig(LwDetrConfig):
     norm_epsilon: PositiveFloat = 1e-6  # of the projector's norms
 
 
+class RfDetrSegConfig(RfDetrConfig):
+    """RF-DETR with a mask for every query."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("instance",)
+    loss: ClassVar[str] = "instances"
+
+    family: Literal["rf_detr_seg"] = "rf_detr_seg"  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Self:
+        patch, windows = self.backbone.patch, self.backbone.windows
+        if patch * windows % 4:
+            raise ValueError(
+                f"model.backbone.patch={patch} times model.backbone.windows={windows} is not divisible by 4, the "
+                "pixels along a cell of a mask"
+            )
+        return self
+
+
 ModelConfig = Annotated[
     DetrConfig
     | ConditionalDetrConfig
@@ -201,7 +220,8 @@ ModelConfig = Annotated[
     | VideoMask2FormerConfig
     | SeqFormerConfig
     | LwDetrConfig
-    | RfDetrConfig,
+    | RfDetrConfig
+    | RfDetrSegConfig,
     Field(discriminator="family"),
 ]
 
@@ -260,6 +280,15 @@ class MaskLossConfig(Section):
     beta: NonNegativeFloat = 1.0  # weight of the basic queries' loss, Eq. 7
 
 
+class InstanceLossConfig(LossConfig):
+    """Set loss of boxes with masks (``losses/instances.py``). Costs of the masks have the same weights."""
+
+    kind: Literal["instances"] = "instances"  # type: ignore[assignment]
+    mask_weight: NonNegativeFloat = 5.0  # binary cross-entropy
+    dice_weight: NonNegativeFloat = 5.0
+    cells_a_point: PositiveInt = 16  # masks are compared at one point for so many of their cells
+
+
 class SequenceLossConfig(LossConfig):
     """Set loss of sequences of boxes, with the masks of matched queries (``losses/sequences.py``)."""
 
@@ -276,6 +305,7 @@ def _loss_kind(options: Any) -> str:
 AnyLossConfig = Annotated[
     Annotated[LossConfig, Tag("boxes")]
     | Annotated[MaskLossConfig, Tag("masks")]
+    | Annotated[InstanceLossConfig, Tag("instances")]
     | Annotated[SequenceLossConfig, Tag("sequences")],
     Discriminator(_loss_kind),
 ]

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import box_convert
 
-from dqdet.config import Config, SequenceLossConfig
+from dqdet.config import Config, InstanceLossConfig, SequenceLossConfig
 from dqdet.formats.panoptic import VOID
+from dqdet.inference.boxes import in_pixels
 from dqdet.types import ClipTracks, ImageDetections, PanopticMap, Predictions, Segmentation
 
 PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
@@ -49,6 +51,18 @@ def instances(
     scores, order = (scores * torch.cat(certainties)[pairs]).sort(descending=True)  # [K]
     found = torch.cat(masks)[pairs[order]]  # [K, H, W]
     return ImageDetections(scores, labels[order], boxes_around(found), found)
+
+
+def boxed_instances(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> ImageDetections:
+    """The same of queries that predict boxes beside their masks: scores are those of the classes alone (RF-DETR)."""
+    assert final.boxes is not None, "these predictions have no boxes"
+    scores, labels, queries = best_pairs(final, image, config)
+    boxes = in_pixels(box_convert(final.boxes[0, image, queries].float(), "cxcywh", "xyxy"), original_size)
+    chosen, pairs = queries.unique(return_inverse=True)
+    masks = [logits > 0 for logits in stretched(final, image, chosen, size, original_size)]
+    return ImageDetections(scores, labels, boxes, torch.cat(masks)[pairs])
 
 
 def segmentation(
@@ -161,7 +175,8 @@ def best_pairs(final: Predictions, image: int, config: Config) -> tuple[Tensor, 
     """Scores, labels and queries ``[K]`` of the best pairs of a query and a class, in falling order of the score."""
     classes = len(config.classes)
     logits = final.logits[0, image].float()  # [Q, C or C + 1]
-    scores = logits.sigmoid() if isinstance(config.loss, SequenceLossConfig) else logits.softmax(-1)
+    apart = isinstance(config.loss, SequenceLossConfig | InstanceLossConfig)  # a query may be of several classes
+    scores = logits.sigmoid() if apart else logits.softmax(-1)
     scores = scores[:, :classes].flatten()  # [Q * C]
     scores, kept = scores.topk(min(config.inference.limit, len(scores)))
     return scores, kept % classes, kept // classes
@@ -187,7 +202,7 @@ def enlarged(
 def stretched(
     final: Predictions, video: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> Iterator[Tensor]:
-    """The same as published for SeqFormer: masks, of twice the size of the map at stride 8, are resized at once."""
+    """The same at once, as published for SeqFormer, whose masks have twice the size of a map, and RF-DETR."""
     assert final.masks is not None, "these predictions have no masks"
     masks = final.masks.of(0, video, queries).float().flatten(0, -3)  # [M * T, h, w]
     height, width = (2 * -(-side // (2 * final.masks.stride)) for side in size)

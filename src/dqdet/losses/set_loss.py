@@ -57,12 +57,22 @@ class SetLoss(nn.Module):
         self, predictions: Predictions, targets: list[Target], step: WholeStep
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and terms of one set of predictions, all layers and groups; ``step`` normalises the sums."""
-        matches = match(predictions, targets, self.config)
+        matches = self.match(predictions, targets)
+        weighted = self.weighted(predictions, matches, targets, step)
+        return weighted_sum(weighted, list(predictions.groups), self.config.beta)
+
+    def match(self, predictions: Predictions, targets: list[Target]) -> Matches:
+        """Assign to each object one query of every group, in every layer, at the least total cost."""
+        return match(predictions, targets, self.config)
+
+    def weighted(
+        self, predictions: Predictions, matches: Matches, targets: list[Target], step: WholeStep
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Name of each term -> its weight and its values ``[L, G]``."""
         groups, config = predictions.groups, self.config
         labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
         boxes = torch.cat([t.boxes for t in targets])[matches.row]  # [M, 4]
         objects = step.objects()
-
         assert predictions.boxes is not None
         matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, 4]
         match config.classification:
@@ -77,12 +87,11 @@ class SetLoss(nn.Module):
         cell = matches.layer * len(groups) + matches.group  # [M]: layer and group of each pair
         box_losses = l1.new_zeros(2, class_loss.numel()).index_add(1, cell, torch.stack([l1, giou])) / objects
         l1_loss, giou_loss = box_losses.view(2, *class_loss.shape)
-        weighted = {
+        return {
             "class": (config.class_weight, class_loss),
             "box": (config.box_weight, l1_loss),
             "giou": (config.giou_weight, giou_loss),
         }
-        return weighted_sum(weighted, list(groups), config.beta)
 
 
 def weighted_sum(

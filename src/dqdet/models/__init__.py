@@ -31,6 +31,7 @@ FAMILIES: dict[str, type[Detector]] = {
     "video_mask2former": VideoMask2Former,
     "lw_detr": LwDetr,
     "rf_detr": RfDetr,
+    "rf_detr_seg": RfDetr,
 }
 
 

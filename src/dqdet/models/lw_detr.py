@@ -136,7 +136,34 @@ class LwDetr(Detector):
         else:  # the projected maps are the memory, too
             queries = self.queries(maps[-1], paddings[-1])
         proposals = self.propose(queries, memory)
-        return self.decode(queries, proposals, memory)
+        outputs, reference = self.decode(queries, proposals, memory)  # [L, B, Q, c], [B, Q, 4]
+        proposed = Predictions(
+            logits=torch.cat([of_head.logits for of_head in proposals], 1)[None],
+            boxes=torch.cat([of_head.boxes for of_head in proposals], 1)[None],
+            groups={f"encoder {number}": self.count for number in range(1, len(proposals) + 1)},
+        )
+        predictions = Predictions(
+            logits=self.class_head(outputs),
+            boxes=boxes_scaled(reference, in_float32(self.box_head, outputs)),
+            groups=queries.groups,
+            coefficients=queries.coefficients,
+            proposals=proposed,
+        )
+        tokens = torch.cat([of_head.tokens for of_head in proposals], 1)  # [B, Q', c]
+        return self.segment(predictions, outputs, tokens, maps[0], padding)
+
+    def segment(
+        self, predictions: Predictions, outputs: Tensor, proposed: Tensor, feature: Tensor, padding: Tensor
+    ) -> Predictions:
+        """Add masks, in families that have them.
+
+        Args:
+            predictions: without masks.
+            outputs: of the decoder's layers ``[L, B, Q, c]``; proposed: tokens of the proposals ``[B, Q', c]``.
+            feature: the finest map of the memory, ``[B, c, h, w]``.
+            padding: of the images, ``[B, H, W]``.
+        """
+        return predictions
 
     def propose(self, queries: Queries, memory: Memory) -> list[Proposals]:
         """The proposals of all heads that the groups of these queries need."""
@@ -156,8 +183,8 @@ class LwDetr(Detector):
         last = len(self.proposals) - 1
         return [0, *(min(number + self.own_head, last) for number in range(len(queries.groups) - 1))]
 
-    def decode(self, queries: Queries, proposals: list[Proposals], memory: Memory) -> Predictions:
-        """Run the decoder; the boxes of all layers are relative to where the queries start."""
+    def decode(self, queries: Queries, proposals: list[Proposals], memory: Memory) -> tuple[Tensor, Tensor]:
+        """What all layers make of the queries, ``[L, B, Q, c]``, and where these start, ``[B, Q, 4]``."""
         places = []
         for head, size in zip(self.heads_of(queries), queries.groups.values(), strict=True):
             boxes = proposals[head].boxes.detach()
@@ -170,18 +197,7 @@ class LwDetr(Detector):
         for layer in self.decoder:
             x = layer(x, position, per_level, memory, queries.groups.values())
             outputs.append(self.norm(x))
-        stacked = torch.stack(outputs)  # [L, B, Q, c]
-        return Predictions(
-            logits=self.class_head(stacked),
-            boxes=boxes_scaled(reference, in_float32(self.box_head, stacked)),
-            groups=queries.groups,
-            coefficients=queries.coefficients,
-            proposals=Predictions(
-                logits=torch.cat([of_head.logits for of_head in proposals], 1)[None],
-                boxes=torch.cat([of_head.boxes for of_head in proposals], 1)[None],
-                groups={f"encoder {number}": self.count for number in range(1, len(proposals) + 1)},
-            ),
-        )
+        return torch.stack(outputs), reference
 
 
 def anchors(memory: Memory) -> tuple[Tensor, Tensor]:

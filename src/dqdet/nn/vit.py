@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import is_model_in_modules
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -86,10 +87,9 @@ def _make_body(config: WindowedVitConfig, weights: Mapping[str, Tensor] | None) 
     if config.name in CAE_WIDTHS:
         return _make_cae(config, weights)
     name = config.name.split(".")[0]
-    plain = not timm.is_model(name) or timm.is_model_in_modules(
-        name, {"vision_transformer"}
-    )  # others have no such sizes
-    body = make_timm_model(config, weights, patch_size=config.patch, img_size=size, num_classes=0) if plain else None
+    body = None
+    if not timm.is_model(name) or is_model_in_modules(name, {"vision_transformer"}):  # others have no such sizes
+        body = make_timm_model(config, weights, patch_size=config.patch, img_size=size, num_classes=0)
     if not isinstance(body, VisionTransformer) or body.num_prefix_tokens != 1 or len(body.blocks) < depth:
         raise DqdetError(
             f"model.backbone.name={config.name}: no plain vision transformer with a class token and {depth} blocks"

@@ -108,6 +108,7 @@ class PublishedVit(Published):
         except KeyError as error:
             raise DqdetError(f"looks like {self.family}, but has no {error.args[0]}") from error
         presets = [resolve(name) for name in preset_names() if name.startswith(f"{self.family}_")]
+        presets = [preset for preset in presets if preset.model.loss == self.loss(state)]
         fitting = [preset for preset in presets if all(value_of(preset, name) == options[name] for name in options)]
         if names is None and not fitting:
             sizes = ", ".join(f"{name.removeprefix('model.')}={value}" for name, value in options.items())
@@ -121,6 +122,10 @@ class PublishedVit(Published):
         if grouped:
             kind["queries.ratio"] = count_modules(state, "proposals.") - 1
         return override((fitting or presets)[0], {**options, **kind, **labels})
+
+    def loss(self, state: State) -> str:
+        """The kind of loss that a model with these parameters learns from."""
+        return "instances" if "mask_head.bias" in state else "boxes"
 
     def sizes(self, state: State) -> dict[str, Any]:
         """The options that parameters (ours, after conversion) tell."""
