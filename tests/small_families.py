@@ -16,6 +16,7 @@ from dqdet.config import (
     Mask2FormerConfig,
     QueriesConfig,
     RfDetrConfig,
+    RfDetrSegConfig,
     SeqFormerConfig,
     SmcaDetrConfig,
     TransformerConfig,
@@ -48,6 +49,7 @@ CONFIGS: dict[str, TransformerConfig] = {
     "seqformer": SeqFormerConfig(**SIZES),
     "lw_detr": LwDetrConfig(**VIT_SIZES, scales=[2.0, 0.5]),
     "rf_detr": RfDetrConfig(**VIT_SIZES),
+    "rf_detr_seg": RfDetrSegConfig(**VIT_SIZES),
 }
 CLASSES, COUNT, RATIO, FRAMES = 5, 6, 4, 4
 CHANNELS = {4: 8, 8: 12, 16: 20, 32: 24}  # stride -> channels

@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from dqdet.config import (
     Context,
     DeformableDetrConfig,
+    InstanceLossConfig,
     LossConfig,
     LwDetrConfig,
     Mask2FormerConfig,
     MaskLossConfig,
     SequenceLossConfig,
 )
-from dqdet.losses import make_loss
+from dqdet.losses import InstanceSetLoss, make_loss
 from dqdet.losses.masks import MaskSetLoss, RandomPoints
 from dqdet.models.lw_detr import LwDetr
 from dqdet.models.mask2former import Mask2Former
@@ -164,7 +165,8 @@ def test_the_loss_of_groups_is_the_sum_over_separate_ones(name):
     predictions = replace(model.forward_features(*inputs(model)), proposals=None)
     config = loss_config(name)
     config.beta = 0.5
-    criterion = make_loss(config) if config.kind != "masks" else MaskSetLoss(config, SamePoints())
+    at_points = {"masks": MaskSetLoss, "instances": InstanceSetLoss}.get(config.kind)
+    criterion = make_loss(config) if at_points is None else at_points(config, SamePoints())
     together = criterion(predictions, targets).total
     first, *others = (criterion(predictions.group(group), targets).total for group in predictions.groups)
     torch.testing.assert_close(together, first + 0.5 * sum(others) / len(others))
@@ -206,7 +208,7 @@ class CellByCell(nn.Module):
 
 
 # Their published code embeds anchors relative to the padded image.
-PADDED_ANCHORS = ("dab_deformable_detr", "lw_detr", "rf_detr")
+PADDED_ANCHORS = ("dab_deformable_detr", "lw_detr", "rf_detr", "rf_detr_seg")
 
 
 @pytest.fixture(scope="module", params=[name for name in CONFIGS if name not in PADDED_ANCHORS])
@@ -300,6 +302,8 @@ def loss_config(name: str) -> LossConfig | MaskLossConfig:
             return MaskLossConfig(points=100)
         case "sequences":
             return SequenceLossConfig()
+        case "instances":
+            return InstanceLossConfig(classification="iou_aware")
         case _:
             other = {"detr": "cross_entropy", "lw_detr": "iou_aware", "rf_detr": "iou_aware"}
             return LossConfig(classification=other.get(name, "focal"))

@@ -31,6 +31,7 @@ STEP = {
     "boxes": {"losses/matching.py": 2},
     "sequences": {"losses/matching.py": 2},
     "masks": {"losses/matching.py": 2, "losses/masks.py": 1},
+    "instances": {"losses/matching.py": 2, "losses/masks.py": 2},
 }
 LIMIT = 8
 # What is selected has to be known; detection reports a fixed number.
@@ -45,7 +46,7 @@ INFERENCE: dict[str, dict[str, int]] = {
 def tasks(name: str) -> list[str]:
     if reads_clips(build(name)):
         return ["video"]
-    return ["instance", "panoptic"] if CONFIGS[name].loss == "masks" else ["detection"]
+    return list(CONFIGS[name].tasks)
 
 
 class Pyramid(nn.Module):
