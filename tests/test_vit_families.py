@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import PIL.Image
 import pytest
 import torch
+from torchvision import tv_tensors
 
 import dqdet
 from dqdet.config import Config, override, resolve
+from dqdet.data.transforms import make_transform
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.queries import combine, random_coefficients
@@ -17,7 +20,14 @@ from dqdet.studies.combinations import combined
 
 GROUPS, COUNT = 13, 7
 SMALL = {
-    "model.backbone": {"name": "test_vit", "positions": 4, "taps": [1, 2], "global_blocks": [1]},
+    "model.backbone": {
+        "name": "test_vit",
+        "pretrained": False,
+        "positions": 4,
+        "taps": [1, 2],
+        "global_blocks": [1],
+    },
+    "data.square": False,
     "model.hidden": 64,
     "model.heads": 2,
     "model.cross_heads": 4,
@@ -225,3 +235,45 @@ def test_images_are_padded_to_what_patch_and_windows_divide(preset):
 def test_other_backbones_are_refused(options, message):
     with pytest.raises(DqdetError, match=message):
         create_model(override(small("lw_detr_small"), options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data.val_resize=400"], "patch times windows of the backbone (16 x 2); the nearest sizes are 384 and 416"),
+        (["data.resize=[384, 300]"], "data.resize: 300 is not divisible by 32"),
+        (["data.val_resize=256"], "an image of 256 pixels has 256 proposals, fewer than queries.count=300"),
+        (["model.backbone.windows=3"], "data.resize: 320 is not divisible by 48"),
+        (["model.scales=[0.25]"], "model.scales=[0.25]: scales are 0.5, 1 and 2"),
+        (["model.encoder_layers=3"], "model.encoder_layers=3"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_in_one_line(options, message):
+    with pytest.raises(DqdetError) as error:
+        resolve("rf_detr_nano", options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_masks_need_whole_cells():
+    with pytest.raises(
+        DqdetError, match=r"patch=14 times model\.backbone\.windows=1 is not divisible by 4"
+    ):
+        resolve("rf_detr_seg_nano", {"model.backbone.patch": 14, "data.square": False})
+
+
+def test_squares_do_not_keep_proportions():
+    config = resolve("rf_detr_nano", ["data.resize=[288, 352]", "data.val_resize=384"]).data
+    image = PIL.Image.new("RGB", (640, 480))
+    boxes = tv_tensors.BoundingBoxes([[64.0, 48.0, 320.0, 240.0]], format="XYXY", canvas_size=(480, 640))
+    sizes = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        sample = make_transform(config.model_copy(update={"crop": False, "flip": False}), train=True)(
+            {"image": image, "boxes": boxes, "labels": torch.tensor([1])}
+        )
+        side = sample["image"].shape[1]
+        sizes.add(tuple(sample["image"].shape))
+        torch.testing.assert_close(sample["boxes"], torch.tensor([[0.1, 0.1, 0.5, 0.5]]) * side)
+    assert sizes == {(3, 288, 288), (3, 352, 352)}
+    assert make_transform(config, train=False)(image).shape == (3, 384, 384)

@@ -367,6 +367,7 @@ class DataConfig(Section):
     val: str | None = None  # likewise (val2017, val, valid or test)
     resize: list[PositiveInt] = list(range(480, 801, 32))  # shorter side, one drawn an image
     max_size: PositiveInt = 1333  # longer side never exceeds it
+    square: bool = False  # resize to squares of these sides instead, without keeping proportions
     val_resize: PositiveInt = 800
     val_max_size: int | None = Field(default=None, ge=0)  # of the longer side; None: max_size; 0: any
     crop: bool = True  # DETR's second branch: resize to 400-600, crop 384-600, resize again
@@ -399,6 +400,10 @@ class TrainConfig(Section):
     lr: PositiveFloat = 2e-4
     backbone_lr: NonNegativeFloat = 2e-5  # 0 freezes the backbone
     offsets_lr: PositiveFloat = 2e-5  # sampling offsets and reference points (deformable families)
+    decoder_lr: PositiveFloat | None = None  # layers, norm and positions of the decoder (LW-DETR); None: lr
+    # Of plain transformers: factor on the learning rate from each block to the one before it, and no weight decay of
+    # their norms, biases and positions. None: one rate for the backbone.
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["steps", "poly"] = "steps"
     drop: list[PositiveFloat] = [40.0]  # steps: epochs after which the learning rates are divided by ten
@@ -460,9 +465,33 @@ class Config(Section):
                 f"model.family={model.family} has no output for 'no object', which loss.classification=cross_entropy "
                 "needs; set loss.classification=focal"
             )
+        if isinstance(model, LwDetrConfig):
+            self._check_sizes(model)
+        elif self.train.layer_decay is not None:
+            raise ValueError(f"train.layer_decay is for plain transformers, not model.family={model.family}")
         if isinstance(model, DeformableDetrConfig) and model.two_stage and self.queries.kind != "static":
             raise ValueError(
                 f"model.two_stage takes the queries from the encoder's proposals, so queries.kind="
                 f"{self.queries.kind} has nothing to combine; set queries.kind=static"
             )
         return self
+
+    def _check_sizes(self, model: LwDetrConfig) -> None:
+        """Squares must hold whole windows, and as many proposals as there are queries."""
+        if not self.data.square:
+            return  # images are padded, to sides of whole windows
+        unit, patch = model.backbone.patch * model.backbone.windows, model.backbone.patch
+        for option, sides in ("resize", self.data.resize), ("val_resize", [self.data.val_resize]):
+            for side in sides:
+                if side % unit:
+                    raise ValueError(
+                        f"data.{option}: {side} is not divisible by {unit}, patch times windows of the backbone "
+                        f"({patch} x {model.backbone.windows}); the nearest sizes are {side // unit * unit} and "
+                        f"{(side // unit + 1) * unit}"
+                    )
+                cells = sum(int(side // patch * scale) ** 2 for scale in model.scales)
+                if self.queries.count > cells:
+                    raise ValueError(
+                        f"data.{option}: an image of {side} pixels has {cells} proposals, fewer than queries.count="
+                        f"{self.queries.count}; lower it, or take larger images"
+                    )
