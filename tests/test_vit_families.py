@@ -256,9 +256,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(options, message):
 
 
 def test_masks_need_whole_cells():
-    with pytest.raises(
-        DqdetError, match=r"patch=14 times model\.backbone\.windows=1 is not divisible by 4"
-    ):
+    with pytest.raises(DqdetError, match=r"patch=14 times model\.backbone\.windows=1 is not divisible by 4"):
         resolve("rf_detr_seg_nano", {"model.backbone.patch": 14, "data.square": False})
 
 

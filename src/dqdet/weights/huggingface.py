@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,13 @@ class HuggingFace:
     fixed: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}
     options: Callable[[Theirs], dict[str, Any]] = lambda theirs: {}  # overrides that parameters do not tell
     heads: str = "encoder_attention_heads"  # the option that is their number
+    fixed_backbone: Mapping[str, Any] = field(default_factory=lambda: FIXED_BACKBONE)  # as `fixed`
 
     def check(self, theirs: Theirs) -> None:
         """Refuse a model with a value that dqdet does not have."""
         fixed = {"position_embedding_type": "sine", "dilation": False, **self.fixed(theirs)}
         fixed["decoder_attention_heads"] = theirs.get("encoder_attention_heads", 8)
-        for options, values in (theirs, fixed), (theirs.get("backbone_config") or {}, FIXED_BACKBONE):
+        for options, values in (theirs, fixed), (theirs.get("backbone_config") or {}, self.fixed_backbone):
             for option, value in values.items():
                 if options.get(option, value) != value:
                     raise DqdetError(f"{THEIR_CONFIG} has {option}={options[option]}; supported is {value} only")

@@ -73,6 +73,17 @@ HUGGINGFACE_VIT: list[Rule] = [
 ]
 
 
+# As `HuggingFace.fixed` and `HuggingFace.fixed_backbone`.
+FIXED: dict[str, Any] = {
+    "hidden_expansion": 0.5,
+    "c2f_num_blocks": 3,
+    "activation_function": "silu",
+    "decoder_activation_function": "relu",
+    "attention_bias": True,
+}
+FIXED_VIT: dict[str, Any] = {"layer_norm_eps": 1e-6, "qkv_bias": True, "mlp_ratio": 4, "hidden_act": "gelu"}
+
+
 def split_groups(state: State) -> State:
     """Tables of all groups of queries, one after the other, as those of inference and the unrelated ones beside them.
 
@@ -185,7 +196,8 @@ LW_DETR = PublishedVit(
     huggingface=HuggingFace(
         "lw_detr",
         rules=[*HUGGINGFACE, *HUGGINGFACE_VIT],
-        fixed=lambda theirs: {"hidden_expansion": 0.5, "c2f_num_blocks": 3, "batch_norm_eps": 1e-5},
+        fixed=lambda theirs: {**FIXED, "batch_norm_eps": 1e-5},
+        fixed_backbone={**FIXED_VIT, "use_absolute_position_embeddings": True, "num_attention_heads": 12},
         options=lambda theirs: {
             **vit_options(theirs),
             "model.backbone.windows": isqrt(theirs["backbone_config"].get("num_windows", 16)),

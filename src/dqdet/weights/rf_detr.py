@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dqdet.config import RfDetrConfig
 from dqdet.weights.huggingface import HuggingFace
-from dqdet.weights.lw_detr import HUGGINGFACE, RULES, PublishedVit, split_groups, vit_options
+from dqdet.weights.lw_detr import FIXED, FIXED_VIT, HUGGINGFACE, RULES, PublishedVit, split_groups, vit_options
 from dqdet.weights.renaming import Rule, State
 
 # Both have the DINOv2 of ``transformers``; it becomes timm's.
@@ -63,11 +63,11 @@ RF_DETR = PublishedVit(
             *HUGGINGFACE_SEGMENTATION,
         ],
         fixed=lambda theirs: {
-            "hidden_expansion": 0.5,
-            "c2f_num_blocks": 3,
+            **FIXED,
             "mask_downsample_ratio": 4,
             "segmentation_head_activation_function": "gelu",
         },
+        fixed_backbone={**FIXED_VIT, "use_swiglu_ffn": False, "apply_layernorm": True},
         options=lambda theirs: {
             **vit_options(theirs),
             "model.backbone.windows": theirs["backbone_config"].get("num_windows", 4),
