@@ -16,6 +16,7 @@ from dqdet.data.loader import collate
 from dqdet.inference import infer
 from dqdet.losses import make_loss
 from dqdet.models import create_model
+from dqdet.studies.small import detector
 from dqdet.studies.video import SEQFORMER
 from dqdet.training.evaluation import make_evaluation
 from dqdet.types import Batch, ClipTracks
@@ -71,6 +72,14 @@ def with_few_objects(config: Config, count: int) -> list[int]:
 def test_boxes_in_eight_images_of_coco(shared):
     data = {"kind": "coco", "root": str(shared / "data" / "coco_real"), **resized(128)}
     config = resolve("scenes_tiny", {"data": data, "queries": {"count": 30}})
+    assert memorised(config, with_few_objects(config, 8), steps=200)["AP50"] > 0.9
+
+
+@pytest.mark.parametrize("preset", ["lw_detr_small", "rf_detr_nano"])
+def test_plain_transformers_learn_eight_images_of_coco(shared, preset):
+    subject = detector(preset)
+    data = {"kind": "coco", "root": str(shared / "data" / "coco_real"), **resized(128)}
+    config = override(resolve(preset, subject.options), {"data": data})
     assert memorised(config, with_few_objects(config, 8), steps=200)["AP50"] > 0.9
 
 

@@ -59,7 +59,12 @@ def theirs(package, name: str, **options):
     return model, options
 
 
-@pytest.mark.parametrize("name", SIZES)
+QUICK = ("rf_detr_nano", "rf_detr_base", "rf_detr_seg_nano")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
+)
 def test_a_checkpoint_becomes_the_preset_of_its_size(package, tmp_path, name):
     """Key for key, with the same outputs, masks included."""
     model, options = theirs(package, name)
