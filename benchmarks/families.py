@@ -1,4 +1,4 @@
-"""All families with ResNet-50, with static and with modulated queries, and ``transformers`` where it has the model.
+"""All families of detectors, static and modulated, and ``transformers`` where it has the model; most with ResNet-50.
 
     python benchmarks/families.py [--size 640] [--repeats 5] [--families detr_r50 ...] [--json FILE]
 
@@ -14,14 +14,16 @@ import gc
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel, ResNetConfig
+from transformers import LwDetrViTConfig, PreTrainedModel, ResNetConfig
+from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 
-from dqdet.config import Config, resolve
+from dqdet.config import Config, LwDetrConfig, resolve
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.nn.flops import decoder_flops
@@ -39,13 +41,59 @@ FAMILIES = {
     "deformable_detr_r50": "DeformableDetr",
     "dab_deformable_detr_r50": None,
     "dino_r50": None,
+    "lw_detr_small": "LwDetr",
+    "rf_detr_nano": "RfDetr",
 }
 THEIRS = "transformers"
 TASKS = ("inference", "step")
 
 
+def their_plain_model(name: str, config: Config) -> PreTrainedModel:
+    """The same of LW-DETR and RF-DETR, with one group of queries, as theirs has in inference mode."""
+    model, backbone = config.model, config.model.backbone
+    assert isinstance(model, LwDetrConfig)
+    side = backbone.patch * backbone.positions
+    windowed = [block for block in range(backbone.taps[-1]) if block not in backbone.global_blocks]
+    if name == "LwDetr":
+        transformer = LwDetrViTConfig(
+            hidden_size=192,
+            num_hidden_layers=backbone.taps[-1],
+            pretrain_image_size=side,
+            num_windows=backbone.windows**2,
+            window_block_indices=windowed,
+            out_indices=backbone.taps,
+        )
+        own = {"projector_scale_factors": model.scales}
+    else:
+        transformer = RfDetrDinov2Config(
+            hidden_size=384,
+            num_attention_heads=6,
+            image_size=side,
+            patch_size=backbone.patch,
+            num_windows=backbone.windows,
+            out_indices=backbone.taps,
+        )
+        own = {"layer_norm_eps": model.norm_epsilon}
+    options = getattr(transformers, f"{name}Config")(
+        backbone_config=transformer,
+        num_queries=config.queries.count,
+        group_detr=1,
+        num_labels=CLASSES,
+        decoder_layers=model.decoder_layers,
+        decoder_n_points=model.points,
+        dropout=0.0,
+        **own,
+    )
+    theirs = getattr(transformers, f"{name}ForObjectDetection")(options).eval()
+    for parameter, tensor in theirs.named_parameters():
+        tensor.requires_grad = not parameter.endswith("mask_token")  # of the pre-training
+    return theirs
+
+
 def their_model(name: str, config: Config) -> PreTrainedModel:
     """The model of ``transformers`` with the sizes of a preset, which are its defaults but for the queries."""
+    if isinstance(config.model, LwDetrConfig):
+        return their_plain_model(name, config)
     stages = ["stage2", "stage3", "stage4"] if name == "DeformableDetr" else ["stage4"]
     options = getattr(transformers, f"{name}Config")(
         use_timm_backbone=False,
@@ -90,7 +138,8 @@ def check_equal(models: dict[str, nn.Module], criterion: SetLoss, batch: Batch) 
     outputs = {}
     with torch.no_grad():
         for kind in ("static", "modulated"):
-            last = models[kind](images, padding).final
+            found = models[kind](images, padding)
+            last = replace(found.final, proposals=found.proposals)
             outputs[kind] = (last.logits[-1], last.boxes[-1], criterion(last, targets).total)
         if theirs := models.get(THEIRS):
             theirs.config.auxiliary_loss = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor
 
 from dqdet.config import (
@@ -12,12 +13,16 @@ from dqdet.config import (
     DeformableDetrConfig,
     DetrConfig,
     DinoConfig,
+    LwDetrConfig,
     Mask2FormerConfig,
     QueriesConfig,
+    RfDetrConfig,
+    RfDetrSegConfig,
     SeqFormerConfig,
     SmcaDetrConfig,
     TransformerConfig,
     VideoMask2FormerConfig,
+    WindowedVitConfig,
 )
 from dqdet.models import FAMILIES
 from dqdet.models.detector import Detector
@@ -28,6 +33,9 @@ from dqdet.types import Predictions, Target
 SIZES = {"hidden": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 3, "feedforward": 48, "dropout": 0.0}
 # One layer more than there are levels, which the layers read in turn.
 MASK2FORMER_SIZES = SIZES | {"decoder_layers": 4, "encoder_feedforward": 24}
+# The encoder is the backbone.
+VIT_SIZES = {name: size for name, size in SIZES.items() if name != "encoder_layers"} | {"cross_heads": 8}
+VIT_SIZES["backbone"] = WindowedVitConfig(name="test_vit", patch=16, positions=4, taps=[1, 2], global_blocks=[1])
 CONFIGS: dict[str, TransformerConfig] = {
     "detr": DetrConfig(**SIZES),
     "conditional_detr": ConditionalDetrConfig(**SIZES),
@@ -41,6 +49,9 @@ CONFIGS: dict[str, TransformerConfig] = {
     "mask2former": Mask2FormerConfig(**MASK2FORMER_SIZES),
     "video_mask2former": VideoMask2FormerConfig(**MASK2FORMER_SIZES),
     "seqformer": SeqFormerConfig(**SIZES),
+    "lw_detr": LwDetrConfig(**VIT_SIZES, scales=[2.0, 0.5]),
+    "rf_detr": RfDetrConfig(**VIT_SIZES),
+    "rf_detr_seg": RfDetrSegConfig(**VIT_SIZES),
 }
 CLASSES, COUNT, RATIO, FRAMES = 5, 6, 4, 4
 CHANNELS = {4: 8, 8: 12, 16: 20, 32: 24}  # stride -> channels
@@ -62,6 +73,7 @@ def build(name: str, changes: dict | None = None, family: type[Detector] | None 
     family = family or FAMILIES[config.family]
     options = {"kind": "modulated", "count": COUNT, "ratio": RATIO, "hidden": 16} | queries
     model = family(config, QueriesConfig(**options), CLASSES, [CHANNELS[stride] for stride in family.reads(config)])
+    freeze_batch_norm_2d(model)  # those of LW-DETR's projector, which would tell training from inference
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

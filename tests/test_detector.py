@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from dqdet.config import LwDetrConfig
 from dqdet.types import Batch, Target, pad_images
 from small_families import CLIPS, CONFIGS, IMAGES, assert_same, build, outputs, reads_clips
 from test_transfers import Pyramid
@@ -48,9 +49,9 @@ def test_bytes_are_normalised_as_published_and_zero_where_padded(frames):
 
 @every_family
 def test_images_are_padded_to_what_the_published_model_divides_by(name):
-    """Mask2Former's ``SIZE_DIVISIBILITY``; the detectors and SeqFormer have none."""
+    """Mask2Former's ``SIZE_DIVISIBILITY``, and patch times windows; the other detectors and SeqFormer have none."""
     model = build(name)
-    divisor = 32 if CONFIGS[name].loss == "masks" else 1
+    divisor = 32 if CONFIGS[name].loss == "masks" or isinstance(CONFIGS[name], LwDetrConfig) else 1
     for size, whole in (((50, 70), (64, 96)), ((64, 96), (64, 96)), ((360, 640), (384, 640))):
         height, width = whole if divisor == 32 else size
         for of_type in (torch.uint8, torch.float32):

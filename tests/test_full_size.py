@@ -36,12 +36,15 @@ def test_trains_a_step(preset):
 
     video = config.data.task == "video"
     frames = (config.data.clips.frames,) if video else ()
-    size = VIDEO if video else config.data.window or PHOTOGRAPH
+    square = (config.data.val_resize,) * 2 if config.data.square else None
+    size = VIDEO if video else config.data.window or square or PHOTOGRAPH
     targets = [make_target(config, frames, size)]
     predictions = model(torch.randn(1, *frames, 3, *size), torch.zeros(1, *size, dtype=torch.bool), targets)
     losses = make_loss(config.loss)(predictions, targets)
     assert losses.total.isfinite()
-    assert set(predictions.groups) == {"modulated", "basic"} | ({"denoising"} if config.queries.denoising else set())
+    basic = [f"basic {j}" for j in range(1, 14)] if config.queries.basic == "groups" else ["basic"]
+    denoising = ["denoising"] if config.queries.denoising else []
+    assert list(predictions.groups) == ["modulated", *basic, *denoising]
 
     losses.total.backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

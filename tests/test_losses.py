@@ -211,7 +211,8 @@ def test_proposals_learn_objects_of_any_class_as_the_first():
     predictions, targets = make_predictions(2, {"static": 4}), make_targets([3, 2])
     proposals = make_predictions(2, {"encoder": 9}, layers=1, seed=2)
     assert any(target.labels.any() for target in targets)
-    both = SetLoss(FOCAL)(replace(predictions, proposals=replace(proposals, class_agnostic=True)), targets)
+    agnostic = replace(proposals, class_agnostic=True)
+    both = SetLoss(FOCAL)(replace(predictions, proposals=agnostic), targets)
     first = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
     alone = [SetLoss(FOCAL)(predictions, targets), SetLoss(FOCAL)(proposals, first)]
     torch.testing.assert_close(both.total, alone[0].total + alone[1].total)

@@ -16,7 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from dqdet.config import MaskLossConfig, SequenceLossConfig
 from dqdet.losses import MaskSetLoss, SequenceSetLoss, make_loss
-from dqdet.losses.masks import ObjectMasks, RandomPoints
+from dqdet.losses.masks import ObjectMasks, RandomPoints, uncertain_points
 from dqdet.losses.matching import Matches
 from dqdet.losses.sequences import PAIRS_AT_ONCE
 from dqdet.nn.dynamic_masks import DynamicMasks, parameter_count
@@ -197,7 +197,8 @@ def test_points_are_mostly_those_of_least_certainty():
     criterion = MaskSetLoss(MaskLossConfig(points=40))
     ramp = torch.linspace(-10, 10, 32).expand(1, 2, 32, 32)  # uncertain around the middle column
     torch.manual_seed(0)
-    points = criterion.loss_points(ramp, Matches([1], *torch.zeros(6, 1, dtype=torch.long)))[0]  # of two frames
+    pairs = Matches([1], *torch.zeros(6, 1, dtype=torch.long))
+    points = uncertain_points(criterion.points, ramp, pairs, 40, 3.0, 0.75)[0]  # of two frames
     assert points.shape == (2, 40, 2)
     distance = (points[..., 0] - 0.5).abs()
     # Of 120 candidates the nearest 30, about a quarter of the width; the other 10 anywhere.

@@ -81,6 +81,14 @@ def test_boxes_in_eight_images_of_coco_with_dino(shared):
     assert memorised(config, with_few_objects(config, 8), steps=120)["AP50"] > 0.9
 
 
+@pytest.mark.parametrize("preset", ["lw_detr_small", "rf_detr_nano"])
+def test_plain_transformers_learn_eight_images_of_coco(shared, preset):
+    subject = detector(preset)
+    data = {"kind": "coco", "root": str(shared / "data" / "coco_real"), **resized(128)}
+    config = override(resolve(preset, subject.options), {"data": data})
+    assert memorised(config, with_few_objects(config, 8), steps=200)["AP50"] > 0.9
+
+
 def test_masks_in_four_images_of_coco(shared):
     data = {"kind": "coco", "task": "instance", "root": str(shared / "data" / "coco_real"), **resized(128)}
     config = resolve("scenes_tiny_panoptic", {"data": data})

@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dqdet.config import override_some, resolve
 from dqdet.errors import DqdetError, Interrupted
@@ -91,28 +91,37 @@ def convert(source: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def upgrade(source: str | Path, out: str | Path, ratio: int = 4, perturbation: float = 0.0) -> Path:
-    """Make a static model modulated without changing its outputs, and write it as a run folder.
+def upgrade(
+    source: str | Path,
+    out: str | Path,
+    ratio: int | None = None,
+    perturbation: float = 0.0,
+    groups: Literal["first", "mean"] = "first",
+) -> Path:
+    """Make a trained model modulated without changing its outputs, and write it as a run folder.
 
     Every learned query is repeated ``ratio`` times, as basic queries: any convex combination of them is that
-    query. ``train(..., init=out)`` goes on from there.
+    query. A model that was trained with several groups of queries (RF-DETR, LW-DETR) keeps these as basic queries.
+    ``train(..., init=out)`` goes on from there.
 
     Args:
         source: as for `load`.
         out: the folder to write.
-        ratio: basic queries behind each modulated one.
+        ratio: basic queries behind each modulated one; by default 4, or as many as there are groups.
         perturbation: standard deviation of noise on the basic queries, relative to theirs; it does change the
+            outputs.
+        groups: where the combinations of several groups start: at the first group, or at their mean, which changes the
             outputs.
 
     Returns:
         the run folder.
 
     Raises:
-        DqdetError: as `load`, the model has no static queries, or ``out`` has a run already.
+        DqdetError: as `load`, the model has other queries, or ``out`` has a run already.
     """
     from dqdet.runs.upgrade import upgrade_folder
 
-    upgrade_folder(source, Path(out), ratio, perturbation)
+    upgrade_folder(source, Path(out), ratio, perturbation, groups)
     return Path(out)
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -198,13 +198,24 @@ def convert(source: Source, out: NewRun) -> None:
 def upgrade(
     source: Source,
     out: NewRun,
-    ratio: Annotated[int, typer.Option(min=1, help="Basic queries behind each modulated one.")] = 4,
+    ratio: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Basic queries behind each modulated one: 4, or all groups of queries that there are."
+        ),
+    ] = None,
     perturbation: Annotated[
         float, typer.Option(min=0, help="Noise on the basic queries, relative to their spread; 0: same outputs.")
     ] = 0.0,
+    groups: Annotated[
+        Literal["first", "mean"],
+        typer.Option(
+            help="Where several groups of queries start: at the first, with the same outputs, or at their mean."
+        ),
+    ] = "first",
 ) -> None:
-    """Turn a static model into a modulated one with the same outputs, ready for training with init=OUT."""
-    _show_model(dqdet.upgrade(source, out, ratio, perturbation))
+    """Turn a trained model into a modulated one with the same outputs, ready for training with init=OUT."""
+    _show_model(dqdet.upgrade(source, out, ratio, perturbation, groups))
 
 
 @app.command()

@@ -210,6 +210,11 @@ class GroupedQueries(QuerySource):
         self.table = _tables(widths, config.count)
         self.unrelated = _tables(widths, config.count * config.ratio)
 
+    def alternatives(self) -> dict[str, Tensor]:
+        """Query i of every group, with ``config.basic`` groups, that of the first at first: ``[m, 1 + r, f]``."""
+        pairs = ((name, table, self.unrelated[name]) for name, table in self.table.items())
+        return {name: torch.cat([own[:, None], other.unflatten(0, (len(own), -1))], 1) for name, own, other in pairs}
+
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
         queries = Queries(_repeat(self.table, len(features)), {"static": _rows(self.table)})
         return _with_training_groups(queries, "unrelated", self.unrelated, self.config) if self.training else queries

@@ -4,6 +4,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
 
 from dqdet.config import TrainConfig, resolve
+from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.training.optimiser import learning_rate_factor, make_optimiser, make_schedule
 from tiny import tiny
@@ -129,3 +130,41 @@ def test_the_schedule_moves_all_groups():
         schedule.step()
     assert seen[0] == seen[1] == {"rest": 1.0, "backbone": 0.1, "offsets": 0.01}
     assert seen[2] == pytest.approx({"rest": 0.1, "backbone": 0.01, "offsets": 0.001})
+
+
+# Decay of the blocks, number of blocks, factor on the decoder's rate; the rate of the encoder is 1.5e-4.
+PUBLISHED_RATES = {
+    "lw_detr_tiny": (0.8, 6, 0.7),
+    "lw_detr_small": (0.8, 10, 0.7),
+    "lw_detr_medium": (0.7, 10, 0.7),
+    "lw_detr_large": (0.7, 10, 0.5),
+    "lw_detr_xlarge": (0.75, 10, 0.5),
+    "rf_detr_nano": (0.8, 13, 0.7),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED_RATES)
+def test_rates_of_plain_transformers_are_those_of_the_published_code(preset):
+    """``get_vit_lr_decay_rate`` of LW-DETR, and of RF-DETR, which counts one block more than there are."""
+    layer_decay, blocks, component = PUBLISHED_RATES[preset]
+    config = resolve(preset, {"model.backbone.pretrained": False, "classes": ["a"]})
+    model = create_model(config)
+    optimiser = make_optimiser(model, config.train)
+    found = {p: (group["lr"], group["weight_decay"]) for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        rate, decays = 1e-4, True
+        if name.startswith(("decoder.", "norm.", "position_head.")):
+            rate *= component
+        elif name.startswith("backbone.body.norm."):  # published: without layer_decay
+            assert found[parameter] == (pytest.approx(1.5e-4 * component**2 * layer_decay**2), 0.0)
+            continue
+        elif name.startswith("backbone."):
+            layer = int(name.split(".")[3]) + 1 if ".blocks." in name else 0
+            rate = 1.5e-4 * layer_decay ** (blocks + 1 - layer) * component**2
+            decays = parameter.dim() > 1 and "pos_embed" not in name and "cls_token" not in name
+        assert found[parameter] == (pytest.approx(rate), config.train.weight_decay if decays else 0.0), name
+
+
+def test_layers_of_other_backbones_have_no_rates():
+    with pytest.raises(DqdetError, match=r"train\.layer_decay is for plain transformers, not model\.family=detr"):
+        resolve("detr_r50", ["train.layer_decay=0.8"])

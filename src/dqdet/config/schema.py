@@ -71,6 +71,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_writ
 
 Task = Literal["detection", "instance", "panoptic", "video"]
 Context = Literal["backbone", "projected", "memory", "none"]
+Classification = Literal["focal", "cross_entropy", "iou_aware"]
 
 
 class BackboneConfig(Section):
@@ -86,6 +87,26 @@ class BackboneConfig(Section):
     """
     drop_path: Rate | None = None
     """Stochastic depth, the greatest chance that a block is skipped in training; null: the backbone's own."""
+
+
+class WindowedVitConfig(BackboneConfig):
+    """A plain vision transformer (``nn/vit.py``). Blocks are counted from 0."""
+
+    name: Text = "vit_small_patch14_dinov2"
+    pretrained: bool = False
+    """Start from weights of the transformer alone; published detectors are the usual start."""
+    freeze: Literal[False] = False
+    """Nothing is held."""
+    patch: Pixels = 16
+    """Pixels along the side of a token."""
+    positions: Layers = 24
+    """Side of the learned table of positions, in tokens; images of other sizes resample it."""
+    windows: Layers = 2
+    """Windows along the side of an image; sides are multiples of patch times windows."""
+    global_blocks: list[Annotated[Whole, Field(ge=0, le=100)]] = [3, 6, 9]
+    """Blocks that see the whole image, counted from 0; all others see a window."""
+    taps: Annotated[list[Layers], Field(min_length=1)] = [3, 6, 9, 12]
+    """Maps are taken after so many blocks; those after the last do not run."""
 
 
 class TransformerConfig(Section):
@@ -243,6 +264,55 @@ class SeqFormerConfig(DeformableDetrConfig):
     """Let the masks' convolutions read padded cells, as the published code does."""
 
 
+class LwDetrConfig(TransformerConfig):
+    """LW-DETR (Chen et al., 2024): a plain vision transformer is the encoder."""
+
+    family: Literal["lw_detr"] = "lw_detr"
+    backbone: WindowedVitConfig = WindowedVitConfig()
+    encoder_layers: Literal[0] = 0
+    cross_heads: Layers = 16
+    """Heads of the attention to the image; model.heads are those of the attention between queries."""
+    decoder_layers: Layers = 3
+    dropout: Rate = 0.0
+    points: Layers = 2
+    """Sampling points a head and level."""
+    scales: Annotated[list[Positive], Field(min_length=1)] = [1.0]
+    """Scales of the levels that queries read, relative to the backbone's maps: 0.5, 1 or 2."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if set(self.scales) - {0.5, 1.0, 2.0}:
+            raise ValueError(f"model.scales={self.scales}: scales are 0.5, 1 and 2")
+        return self
+
+
+class RfDetrConfig(LwDetrConfig):
+    """RF-DETR (Robinson et al., 2025): LW-DETR on DINOv2."""
+
+    family: Literal["rf_detr"] = "rf_detr"  # type: ignore[assignment]
+    norm_epsilon: Positive = 1e-6
+    """Added to the variance in the norms of the projector."""
+
+
+class RfDetrSegConfig(RfDetrConfig):
+    """RF-DETR with a mask for every query."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("instance",)
+    loss: ClassVar[str] = "instances"
+
+    family: Literal["rf_detr_seg"] = "rf_detr_seg"  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Self:
+        patch, windows = self.backbone.patch, self.backbone.windows
+        if patch * windows % 4:
+            raise ValueError(
+                f"model.backbone.patch={patch} times model.backbone.windows={windows} is not divisible by 4, the "
+                "pixels along a cell of a mask"
+            )
+        return self
+
+
 ModelConfig = Annotated[
     DetrConfig
     | ConditionalDetrConfig
@@ -253,7 +323,10 @@ ModelConfig = Annotated[
     | DinoConfig
     | Mask2FormerConfig
     | VideoMask2FormerConfig
-    | SeqFormerConfig,
+    | SeqFormerConfig
+    | LwDetrConfig
+    | RfDetrConfig
+    | RfDetrSegConfig,
     Field(discriminator="family"),
 ]
 
@@ -308,8 +381,8 @@ class LossConfig(Section):
 
     kind: Literal["boxes"] = "boxes"
     """Kind of loss; the family's own."""
-    classification: Literal["focal", "cross_entropy"] = "focal"
-    """Loss of the class scores; cross_entropy needs an output for no object."""
+    classification: Classification = "focal"
+    """Loss of the class scores: cross_entropy needs an output for no object; iou_aware is LW-DETR's."""
     class_cost: NonNegative = 2.0
     """Weight of the class scores in the matching."""
     box_cost: NonNegative = 5.0
@@ -326,8 +399,8 @@ class LossConfig(Section):
     """Weight of unmatched queries in the cross-entropy; no effect on focal."""
     box_epsilon: NonNegative = 0.0
     """Added to the denominators of IoU and GIoU."""
-    beta: NonNegative = 1.0
-    """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves."""
+    beta: NonNegative | None = 1.0
+    """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves; null: the mean over all groups."""
 
 
 class MaskLossConfig(Section):
@@ -353,6 +426,18 @@ class MaskLossConfig(Section):
     """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves."""
 
 
+class InstanceLossConfig(LossConfig):
+    """Set loss of boxes with masks (``losses/instances.py``). Costs of the masks have the same weights."""
+
+    kind: Literal["instances"] = "instances"  # type: ignore[assignment]
+    mask_weight: NonNegative = 5.0
+    """Weight of the binary cross-entropy of masks."""
+    dice_weight: NonNegative = 5.0
+    """Weight of the dice loss of masks."""
+    cells_a_point: Count = 16
+    """Cells of a mask for each point at which it is compared."""
+
+
 class SequenceLossConfig(LossConfig):
     """Set loss of sequences of boxes, with the masks of matched queries (``losses/sequences.py``)."""
 
@@ -372,6 +457,7 @@ def _loss_kind(options: Any) -> str:
 AnyLossConfig = Annotated[
     Annotated[LossConfig, Tag("boxes")]
     | Annotated[MaskLossConfig, Tag("masks")]
+    | Annotated[InstanceLossConfig, Tag("instances")]
     | Annotated[SequenceLossConfig, Tag("sequences")],
     Discriminator(_loss_kind),
 ]
@@ -452,6 +538,8 @@ class DataConfig(Section):
     """Name of the validation split; null: val2017, val, valid or test, whichever there is."""
     resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))
     """Shorter sides of training images in pixels, one drawn an image."""
+    square: bool = False
+    """Resize to squares of these sides, and of val_resize, without keeping proportions."""
     max_size: Pixels = 1333
     """Most pixels of the longer side; where it would be more, the image becomes smaller."""
     val_resize: Pixels = 800
@@ -533,6 +621,12 @@ class TrainConfig(Section):
     """Learning rate of the backbone; 0 freezes it."""
     offsets_lr: Positive = 2e-5
     """Learning rate of sampling offsets and reference points; of deformable families."""
+    decoder_lr: Positive | None = None
+    """Learning rate of the decoder's layers, norm and positions, of LW-DETR and RF-DETR; null: lr."""
+    layer_decay: Annotated[Real, Field(gt=0, le=1)] | None = None
+    """Factor on the learning rate from each block of a plain transformer to the one before it, with no weight decay of
+    its norms, biases and positions; null: one rate for the backbone.
+    """
     weight_decay: NonNegative = 1e-4
     """Weight decay of AdamW."""
     schedule: Literal["steps", "poly"] = "steps"
@@ -643,6 +737,10 @@ class Config(Section):
                 f"model.family={model.family} has no output for 'no object', which loss.classification=cross_entropy "
                 "needs; set loss.classification=focal"
             )
+        if isinstance(model, LwDetrConfig):
+            self._check_sizes(model)
+        elif self.train.layer_decay is not None:
+            raise ValueError(f"train.layer_decay is for plain transformers, not model.family={model.family}")
         if self.queries.denoising and not model.anchors:
             raise ValueError(
                 f"queries.denoising={self.queries.denoising} needs anchor boxes, which objects with noise can be; "
@@ -654,3 +752,23 @@ class Config(Section):
                 f"{self.queries.kind} has nothing to combine; set queries.kind=static"
             )
         return self
+
+    def _check_sizes(self, model: LwDetrConfig) -> None:
+        """Squares must hold whole windows, and as many proposals as there are queries."""
+        if not self.data.square:
+            return  # images are padded, to sides of whole windows
+        unit, patch = model.backbone.patch * model.backbone.windows, model.backbone.patch
+        for option, sides in ("resize", self.data.resize), ("val_resize", [self.data.val_resize]):
+            for side in sides:
+                if side % unit:
+                    raise ValueError(
+                        f"data.{option}: {side} is not divisible by {unit}, patch times windows of the backbone "
+                        f"({patch} x {model.backbone.windows}); the nearest sizes are {side // unit * unit} and "
+                        f"{(side // unit + 1) * unit}"
+                    )
+                cells = sum(int(side // patch * scale) ** 2 for scale in model.scales)
+                if self.queries.count > cells:
+                    raise ValueError(
+                        f"data.{option}: an image of {side} pixels has {cells} proposals, fewer than queries.count="
+                        f"{self.queries.count}; lower it, or take larger images"
+                    )

@@ -99,6 +99,18 @@ class _Resize(v2.Transform):
         return self._call_kernel(F.resize, inpt, size=params["size"])
 
 
+class RandomSquare(_Resize):
+    """Resize to a square with one of ``sizes`` as its side, drawn uniformly; proportions are not kept."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        side = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        return {"size": [side, side]}
+
+
 class RandomShorterSide(_Resize):
     """Resize so that the shorter side is one of ``sizes``, drawn uniformly; see ``resized``."""
 
@@ -283,7 +295,8 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
     Training: horizontal flip; large-scale jitter, or a multi-scale resize, which with ``crop`` has an equal chance
     to come after another resize and a crop; a crop of at most ``window``; with jitter, grey up to the window, which
     is image to the model; distortion of the colours.
-    Otherwise a resize to ``input_size`` only, which also accepts a bare image.
+    Otherwise a resize to ``input_size`` only, which also accepts a bare image. All resizes but that before the crop are
+    to squares with ``square``.
     """
     steps: list[v2.Transform] = []
     if train:
@@ -301,13 +314,15 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
         steps.append(DropVanished())
         if config.colour:
             steps.append(PhotometricDistortion(config.hue, config.permute_channels))
+    elif config.square and config.val_fit == "shorter":
+        steps.append(RandomSquare([config.val_resize]))
     else:
         steps.append(ToInputSize(config))
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
 
 
 def _multi_scale(config: DataConfig) -> v2.Transform:
-    resize = RandomShorterSide(config.resize, config.max_size)
+    resize = RandomSquare(config.resize) if config.square else RandomShorterSide(config.resize, config.max_size)
     if not config.crop:
         return resize
     scale = max(config.resize) / PUBLISHED_SIZE

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from dqdet.config import Config
+from dqdet.config import Config, InstanceLossConfig
 from dqdet.errors import DqdetError
 from dqdet.inference.boxes import detections
-from dqdet.inference.masks import instances, segmentation, tracks
+from dqdet.inference.masks import boxed_instances, instances, segmentation, tracks
 from dqdet.types import Outcome, Predictions
 
 Sizes: TypeAlias = Sequence[tuple[int, int]]
@@ -47,7 +47,8 @@ def infer(predictions: Predictions, sizes: Sizes, original_sizes: Sizes, config:
         assert config.loss.kind == "boxes"
         limit, classes = config.inference.limit, len(config.classes)
         return [*detections(final, original_sizes, config.loss.classification, classes, limit)]
+    of_masks = boxed_instances if isinstance(config.loss, InstanceLossConfig) else OF_MASKS[config.data.task]
     return [
-        OF_MASKS[config.data.task](final, image, size, original_size, config)
+        of_masks(final, image, size, original_size, config)
         for image, (size, original_size) in enumerate(zip(sizes, original_sizes, strict=True))
     ]

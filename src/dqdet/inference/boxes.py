@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from dqdet.config import Classification
 from dqdet.types import ImageDetections, Predictions
 
 
 def detections(
     predictions: Predictions,
     sizes: Sequence[tuple[int, int]],
-    classification: Literal["focal", "cross_entropy"],
+    classification: Classification,
     classes: int,
     limit: int = 100,
 ) -> list[ImageDetections]:
     """The detections of each image, from the last layer's predictions of the group used at inference.
 
-    With ``focal`` every pair of a query and a class is a candidate with its own sigmoid score, so that a
-    query may be reported under several classes (Deformable-DETR). With ``cross_entropy`` a query is reported
+    With ``focal`` and ``iou_aware`` every pair of a query and a class is a candidate with its own sigmoid score, so
+    that a query may be reported under several classes (Deformable-DETR). With ``cross_entropy`` a query is reported
     once, under its best class; the last logit, "no object", takes part in the softmax only (DETR). "No object" is
     never reported.
 
@@ -36,7 +36,7 @@ def detections(
     final = predictions.final
     assert final.boxes is not None, "these predictions have no boxes"
     logits = final.logits[0].float()  # [B, Q, C or C + 1]
-    if classification == "focal":
+    if classification != "cross_entropy":
         scores = logits[..., :classes].sigmoid()  # [B, Q, C]
         labels = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
     else:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import box_convert
 
-from dqdet.config import Config, SequenceLossConfig
+from dqdet.config import Config, InstanceLossConfig, SequenceLossConfig
 from dqdet.formats.panoptic import VOID
 from dqdet.formats.rle import encode
+from dqdet.inference.boxes import in_pixels
 from dqdet.types import ClipTracks, ImageDetections, PanopticMap, Predictions, RleMasks, Segmentation
 
 PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
@@ -51,6 +53,20 @@ def instances(
     scores, order = (scores * torch.cat(certainties)[pairs]).sort(descending=True)  # [K]
     rows = pairs[order]
     return ImageDetections(scores, labels[order], torch.cat(boxes)[rows], masks[rows.tolist()])
+
+
+def boxed_instances(
+    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+) -> ImageDetections:
+    """The same of queries that predict boxes beside their masks: scores are those of the classes alone (RF-DETR)."""
+    assert final.boxes is not None, "these predictions have no boxes"
+    scores, labels, queries = best_pairs(final, image, config)
+    boxes = in_pixels(box_convert(final.boxes[0, image, queries].float(), "cxcywh", "xyxy"), original_size)
+    chosen, pairs = queries.unique(return_inverse=True)
+    masks = RleMasks(original_size, [])
+    for logits in stretched(final, image, chosen, size, original_size):
+        masks.rles += encode(logits > 0)  # [M, H, W]
+    return ImageDetections(scores, labels, boxes, masks[pairs.tolist()])
 
 
 def segmentation(
@@ -163,7 +179,8 @@ def best_pairs(final: Predictions, image: int, config: Config) -> tuple[Tensor, 
     """Scores, labels and queries ``[K]`` of the best pairs of a query and a class, in falling order of the score."""
     classes = len(config.classes)
     logits = final.logits[0, image].float()  # [Q, C or C + 1]
-    scores = logits.sigmoid() if isinstance(config.loss, SequenceLossConfig) else logits.softmax(-1)
+    apart = isinstance(config.loss, SequenceLossConfig | InstanceLossConfig)  # a query may be of several classes
+    scores = logits.sigmoid() if apart else logits.softmax(-1)
     scores = scores[:, :classes].flatten()  # [Q * C]
     scores, kept = scores.topk(min(config.inference.limit, len(scores)))
     return scores, kept % classes, kept // classes
@@ -189,7 +206,7 @@ def enlarged(
 def stretched(
     final: Predictions, video: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> Iterator[Tensor]:
-    """The same as published for SeqFormer: masks, of twice the size of the map at stride 8, are resized at once."""
+    """The same at once, as published for SeqFormer, whose masks have twice the size of a map, and RF-DETR."""
     assert final.masks is not None, "these predictions have no masks"
     masks = final.masks.of(0, video, queries).float().flatten(0, -3)  # [M * T, h, w]
     height, width = (2 * -(-side // (2 * final.masks.stride)) for side in size)

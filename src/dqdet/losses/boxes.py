@@ -12,6 +12,12 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes that broadcast: ``[..., 4], [..., 4] -> [...]``."""
+    overlap, union = _overlap_and_union(corners(a), corners(b))
+    return overlap / union
+
+
 def generalized_iou(a: Tensor, b: Tensor, epsilon: float = 0.0) -> Tensor:
     """Generalised IoU (Rezatofighi et al., 2019) of boxes that broadcast: ``[..., 4], [..., 4] -> [...]``.
 
@@ -19,9 +25,14 @@ def generalized_iou(a: Tensor, b: Tensor, epsilon: float = 0.0) -> Tensor:
         epsilon: added to both denominators, as the DAB models do.
     """
     a, b = corners(a), corners(b)
+    overlap, union = _overlap_and_union(a, b)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return overlap / (union + epsilon) - (hull - union) / (hull + epsilon)
+
+
+def _overlap_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas ``[...]``, from corners ``[..., 4]``."""
     area_a = (a[..., 2:] - a[..., :2]).prod(-1)
     area_b = (b[..., 2:] - b[..., :2]).prod(-1)
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    union = area_a + area_b - overlap
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    return overlap / (union + epsilon) - (hull - union) / (hull + epsilon)
+    return overlap, area_a + area_b - overlap

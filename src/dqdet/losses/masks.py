@@ -64,8 +64,8 @@ class ObjectMasks:
         self.first = (areas.cumsum(0) - areas).view(-1, frames)  # [objects, T], into pixels
         self.padded = width, height
 
-    def at(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Bilinear samples; what lies outside an image is 0.
+    def at(self, rows: Tensor, points: Tensor, nearest: bool = False) -> Tensor:
+        """Bilinear samples, or the nearest pixel; what lies outside an image is 0.
 
         Args:
             rows: ``[...]``, numbers of objects.
@@ -76,8 +76,9 @@ class ObjectMasks:
         """
         first, height, width = (x[rows][..., None] for x in (self.first, self.height, self.width))  # [..., T, 1]
         # In pixels from the centre of the first, [..., T, P]
-        left, share_right = _cell(points[..., 0] * self.padded[0] - 0.5)
-        top, share_below = _cell(points[..., 1] * self.padded[1] - 0.5)
+        x, y = points[..., 0] * self.padded[0] - 0.5, points[..., 1] * self.padded[1] - 0.5
+        left, share_right = _cell(x.round() if nearest else x)
+        top, share_below = _cell(y.round() if nearest else y)
         sampled = torch.zeros((), device=points.device)
         for dx, dy in product((0, 1), (0, 1)):
             x, y = left + dx, top + dy
@@ -182,7 +183,10 @@ class MaskSetLoss(nn.Module):
 
     def pair_losses(self, predicted: Tensor, pairs: Matches, masks: ObjectMasks) -> Tensor:
         """Mask and dice loss of the predicted masks ``[M, T, h, w]`` of M pairs and of their objects: ``[2, M]``."""
-        points = self.loss_points(predicted, pairs)  # [M, T, P, 2]
+        config = self.config
+        points = uncertain_points(  # [M, T, P, 2]
+            self.points, predicted, pairs, config.points, config.oversample, config.important
+        )
         logits = sample_each(predicted, points)  # [M, T, P]
         wanted = masks.at(pairs.row, points)  # [M, T, P]
         mask = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(2)
@@ -190,18 +194,24 @@ class MaskSetLoss(nn.Module):
         dice = 1 - dice_overlap((probability * wanted).sum(2), probability.sum(2), wanted.sum(2))
         return torch.stack([mask, dice]).sum(2)
 
-    @torch.no_grad()
-    def loss_points(self, predicted: Tensor, pairs: Matches) -> Tensor:
-        """Points ``[M, T, P, 2]``, mostly where the predicted masks ``[M, T, h, w]`` are least certain.
 
-        As in Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
-        """
-        count, frames = self.config.points, predicted.shape[1]
-        important = int(self.config.important * count)
-        candidates = self.points.of_pairs(pairs, frames, int(self.config.oversample * count))  # [M, T, candidates, 2]
-        certainty = sample_each(predicted, candidates).abs()  # [M, T, candidates]
-        chosen = certainty.topk(important, largest=False).indices[..., None].expand(-1, -1, -1, 2)
-        return torch.cat([candidates.gather(2, chosen), self.points.of_pairs(pairs, frames, count - important)], 2)
+@torch.no_grad()
+def uncertain_points(
+    source: RandomPoints, predicted: Tensor, pairs: Matches, count: int, oversample: float, important: float
+) -> Tensor:
+    """Points ``[M, T, count, 2]``, mostly where the predicted masks ``[M, T, h, w]`` of M pairs are least certain.
+
+    As in Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
+
+    Args:
+        oversample: candidates a point.
+        important: share of the points that are the candidates of least certainty; the others are random.
+    """
+    best, frames = int(important * count), predicted.shape[1]
+    candidates = source.of_pairs(pairs, frames, int(oversample * count))  # [M, T, candidates, 2]
+    certainty = sample_each(predicted, candidates).abs()  # [M, T, candidates]
+    chosen = certainty.topk(best, largest=False).indices[..., None].expand(-1, -1, -1, 2)
+    return torch.cat([candidates.gather(2, chosen), source.of_pairs(pairs, frames, count - best)], 2)
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:

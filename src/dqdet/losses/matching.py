@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dqdet.config import LossConfig
+from dqdet.config import Classification, LossConfig
 from dqdet.losses.boxes import generalized_iou
 from dqdet.types import Denoised, Predictions, Target
 
@@ -57,17 +56,10 @@ def match(predictions: Predictions, targets: list[Target], config: LossConfig) -
         targets: B of them.
         config: kind of classification and the weights of the costs.
     """
-    return match_together([(predictions, targets)], config)[0]
+    return assign(matching_costs(predictions, targets, config), targets, predictions.groups)
 
 
 @torch.no_grad()
-def match_together(tasks: list[Task], config: LossConfig) -> list[Matches]:
-    """The same of several predictions, as of a decoder and of proposals, with one transfer to the CPU and one back."""
-    costs = [matching_costs(predictions, targets, config) for predictions, targets in tasks]
-    targets = tasks[0][1]
-    return assign_together(costs, targets, [predictions.groups for predictions, _ in tasks])
-
-
 def assign(costs: Tensor, targets: list[Target], groups: dict[str, int]) -> Matches:
     """The assignments of least total cost, one for every layer, image and group.
 
@@ -135,7 +127,7 @@ def matching_costs(predictions: Predictions, targets: list[Target], config: Loss
     return config.class_cost * class_cost + config.box_cost * box_cost - config.giou_cost * giou
 
 
-def class_costs(logits: Tensor, targets: list[Target], classification: Literal["focal", "cross_entropy"]) -> Tensor:
+def class_costs(logits: Tensor, targets: list[Target], classification: Classification) -> Tensor:
     """What classes cost: from logits ``[L, B, Q, C]``, ``[L, B, Q, N]`` as in :func:`matching_costs`."""
     logits = logits.float()
     labels = pad_sequence([t.labels for t in targets], batch_first=True)  # [B, N]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqdet.config import LossConfig
-from dqdet.losses.boxes import generalized_iou
-from dqdet.losses.matching import ALPHA, GAMMA, Matches, match_together, matched_by_construction
+from dqdet.losses.boxes import generalized_iou, iou
+from dqdet.losses.matching import ALPHA, GAMMA, Matches, assign_together, matched_by_construction, matching_costs
 from dqdet.losses.whole_step import WholeStep
 from dqdet.types import Predictions, Target
 
@@ -28,7 +28,8 @@ class SetLoss(nn.Module):
     """Matches predictions with objects and sums the losses of all layers and groups of queries.
 
     ``L = L(first group) + beta * L(the others, on average)``, each group with its own matching, each layer with the
-    same weights. Sums over objects are divided by the number of objects of the whole step (``whole_step.py``).
+    same weights; without beta, the mean over all groups. Sums over objects are divided by the number of objects of the
+    whole step (``whole_step.py``).
 
     Proposals of an encoder and denoising queries have the same losses, once each. Denoising queries need no matching:
     each belongs to the object that it was made of, or to none, and the sums are over several copies of all objects.
@@ -51,7 +52,8 @@ class SetLoss(nn.Module):
         if (proposals := predictions.proposals) is not None:
             agnostic = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
             tasks.append((proposals, agnostic if proposals.class_agnostic else targets))
-        matches = match_together(tasks, self.config)
+        costs = [self.costs(*task) for task in tasks]
+        matches = assign_together(costs, targets, [predicted.groups for predicted, _ in tasks])
         parts = [self.of_pairs(*task, pairs, step) for task, pairs in zip(tasks, matches, strict=True)]
         if (denoised := predictions.denoised) is not None:
             group = predictions.group(list(predictions.groups)[-1])
@@ -60,6 +62,11 @@ class SetLoss(nn.Module):
         totals, terms = zip(*parts, strict=True)
         return Losses(torch.stack(totals).sum(), {name: term for part in terms for name, term in part.items()})
 
+    @torch.no_grad()
+    def costs(self, predictions: Predictions, targets: list[Target]) -> Tensor:
+        """What each query costs each object of its image in the matching, ``[L, B, Q, N]``, as `matching_costs`."""
+        return matching_costs(predictions, targets, self.config)
+
     def of_pairs(
         self, predictions: Predictions, targets: list[Target], matches: Matches, step: WholeStep, copies: int = 1
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,43 +74,51 @@ class SetLoss(nn.Module):
 
         ``step`` normalises the sums, which are over so many copies of its objects.
         """
+        weighted = self.weighted(predictions, matches, targets, step, copies)
+        return weighted_sum(weighted, list(predictions.groups), self.config.beta)
+
+    def weighted(
+        self, predictions: Predictions, matches: Matches, targets: list[Target], step: WholeStep, copies: int = 1
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Name of each term -> its weight and its values ``[L, G]``; arguments as of :meth:`of_pairs`."""
         groups, config = predictions.groups, self.config
         labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
         boxes = torch.cat([t.boxes for t in targets])[matches.row]  # [M, 4]
         objects = step.objects() * copies
-
-        if config.classification == "focal":
-            class_loss = focal_loss(predictions, matches, labels) / objects  # [L, G]
-        else:
-            class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight, step)
         assert predictions.boxes is not None
         matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, 4]
+        match config.classification:
+            case "focal":
+                class_loss = focal_loss(predictions, matches, labels) / objects  # [L, G]
+            case "iou_aware":
+                class_loss = iou_aware_loss(predictions, matches, labels, iou(matched.detach(), boxes)) / objects
+            case "cross_entropy":
+                class_loss = cross_entropy_loss(predictions, matches, labels, config.no_object_weight, step)
         l1 = (matched - boxes).abs().sum(-1)  # [M]
         giou = 1 - generalized_iou(matched, boxes, config.box_epsilon)  # [M]
         cell = matches.layer * len(groups) + matches.group  # [M]: layer and group of each pair
         box_losses = l1.new_zeros(2, class_loss.numel()).index_add(1, cell, torch.stack([l1, giou])) / objects
         l1_loss, giou_loss = box_losses.view(2, *class_loss.shape)
-        weighted = {
+        return {
             "class": (config.class_weight, class_loss),
             "box": (config.box_weight, l1_loss),
             "giou": (config.giou_weight, giou_loss),
         }
-        return weighted_sum(weighted, list(groups), config.beta)
 
 
 def weighted_sum(
-    losses: dict[str, tuple[float, Tensor]], groups: list[str], beta: float
+    losses: dict[str, tuple[float, Tensor]], groups: list[str], beta: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The total loss and the terms that are logged.
 
     Args:
         losses: name of the term -> its weight and its values ``[L, G]``.
         groups: names of the G groups; all but the first share the weight ``beta``.
-        beta: of Eq. 7.
+        beta: of Eq. 7; None: all groups weigh the same, 1 together.
     """
     # Weights are numbers, not tensors, which would have to be sent to the device.
-    share = beta / max(len(groups) - 1, 1)
-    of_terms = [weight * (value[:, 0].sum() + share * value[:, 1:].sum()) for weight, value in losses.values()]
+    first, share = (1.0, beta / max(len(groups) - 1, 1)) if beta is not None else (1 / len(groups), 1 / len(groups))
+    of_terms = [weight * (first * value[:, 0].sum() + share * value[:, 1:].sum()) for weight, value in losses.values()]
     values = torch.stack([value for _, value in losses.values()]).detach()  # [T, L, G]
     terms = {
         f"{name}/{layer}/{term}": values[t, layer, g]
@@ -122,18 +137,43 @@ def focal_loss(predictions: Predictions, matches: Matches, labels: Tensor) -> Te
     Args:
         labels: ``[M]`` of the matched objects.
     """
-    logits = predictions.logits.float()
-    negatives = _negative_focal(logits).sum((1, 3))  # [L, Q]
+    positive = predictions.logits[matches.layer, matches.image, matches.query, labels].float()  # [M]
+    of_positive = ALPHA * (-positive).sigmoid() ** GAMMA * F.softplus(-positive)
+    return _corrected_sum(predictions, matches, lambda x: (1 - ALPHA) * _negative(x), positive, of_positive)
+
+
+def iou_aware_loss(predictions: Predictions, matches: Matches, labels: Tensor, quality: Tensor) -> Tensor:
+    """Sum of the IoU-aware classification loss of LW-DETR over images, queries and classes: ``[L, G]``.
+
+    Cai et al., "Align-DETR", 2023: a matched query learns ``t = p^alpha * IoU^(1 - alpha)`` for its class, no gradient
+    in t, instead of 1. All other logits learn 0 with the weight ``p^gamma`` of the focal loss.
+
+    Args:
+        labels: ``[M]`` of the matched objects; quality: ``[M]``, IoU of the matched boxes.
+    """
+    positive = predictions.logits[matches.layer, matches.image, matches.query, labels].float()  # [M]
+    wanted = (positive.detach().sigmoid() ** ALPHA * quality ** (1 - ALPHA)).clamp(min=0.01)
+    of_positive = F.binary_cross_entropy_with_logits(positive, wanted, reduction="none")
+    return _corrected_sum(predictions, matches, _negative, positive, of_positive)
+
+
+def _corrected_sum(
+    predictions: Predictions,
+    matches: Matches,
+    negative: Callable[[Tensor], Tensor],
+    positive: Tensor,
+    of_positive: Tensor,
+) -> Tensor:
+    """The loss of all logits as negatives, that of the M positive ones, ``[M]``, in its place there: ``[L, G]``."""
+    negatives = negative(predictions.logits.float()).sum((1, 3))  # [L, Q]
     per_group = [part.sum(1) for part in negatives.split(list(predictions.groups.values()), 1)]
     losses = torch.stack(per_group, 1)  # [L, G]
-    positive = logits[matches.layer, matches.image, matches.query, labels]  # [M]
-    correction = ALPHA * (-positive).sigmoid() ** GAMMA * F.softplus(-positive) - _negative_focal(positive)
     cell = matches.layer * losses.shape[1] + matches.group
-    return losses.flatten().index_add(0, cell, correction).view_as(losses)
+    return losses.flatten().index_add(0, cell, of_positive - negative(positive)).view_as(losses)
 
 
-def _negative_focal(logits: Tensor) -> Tensor:
-    return (1 - ALPHA) * logits.sigmoid() ** GAMMA * F.softplus(logits)
+def _negative(logits: Tensor) -> Tensor:
+    return logits.sigmoid() ** GAMMA * F.softplus(logits)
 
 
 def cross_entropy_loss(

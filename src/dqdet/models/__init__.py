@@ -12,11 +12,12 @@ from dqdet.models.deformable_detr import DeformableDetr
 from dqdet.models.detector import Detector
 from dqdet.models.detr import Detr
 from dqdet.models.dino import Dino
+from dqdet.models.lw_detr import LwDetr
 from dqdet.models.mask2former import Mask2Former
+from dqdet.models.rf_detr import RfDetr
 from dqdet.models.seqformer import SeqFormer
 from dqdet.models.smca_detr import SmcaDetr
 from dqdet.models.video_mask2former import VideoMask2Former
-from dqdet.nn.backbone import Backbone
 from dqdet.weights.backbones import read_backbone
 
 FAMILIES: dict[str, type[Detector]] = {
@@ -30,6 +31,9 @@ FAMILIES: dict[str, type[Detector]] = {
     "mask2former": Mask2Former,
     "seqformer": SeqFormer,
     "video_mask2former": VideoMask2Former,
+    "lw_detr": LwDetr,
+    "rf_detr": RfDetr,
+    "rf_detr_seg": RfDetr,
 }
 
 
@@ -42,7 +46,7 @@ def create_model(config: Config) -> Detector:
     family = FAMILIES[config.model.family]
     options = config.model.backbone
     weights = None if options.weights is None else read_backbone(Path(options.weights), options.name)
-    backbone = Backbone(options, family.reads(config.model), weights)
+    backbone = family.make_backbone(config.model, weights)
     model = family(config.model, config.queries, len(config.classes), backbone.channels)
     model.backbone = backbone
     model.mean, model.std = config.data.mean, config.data.std

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqdet.config import DataConfig, TransformerConfig
+from dqdet.nn.backbone import Backbone
 from dqdet.types import Predictions, Target
 
 
@@ -18,11 +18,16 @@ class Detector(nn.Module, ABC):
     """A detector of one family. Without a backbone it works on given feature maps."""
 
     strides: tuple[int, ...]  # of the feature maps that it reads
-    divisor: ClassVar[int] = 1  # images are padded to sides that are multiples of it, in training and inference
+    divisor: int = 1  # images are padded to sides that are multiples of it, in training and inference
     backbone: nn.Module  # set by create_model
     # Of red, green and blue in 0..1: what images are normalised by; set by create_model.
     mean: tuple[float, float, float] = DataConfig().mean
     std: tuple[float, float, float] = DataConfig().std
+
+    @classmethod
+    def make_backbone(cls, config: TransformerConfig, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """The backbone of a model, which has ``channels``; weights and errors as of `Backbone`."""
+        return Backbone(config.backbone, cls.reads(config), weights)
 
     def forward(self, images: Tensor, padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         """Predictions of images or clips.

@@ -93,7 +93,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, strides: Sequence[int], weights: Mapping[str, Tensor] | None = None):
         super().__init__()
-        self.body = _timm_features(config, weights)
+        self.body = make_timm_model(config, weights, features_only=True)
         info = self.body.feature_info
         reductions, channels = info.reduction(), info.channels()
         if missing := set(strides) - set(reductions):
@@ -124,13 +124,14 @@ class Backbone(nn.Module):
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
 
 
-def _timm_features(config: BackboneConfig, weights: Mapping[str, Tensor] | None) -> Any:
+def make_timm_model(config: BackboneConfig, weights: Mapping[str, Tensor] | None, **options: Any) -> Any:
+    """The model that a configuration names, made with options of timm; arguments and errors as of `Backbone`."""
     name = SHORT_NAMES.get(config.name, config.name)
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(config.name, [*SHORT_NAMES, *timm.list_models()], 3)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise DqdetError(f"model.backbone.name={config.name}: no such backbone in timm{hint}")
-    options: dict[str, Any] = {"features_only": True, "pretrained": config.pretrained}
+    options["pretrained"] = config.pretrained
     if config.drop_path is not None:
         options |= {"drop_path_rate": config.drop_path}
     if "swin" in name:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,3 +17,22 @@ class ProductMasks(Masks):
 
     def of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
         return torch.einsum("mc,...chw->m...hw", self.embeddings[layer, image, queries], self.features[image])
+
+
+@dataclass
+class LayerMasks(Masks):
+    """The same where every layer has features of its own, ``[L, B, c, h, w]``, and with a bias ``[1]``."""
+
+    bias: Tensor
+
+    def of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
+        embeddings = self.embeddings[layer, image, queries]  # [M, c]
+        if isinstance(layer, int):
+            return torch.einsum("mc,chw->mhw", embeddings, self.features[layer, image]) + self.bias
+        # With the features of all layers, of which one is taken: fewer bytes than the features of every query.
+        masks = torch.einsum("mc,lchw->mlhw", embeddings, self.features[:, image])  # [M, L, h, w]
+        return masks[torch.arange(len(masks), device=masks.device), layer] + self.bias
+
+    def narrow(self, axis: int, start: int, size: int) -> Self:
+        narrowed = super().narrow(axis, start, size)
+        return narrowed if axis else replace(narrowed, features=self.features.narrow(0, start, size))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from dqdet.config import Config
+from dqdet.config import Config, WindowedVitConfig
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import SHORT_NAMES
+from dqdet.queries import GroupedQueries
 from dqdet.runs.sources import load_model
-from dqdet.runs.upgrade import repeat_queries
+from dqdet.runs.upgrade import join_groups, repeat_queries
 from dqdet.weights.renaming import State
 
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
 MADE_FOR_QUERIES = ("queries.coefficients.", "queries.generate.")
-# Parameters with a row for every class.
-OF_CLASSES = ("class_head.", "proposal_class_head.", "denoising.labels")
+# Parameters with a row for every class: of heads, of the decoder or of proposals, and of denoising queries.
+OF_CLASSES = re.compile(r"(^|\.)(proposal_)?class_head\.|^denoising\.labels")
 MEANING = ("kind", "count", "ratio", "hidden", "context", "pool", "pool_padding", "coefficients")
 
 
@@ -43,28 +45,40 @@ def start_from(source: str, model: Detector, config: Config) -> str:
     _check_sizes(source, start_config, config)
     made, found = model.state_dict(), start.state_dict()
     kinds = start_config.queries.kind, config.queries.kind
-    repeated = kinds == ("static", "modulated") and start_config.queries.count == config.queries.count
+    same_count = start_config.queries.count == config.queries.count
+    repeated = kinds == ("static", "modulated") and same_count
     if repeated:
         found = repeat_queries(found, config.queries.ratio)
+    joined = kinds == ("grouped", "modulated") and same_count and _groups(start_config) == _groups(config)
+    if joined:
+        assert isinstance(start.queries, GroupedQueries)
+        found = {name: tensor for name, tensor in found.items() if not name.startswith("queries.")}
+        found |= join_groups(start.queries)
 
     unfit: tuple[str, ...] = ()
-    if any(getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING):
+    if not joined and any(
+        getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING
+    ):
         unfit += MADE_FOR_QUERIES
-    if start_config.classes != config.classes:
-        unfit += OF_CLASSES
+    of_classes = {name for name in made if OF_CLASSES.search(name)}
+    other_classes = of_classes if start_config.classes != config.classes else set()
     loaded = {
         name: tensor
         for name, tensor in found.items()
-        if name in made and made[name].shape == tensor.shape and not name.startswith(unfit)
+        if name in made
+        and made[name].shape == tensor.shape
+        and name not in other_classes
+        and not name.startswith(unfit)
     }
     model.load_state_dict(made | loaded)
-    of_classes = {name for name in made.keys() & found.keys() if name.startswith(OF_CLASSES)}
     remade, ignored = (_parts(whole.keys() - loaded.keys() - of_classes) for whole in (made, found))
     if start_config.classes != config.classes:
         kept = _keep_classes(model, config, found, start_config)
         remade.append(f"class_head (with {kept} of {len(config.classes)} classes known by name)")
         ignored.append(f"{len(start_config.classes) - kept} of {len(start_config.classes)} classes")
     times = f", the queries {config.queries.ratio} times" if repeated else ""
+    if joined:
+        times = f", {config.queries.ratio} groups of queries as basic ones"
     return (
         f"init={source}: loaded {len(loaded)} of {len(made)} tensors{times}; re-made {', '.join(remade) or 'nothing'}; "
         f"ignored {', '.join(ignored) or 'nothing'}"
@@ -78,7 +92,7 @@ def _keep_classes(model: Detector, config: Config, found: State, start: Config) 
     outputs = labels | ({len(new): len(old)} if config.model.no_object else {})
     proposals = f"class_head.{config.model.decoder_layers}."  # of two-stage models: output 0 means any object there
     for name, rows in model.state_dict().items():  # weights [outputs, c], biases [outputs], labels [C, c]
-        if name.startswith(OF_CLASSES) and name in found:
+        if OF_CLASSES.search(name) and name in found:
             for label, before in ({0: 0} if name.startswith(proposals) else outputs).items():
                 rows[label] = found[name][before]
     return len(labels)
@@ -100,10 +114,20 @@ def _sizes(config: Config) -> dict[str, Any]:
     """The options that decide which parameters a model has, and what they mean, the colours of its images included."""
     backbone = config.model.backbone
     architecture = SHORT_NAMES.get(backbone.name, backbone.name).split(".")[0]
-    options = config.model.model_dump(exclude={"backbone", "dropout", "see_padding"})
+    options = config.model.model_dump(exclude={"backbone", "dropout", "see_padding", "norm_epsilon"})
     options |= {"backbone.name": architecture, "backbone.freeze": bool(backbone.freeze)}
+    if isinstance(backbone, WindowedVitConfig):
+        attention = backbone.model_dump(include={"patch", "positions", "windows", "global_blocks", "taps"})
+        options |= {f"backbone.{option}": value for option, value in attention.items()}
     colours = {f"data.{name}": [round(value, 4) for value in getattr(config.data, name)] for name in ("mean", "std")}
     return {f"model.{option}": value for option, value in options.items()} | colours
+
+
+def _groups(config: Config) -> int | None:
+    """Groups of queries, of which every hull has one each; None where hulls are not made of groups."""
+    if config.queries.basic != "groups":
+        return None
+    return config.queries.ratio + (config.queries.kind == "grouped")
 
 
 def _listed(options: dict[str, Any]) -> str:

@@ -1,8 +1,11 @@
-"""From a trained static model to a modulated one that computes the same."""
+"""From a trained model to a modulated one that computes the same."""
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -10,10 +13,14 @@ from dqdet.config import Config, override
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.queries import ModulatedQueries
+from dqdet.queries import GroupedQueries, ModulatedQueries
 from dqdet.runs.folder import new_run, save_folder, without_pretraining
 from dqdet.runs.sources import load_model
 from dqdet.weights.renaming import State
+
+RATIO = 4  # basic queries behind each modulated one, where a model has one group of queries
+FIRST = 0.99  # share of the first group where a model with several groups starts from it
+Groups = Literal["first", "mean"]
 
 
 def repeat_queries(state: State, ratio: int) -> State:
@@ -31,30 +38,81 @@ def repeat_queries(state: State, ratio: int) -> State:
     return repeated
 
 
-def upgrade(model: Detector, config: Config, ratio: int = 4, perturbation: float = 0.0) -> tuple[Detector, Config]:
-    """A modulated model with the outputs of a static one, ready for fine-tuning, and its configuration.
+def join_groups(queries: GroupedQueries, groups: Groups = "first") -> State:
+    """Groups of queries that were trained beside each other as the basic queries of a modulated model.
 
-    The coefficients start as in a new model; they make no difference until the basic queries differ.
+    Query i of all groups becomes hull i, and the coefficients start the same for every image. ``mean``: at the average
+    of all groups. ``first``: at the group of inference, exactly. Its share is `FIRST`, and not 1, where a softmax would
+    have no gradient; its rows are moved away from the others by what these add.
+    """
+    joined: State = {}
+    for part, table in queries.alternatives().items():
+        m, r, _ = table.shape
+        basic = table.detach().clone()  # [m, r, f]
+        if groups == "first":
+            basic[:, 0] += (1 - FIRST) / FIRST * (basic[:, 0] - basic[:, 1:].mean(1))
+        joined[f"queries.basic.{part}"] = basic.flatten(0, 1)
+    logits = torch.zeros(m, r)
+    if groups == "first":
+        logits[:, 0] = math.log(FIRST * (r - 1) / (1 - FIRST))
+    weight = torch.zeros(m * r, queries.config.hidden)
+    return joined | {"queries.coefficients.2.weight": weight, "queries.coefficients.2.bias": logits.flatten()}
+
+
+def upgrade(
+    model: Detector,
+    config: Config,
+    ratio: int | None = None,
+    perturbation: float = 0.0,
+    groups: Groups = "first",
+) -> tuple[Detector, Config]:
+    """A modulated model with the outputs of another one, ready for fine-tuning, and its configuration.
+
+    Learned queries are repeated as basic ones, and the coefficients start as in a new model: they make no difference
+    until the basic queries differ. A model that was trained with several groups of queries (``queries.kind=grouped``,
+    ``queries.basic=groups``) keeps all of them as basic queries; see `join_groups`.
 
     Args:
-        model: with learned static queries, of any family.
+        model: of any family.
         config: of that model.
-        ratio: r, basic queries behind each modulated one.
+        ratio: r, basic queries behind each modulated one; None: `RATIO`, or the groups that there are.
         perturbation: standard deviation of noise added to the basic queries, relative to theirs. 0 keeps the
             outputs; more lets the queries of a group go different ways from the first step on.
+        groups: of several ones, where the coefficients start; ``mean`` changes the outputs.
 
     Raises:
-        DqdetError: the model has no static queries.
+        DqdetError: the model has other queries, or another number of groups than ``ratio``.
     """
-    if config.queries.kind != "static" or not hasattr(model, "queries"):
+    queries = getattr(model, "queries", None)
+    several = isinstance(queries, GroupedQueries) and config.queries.basic == "groups"
+    if not several and (config.queries.kind != "static" or queries is None):
         found = f"{config.queries.kind} ones" if config.queries.kind != "static" else "the encoder's proposals"
         raise DqdetError(f"only static queries can be upgraded; this model has {found}")
-    options = {"queries.kind": "modulated", "queries.ratio": ratio, "queries.coefficients": "softmax"}
-    if config.queries.context == "none":  # means nothing for static queries
+    trained = 1 + config.queries.ratio if several else 1
+    if groups == "mean" and not several:
+        raise DqdetError("has one group of queries, which is their mean; leave out --groups")
+    if several and ratio not in (None, trained):
+        raise DqdetError(f"has {trained} groups of queries, which all become basic ones; leave out --ratio {ratio}")
+    options = {
+        "queries.kind": "modulated",
+        "queries.ratio": trained if several else RATIO if ratio is None else ratio,
+        "queries.coefficients": "softmax",
+    }
+    if config.queries.context == "none":  # means nothing for the queries that there were
         options["queries.context"] = "backbone"
     config = override(config, options)
     upgraded = create_model(without_pretraining(config))
-    upgraded.load_state_dict(upgraded.state_dict() | repeat_queries(model.state_dict(), ratio))
+    state = model.state_dict()
+    if isinstance(queries, GroupedQueries):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("queries.")}
+        state |= join_groups(queries, groups)
+    else:
+        state = repeat_queries(state, config.queries.ratio)
+    made = upgraded.state_dict()
+    for name in made.keys() - state.keys():
+        # Places of one group come from one head, which all basic groups start with.
+        made[name] = state.get(re.sub(r"^proposals\.\d+", "proposals.0", name), made[name])
+    upgraded.load_state_dict(made | state)
     assert isinstance(upgraded.queries, ModulatedQueries)
     with torch.no_grad():
         for table in upgraded.queries.basic.values():
@@ -62,7 +120,9 @@ def upgrade(model: Detector, config: Config, ratio: int = 4, perturbation: float
     return upgraded.eval(), config
 
 
-def upgrade_folder(source: str | Path, out: Path, ratio: int = 4, perturbation: float = 0.0) -> None:
+def upgrade_folder(
+    source: str | Path, out: Path, ratio: int | None = None, perturbation: float = 0.0, groups: Groups = "first"
+) -> None:
     """Write the upgraded model of any source as a run folder, with its metrics where they stay the same.
 
     Raises:
@@ -70,9 +130,9 @@ def upgrade_folder(source: str | Path, out: Path, ratio: int = 4, perturbation: 
     """
     model, config, metrics = load_model(source)
     try:
-        model, config = upgrade(model, config, ratio, perturbation)
+        model, config = upgrade(model, config, ratio, perturbation, groups)
     except DqdetError as error:
         raise DqdetError(f"{source}: {error}") from error
     config.init = str(source)
     with new_run(out, config):
-        save_folder(out, model, config, metrics if perturbation == 0 else {})
+        save_folder(out, model, config, metrics if perturbation == 0 and groups == "first" else {})

@@ -1,4 +1,4 @@
-"""Table 1: a static model whose learned queries are replaced by fixed combinations of them; nothing is trained."""
+"""Table 1: a model whose learned queries are replaced by fixed combinations of them; nothing is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dqdet.config import Config, override
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.queries import CombinationKind, StaticQueries, combine, random_coefficients
+from dqdet.queries import CombinationKind, GroupedQueries, StaticQueries, combine, random_coefficients
 from dqdet.runs.folder import without_pretraining, write_file
 from dqdet.studies.comparison import METRICS, STATIC
 from dqdet.studies.paired import spread
@@ -71,28 +71,39 @@ Found = dict[str, list[float]]  # "kind, r = 2" -> the metric of each draw
 
 
 def combined(model: Detector, config: Config, coefficients: torch.Tensor) -> tuple[Detector, Config]:
-    """A model with m fixed combinations of a static one's n queries; all parts of a query with the same coefficients.
+    """A model with m fixed combinations of another one's n queries; all parts of a query with the same coefficients.
+
+    These are the queries of a static model, or, of a model that was trained with r groups of m, those of all groups:
+    query i combines the i-th of each.
 
     Args:
-        model: with static queries, of any family.
+        model: of any family.
         config: of that model.
         coefficients: ``[m, r]`` with ``m * r == n``.
 
     Raises:
-        DqdetError: the queries are not static, or their number is not ``m * r``.
+        DqdetError: the queries are others, or their number is not ``m * r``.
     """
-    queries = getattr(model, "queries", None)
-    if not isinstance(queries, StaticQueries):
-        kind = "the encoder's proposals" if queries is None else f"queries.kind={config.queries.kind}"
-        raise DqdetError(f"only static queries can be combined; this model has {kind}")
+    tables = learned(model, config)
     m, r = coefficients.shape
-    if m * r != config.queries.count:
+    if any(m * r != len(rows) for rows in tables.values()):
         raise DqdetError(_indivisible(config, r))
-    config = override(config, {"queries.count": m})
+    config = override(config, {"queries.count": m, "queries.kind": "static"})
     fewer = create_model(without_pretraining(config))
-    tables = {f"queries.table.{part}": combine(rows, coefficients) for part, rows in queries.table.items()}  # [m, f]
-    fewer.load_state_dict(model.state_dict() | tables)
+    state = model.state_dict() | {f"queries.table.{part}": combine(rows, coefficients) for part, rows in tables.items()}
+    fewer.load_state_dict({name: state[name] for name in fewer.state_dict()})
     return fewer.eval(), config
+
+
+def learned(model: Detector, config: Config) -> dict[str, torch.Tensor]:
+    """The learned queries of a model, those that take each other's place side by side: ``[n, f]`` of each part."""
+    queries = getattr(model, "queries", None)
+    if isinstance(queries, GroupedQueries) and config.queries.basic == "groups":
+        return {part: table.flatten(0, 1) for part, table in queries.alternatives().items()}
+    if isinstance(queries, StaticQueries):
+        return dict(queries.table.items())
+    kind = "the encoder's proposals" if queries is None else f"queries.kind={config.queries.kind}"
+    raise DqdetError(f"only static queries can be combined; this model has {kind}")
 
 
 def _indivisible(config: Config, r: int) -> str:
@@ -134,24 +145,33 @@ def _measured(one: Examined, request: Request) -> tuple[str, Found]:
     """The deciding metric, and its value for every draw; measurements that the folder has are not repeated."""
     model, config = opened(one, request)
     metric = METRICS[config.data.task][0]
-    for r in RATIOS:  # before anything is measured
-        if config.queries.count % r:
-            raise DqdetError(
-                f"{one.source}: queries.count={config.queries.count} is not divisible by the ratio r = {r}"
-            )
+    try:
+        count = len(next(iter(learned(model, config).values())))
+    except DqdetError as error:
+        raise DqdetError(f"{one.source}: {error}") from error
+    groups = count // config.queries.count
+    ratios = RATIOS if groups == 1 else (groups,)
+    for r in ratios:  # before anything is measured
+        if count % r:
+            raise DqdetError(f"{one.source}: {_indivisible(config, r)}")
     file = one.folder / "combinations.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     options = {"source": one.source, "data": config.data.model_dump(mode="json")}
     found: Found = kept["found"] if kept.get("options") == options else {}
-    todo = [(LEARNED, 1, 1), *((kind, r, 1 if kind == "averaged" else DRAWS) for r, kind in product(RATIOS, KINDS))]
+    todo = [
+        (LEARNED, groups, 1),
+        *((kind, r, 1 if kind == "averaged" else DRAWS) for r, kind in product(ratios, KINDS)),
+    ]
     for number, (kind, r, draws) in enumerate(todo, start=1):
         values = found.setdefault(_key(kind, r), [])
         for draw in range(len(values), draws):
             if request.report:
                 break
-            m = config.queries.count // r
             generator = torch.Generator().manual_seed(draw)
-            coefficients = torch.ones(m, 1) if kind == LEARNED else random_coefficients(kind, m, r, generator)  # type: ignore[arg-type]
+            if kind == LEARNED:  # of several groups, the first
+                coefficients = torch.eye(r)[:1].repeat(count // r, 1)  # [m, r]
+            else:
+                coefficients = random_coefficients(kind, count // r, r, generator)  # type: ignore[arg-type]
             try:
                 fewer = combined(model, config, coefficients)
             except DqdetError as error:
@@ -170,7 +190,7 @@ def _key(kind: str, r: int) -> str:
 def _order(label: str, found: Found) -> list[str]:
     """The order of the kinds in Table 1, and whether it is that of the paper."""
     sentences = []
-    for r in RATIOS:
+    for r in sorted({int(key.rpartition("= ")[2]) for key in found if "= " in key}):
         means = {kind: float(np.mean(found[_key(kind, r)])) for kind in KINDS if found.get(_key(kind, r))}
         if len(means) < len(KINDS):
             continue

@@ -10,6 +10,15 @@ BATCH = 8
 STEPS = 200
 
 BACKBONE: dict[str, Any] = {"name": "test_resnet", "pretrained": False, "freeze": False}
+# Of 128 pixels it makes 64 cells, which are proposals.
+PLAIN: dict[str, Any] = {
+    "name": "test_vit",
+    "pretrained": False,
+    "positions": 8,
+    "windows": 2,
+    "global_blocks": [1, 3],
+    "taps": [1, 2, 4],
+}
 
 
 def detector(preset: str, **overrides: Any) -> Subject:
@@ -30,7 +39,10 @@ def detector(preset: str, **overrides: Any) -> Subject:
     }
     if "deformable" in preset or "dino" in preset:
         model["levels"] = 3
-    options = {
+    if plain := preset.startswith(("lw_detr", "rf_detr")):
+        del model["encoder_layers"]
+        model |= {"backbone": PLAIN, "cross_heads": 8}
+    options: dict[str, Any] = {
         "model": model,
         "queries": {"count": 30, "hidden": 128},
         "data": {
@@ -52,6 +64,9 @@ def detector(preset: str, **overrides: Any) -> Subject:
             "offsets_lr": 1e-4,
         },
     }
+    if plain:
+        options["queries"] |= {"ratio": 4}
+        options["train"] |= {"decoder_lr": None, "layer_decay": None, "ema": None, "precision": "32"}
     return _with(Subject(preset, options, preset), overrides)
 
 
@@ -78,4 +93,6 @@ DETECTORS = {
     "Deformable-DETR": DEFORMABLE_DETR,
     "DAB-Deformable-DETR": "dab_deformable_detr_r50",
     "DINO": "dino_r50",
+    "LW-DETR": "lw_detr_small",
+    "RF-DETR": "rf_detr_nano",
 }

@@ -16,11 +16,13 @@ from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
 from dqdet.weights.dino import DINO
 from dqdet.weights.huggingface import check_sizes, class_names, read_config
+from dqdet.weights.lw_detr import LW_DETR
 from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.preparation import read_preparation
 from dqdet.weights.published import Published
 from dqdet.weights.reading import read_checkpoint
 from dqdet.weights.renaming import State
+from dqdet.weights.rf_detr import RF_DETR
 from dqdet.weights.seqformer import SEQFORMER
 from dqdet.weights.smca_detr import SMCA_DETR
 
@@ -35,6 +37,8 @@ PUBLISHED: dict[str, Published] = {
     "dino": DINO,
     "seqformer": SEQFORMER,
     "mask2former": MASK2FORMER,
+    "lw_detr": LW_DETR,
+    "rf_detr": RF_DETR,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,13 @@ class HuggingFace:
     heads: str = "encoder_attention_heads"  # the option that is their number
     processor: str = "DetrImageProcessor"  # of its images, where a folder does not name another one
     divisor: int = 1  # the sides of images that our family is given are multiples of it
+    fixed_backbone: Mapping[str, Any] = field(default_factory=lambda: FIXED_BACKBONE)  # as `fixed`
 
     def check(self, theirs: Theirs) -> None:
         """Refuse a model with a value that dqdet does not have."""
         fixed = {"position_embedding_type": "sine", "dilation": False, **self.fixed(theirs)}
         fixed["decoder_attention_heads"] = theirs.get("encoder_attention_heads", 8)
-        for options, values in (theirs, fixed), (theirs.get("backbone_config") or {}, FIXED_BACKBONE):
+        for options, values in (theirs, fixed), (theirs.get("backbone_config") or {}, self.fixed_backbone):
             for option, value in values.items():
                 if options.get(option, value) != value:
                     found = value_text(options[option])
