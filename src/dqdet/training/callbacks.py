@@ -34,14 +34,12 @@ class Validation(Callback):
 
     Attributes:
         metrics: of the last validation.
-        step: after which it took place.
     """
 
     def __init__(self, evaluation: Evaluation, folder: Path | None = None) -> None:
         self.evaluation = evaluation
         self.folder = folder
         self.metrics: dict[str, float] = {}
-        self.step: int | None = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.evaluation.reset()
@@ -60,7 +58,6 @@ class Validation(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         self.metrics = self.evaluation.compute()
-        self.step = trainer.global_step
         summary = {f"val/{name}": value for name, value in self.metrics.items() if "/" not in name}
         pl_module.log_dict(summary, sync_dist=True)
         if self.folder is None or not trainer.is_global_zero:
