@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -74,7 +75,9 @@ class Validation(Callback):
             self.say(f"{metric} is not defined on the validation split, which has nothing to measure it on: {which}")
             self.said = True
         if kept:
-            metrics = {"step": trainer.global_step, **self.metrics}
+            # JSON has no NaN.
+            written = {name: -1.0 if math.isnan(value) else value for name, value in self.metrics.items()}
+            metrics = {"step": trainer.global_step, **written}
             save_folder(self.folder, pl_module.model, pl_module.config, metrics)
 
 
