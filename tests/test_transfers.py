@@ -39,7 +39,12 @@ INFERENCE: dict[str, dict[str, int]] = {
     # Masks leave the device compressed, and in which order; a window of a video is copied to it.
     "instance": {"inference/__init__.py": 1, "inference/masks.py": 2 * len(IMAGES), "formats/rle.py": len(IMAGES)},
     "panoptic": {"inference/__init__.py": 1, "inference/masks.py": 15 * len(IMAGES), "formats/rle.py": len(IMAGES)},
-    "video": {"inference/masks.py": 2, "inference/windows.py": 3 + 2 * LIMIT, "formats/rle.py": LIMIT},
+    "video": {
+        "inference/__init__.py": 1,
+        "inference/masks.py": 2,
+        "inference/windows.py": 3 + 2 * LIMIT,
+        "formats/rle.py": LIMIT,
+    },
 }
 
 

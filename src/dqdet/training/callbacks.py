@@ -38,6 +38,7 @@ class Validation(Callback):
 
     Attributes:
         metrics: of the last validation.
+        step: after which that was.
     """
 
     def __init__(self, evaluation: Evaluation, folder: Path | None = None, say: Callable[[str], None] = print) -> None:
@@ -46,6 +47,7 @@ class Validation(Callback):
         self.say = say
         self.said = False  # that there is no score
         self.metrics: dict[str, float] = {}
+        self.step: int | None = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.evaluation.reset()
@@ -63,7 +65,7 @@ class Validation(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
-        self.metrics = self.evaluation.compute()
+        self.metrics, self.step = self.evaluation.compute(), trainer.global_step
         summary = {f"val/{name}": v for name, v in self.metrics.items() if "/" not in name and is_score(v)}
         pl_module.log_dict(summary, sync_dist=True)
         if self.folder is None or not trainer.is_global_zero:
