@@ -275,7 +275,7 @@ def test_more_classes_do_not_change_what_is_found(tmp_path, monkeypatch):
             (entry["image_id"], entry["category_id"], entry["score"])
             for entries in metric.results.values()
             for entry in entries
-            if entry["category_id"] != -1
+            if entry["category_id"] > 0
         )
         for metric in metrics
     )

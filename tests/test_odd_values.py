@@ -158,7 +158,9 @@ def test_options_of_transformers_that_contradict_the_parameters():
 
 def test_names_are_no_markup(monkeypatch):
     names = ["[/wing]", "[red]dog", ":smile:"]
-    monkeypatch.setattr(dqdet, "evaluate", lambda run, **options: {"AP": 0.5} | {f"AP/{name}": 0.25 for name in names})
+    monkeypatch.setattr(
+        dqdet, "evaluate", lambda run, *out, **options: {"AP": 0.5} | {f"AP/{name}": 0.25 for name in names}
+    )
     shown = CliRunner().invoke(cli.app, ["eval", "runs/[/bold]"])
     assert shown.exit_code == 0, shown.output
     for name in [*names, "runs/[/bold]"]:

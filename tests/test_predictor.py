@@ -235,7 +235,7 @@ def test_results_evaluate_like_the_images_themselves(predictor, images, tmp_path
     from_file, direct = DetectionMetric(ground_truth, [1, 2]), DetectionMetric(ground_truth, [1, 2])
     entries = json.loads((tmp_path / "out" / "results.json").read_text())
     for image_id in (1, 2, 3):
-        from_file.results[image_id] = [entry for entry in entries if entry["image_id"] == image_id]
+        from_file.add(image_id, [entry for entry in entries if entry["image_id"] == image_id])
     direct.update([1, 2, 3], [objects(found) for found in predictor.outcomes(images)])
     assert direct.compute()["AP50"] > 0.5
     assert from_file.compute() == direct.compute()

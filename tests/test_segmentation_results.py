@@ -221,7 +221,7 @@ def test_instance_results_evaluate_like_the_images_themselves(images, truths, tm
         entries[entry["image_id"]].append(entry)
     from_file, direct = (DetectionMetric(truth, CATEGORY_IDS, "segm") for _ in range(2))
     for image_id in (1, 2, 3):
-        from_file.results[image_id] = entries[image_id]
+        from_file.add(image_id, entries[image_id])
     direct.update([1, 2, 3], [objects(found) for found in model.outcomes(images)])
     assert 0.3 < direct.compute()["AP"] < 1
     assert from_file.compute() == direct.compute()
@@ -249,7 +249,7 @@ def test_panoptic_results_evaluate_like_the_images_themselves(images, truths, tm
     for entry in json.loads((out / "results.json").read_text()):
         entries[entry["image_id"]].append(entry)
     for image_id in (1, 2, 3):
-        things.results[image_id] = entries[image_id]
+        things.add(image_id, entries[image_id])
     assert 0.3 < things.compute()["AP"] < 1
     assert set(COCO(str(out / "images.json")).cats[300].items()) == set(CATEGORIES[2].items())
 
@@ -293,7 +293,7 @@ def test_files_of_a_folder_have_the_numbers_of_eval(images, truths, tmp_path):
     things = DetectionMetric(dataset.ground_truth(), CATEGORY_IDS, "segm")
     entries = json.loads((out / "results.json").read_text())
     for image_id in (1, 2, 3):
-        things.results[image_id] = [entry for entry in entries if entry["image_id"] == image_id]
+        things.add(image_id, [entry for entry in entries if entry["image_id"] == image_id])
     assert 0.3 < expected["AP_things"] < 1
     assert things.compute()["AP"] == expected["AP_things"]
 
@@ -327,7 +327,7 @@ def test_pictures_that_are_stored_turned_have_the_numbers_of_others(tmp_path, re
     logging.getLogger("dqdet").addHandler(log)
     request.addfinalizer(lambda: logging.getLogger("dqdet").removeHandler(log))
     model = predictor("instance", batch=1)
-    model.config.classes, model.config.category_ids = NAMES[:2], CATEGORY_IDS[:2]
+    model.config = model.config.model_copy(update={"classes": NAMES[:2], "category_ids": CATEGORY_IDS[:2]})
     model.config.inference.limit = 2
     numbers = []
     for turned in (False, True):
@@ -339,7 +339,7 @@ def test_pictures_that_are_stored_turned_have_the_numbers_of_others(tmp_path, re
         official = DetectionMetric(document, CATEGORY_IDS[:2], "segm")
         entries = json.loads((root / "out" / "results.json").read_text())
         for image_id in range(1, 17):
-            official.results[image_id] = [entry for entry in entries if entry["image_id"] == image_id]
+            official.add(image_id, [entry for entry in entries if entry["image_id"] == image_id])
         numbers.append(official.compute())
     assert 0.3 < numbers[0]["AP"] < 1
     assert numbers == [numbers[0]] * 4
@@ -371,13 +371,13 @@ def test_written_maps_are_read(tmp_path):
 
 
 def test_the_memory_of_a_photograph_does_not_grow_with_its_masks(tmp_path):
-    """40 masks more of 4.8 million pixels have 183 MiB, and as much again for each copy."""
+    """20 masks more of 4.8 million pixels have 92 MiB, and as much again for each copy."""
     script = Path(__file__).with_name("mask_memory.py")
     peaks = []
-    for count in (4, 44):
+    for count in (4, 24):
         command = [sys.executable, str(script), str(tmp_path / str(count)), "2400", "2000", str(count)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(float(done.stdout))
         results = json.loads((tmp_path / str(count) / "out" / "results.json").read_text())
         assert len(results) == count
-    assert peaks[1] - peaks[0] < 150
+    assert peaks[1] - peaks[0] < 80

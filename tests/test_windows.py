@@ -15,7 +15,7 @@ from dqdet.config import Config, resolve
 from dqdet.inference.windows import SHARED, best_tracks, continued, overlaps, track, windows
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.training.module import DetectionModule
-from dqdet.types import Batch, ClipTracks, Predictions, Target
+from dqdet.types import ClipTracks, Predictions, Target, VideoStream
 from whole_tracks import decompressed
 
 SIDE = 32  # pixels, of frames whose colours are objects
@@ -110,7 +110,7 @@ def test_validation_sees_no_more_than_a_window_at_a_time(length):
     video = make_video(length, {colour: range(length) for colour in range(3)})
     size, model = (SIDE, SIDE), SeesColours()
     target = Target(torch.zeros(0), torch.zeros(0, length, 4), size, size)
-    batch = Batch(video[None], torch.zeros(1, *size, dtype=torch.bool), [target])
+    batch = VideoStream(iter(video), [target])
     (found,) = DetectionModule(model, options(window=4)).validation_step(batch, 0)
     assert [sorted(one.masks) for one in found] == [list(range(length))] * 3
     assert {tuple(mask["size"]) for one in found for mask in one.masks.values()} == {size}

@@ -115,7 +115,7 @@ COMMANDS = {
         before=["convert", "static", "--out", "{out}"],
     ),
     "predict images": Command(
-        ["predict", "static", "pictures", "--out", "{out}"], Moment("dqdet.predict.images", "annotated", 3), images
+        ["predict", "static", "pictures", "--out", "{out}"], Moment("dqdet.predict.predictor", "annotated", 3), images
     ),
     "predict video": Command(
         ["predict", "tracker", "video", "--out", "{out}"], Moment("dqdet.predict.videos", "annotated", 3), video

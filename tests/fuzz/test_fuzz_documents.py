@@ -18,7 +18,7 @@ from dqdet.config import Config, resolve
 from dqdet.data import check_files, open_dataset
 from dqdet.formats.rle import encode
 from dqdet.training.evaluation import make_evaluation
-from dqdet.types import ImageDetections, Track
+from dqdet.types import ImageDetections, RleMasks, Track
 
 SIZE = (40, 60)
 RLE = {"size": [40, 60], "counts": [200 + 4, *([6, 34] * 9), 6, 2400 - 204 - 6 * 10 - 34 * 9]}
@@ -55,7 +55,10 @@ PRESETS = {
 }
 
 FOUND = ImageDetections(
-    torch.tensor([0.5]), torch.tensor([0]), torch.tensor([[5.0, 4, 15, 10]]), torch.ones(1, *SIZE, dtype=torch.bool)
+    torch.tensor([0.5]),
+    torch.tensor([0]),
+    torch.tensor([[5.0, 4, 15, 10]]),
+    RleMasks(SIZE, encode(torch.ones(1, *SIZE, dtype=torch.bool))),
 )
 FOUND_TRACK = Track(0, 0.5, {0: encode(torch.ones(1, *SIZE, dtype=torch.bool))[0]})
 
@@ -107,6 +110,8 @@ def use(config: Config) -> None:
 )
 def test_annotation_files(root, kind, task, file, document):
     options = config(root, task, kind)
+    for other in (root / "annotations").glob("*.json"):
+        other.unlink()
     (root / file).write_text(json.dumps(document))
     use(options)  # the document itself is right
 

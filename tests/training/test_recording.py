@@ -15,6 +15,7 @@ import dqdet
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
 from dqdet.formats.panoptic import read_ids, write_ids
+from dqdet.formats.rle import encode
 from dqdet.metrics.video import VideoMetric
 from dqdet.runs.folder import NO_CATEGORY
 from dqdet.training.evaluation import make_evaluation
@@ -133,7 +134,8 @@ def test_results_of_cityscapes_measure_the_same(tmp_path, task):
 
     def outcome(index: int, _: int) -> ImageDetections | Segmentation:
         found = objects(dataset, config, index)
-        found = replace(found, scores=torch.tensor([0.9, 0.8, 0.7]), masks=found.masks.roll(3, dims=2))
+        moved = replace(found.masks, rles=encode(torch.from_numpy(found.masks.decoded()).roll(3, dims=2)))
+        found = replace(found, scores=torch.tensor([0.9, 0.8, 0.7]), masks=moved)
         return found if task == "instance" else replace(panoptic_truth(dataset, config, index), instances=found)
 
     out = tmp_path / "out"

@@ -145,6 +145,7 @@ def test_a_finished_training_can_be_prolonged(tmp_path, uninterrupted):
     assert result(tmp_path) == best
     resume(tmp_path, ["train.epochs=3"], [third])
     assert third.steps == []
+    assert result(tmp_path) == best
 
 
 def test_a_new_length_is_kept_when_it_is_interrupted(tmp_path):

@@ -395,7 +395,7 @@ def test_trainings_on_cuda_multiply_in_tf32_and_leave_all_else_as_it_was(cuda, t
     monkeypatch.setattr(engine, "_quietly", fit)
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: cuda)
-        patched.setattr(engine, "_make_trainer", lambda *arguments: SimpleNamespace(fit=None))
+        patched.setattr(engine, "_make_trainer", lambda *arguments, **options: SimpleNamespace(fit=None))
         with pytest.raises(Stop, match="^high$" if cuda else "^highest$"):
             train(tiny(), tmp_path)
     assert torch.get_float32_matmul_precision() == "highest"

@@ -152,9 +152,9 @@ def parse_overrides(overrides: Overrides) -> dict[str, Any]:
             raise DqdetError(f"'{text}' is not of the form option=value")
         try:
             read = yaml.safe_load(value)
+            given = _flat({path: read if isinstance(read, dict | list | None) else value})
         except NOT_YAML as error:
             raise DqdetError(f"{printable(text)}: not a value: {str(error).splitlines()[0]}") from error
-        given = _flat({path: read if isinstance(read, dict | list | None) else value})
         for twice in parsed.keys() & given.keys():
             logger.warning(f"{twice} is given twice: {twice}={parsed[twice]} has no effect")
         parsed |= given
@@ -200,7 +200,7 @@ def from_yaml(text: str, source: str) -> Config:
 def _options(text: str, source: str) -> dict[str, Any]:
     try:
         options = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise DqdetError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise DqdetError(f"{source}: not a configuration of dqdet")

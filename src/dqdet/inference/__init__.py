@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import torch
+
 from dqdet.config import Config, InstanceLossConfig
 from dqdet.errors import DqdetError
 from dqdet.inference.boxes import detections
@@ -37,12 +39,12 @@ def infer(predictions: Predictions, sizes: Sizes, original_sizes: Sizes, config:
         DqdetError: predictions are NaN.
     """
     final = predictions.final
-    for outputs in (final.logits, final.boxes):
-        if outputs is not None and bool(outputs.isnan().any()):
-            raise DqdetError(
-                "the model predicts NaN, so its weights are too large or damaged; use another checkpoint, or "
-                "train.precision=32 in training"
-            )
+    wrong = [outputs.isnan().any() for outputs in (final.logits, final.boxes) if outputs is not None]
+    if bool(torch.stack(wrong).any()):  # the device is waited for once
+        raise DqdetError(
+            "the model predicts NaN, so its weights are too large or damaged; use another checkpoint, or "
+            "train.precision=32 in training"
+        )
     if config.data.task == "detection":
         assert config.loss.kind == "boxes"
         limit, classes = config.inference.limit, len(config.classes)

@@ -44,8 +44,8 @@ class DetectionMetric:
         # The evaluation keeps all ids as doubles, marks matches by annotation id, 0 meaning none, and writes into the
         # annotations: it gets copies, numbered from 1.
         self.image_numbers = numbers(ground_truth["images"])
-        categories = numbers(ground_truth["categories"])
-        self.category_numbers = [categories.get(category_id, 0) for category_id in category_ids]  # 0: not in the data
+        self.category_numbers = categories = numbers(ground_truth["categories"])
+        self.category_ids = list(category_ids)
         annotations = [
             {
                 **annotation,
@@ -71,8 +71,15 @@ class DetectionMetric:
 
     def update(self, image_ids: Sequence[int], detections: Sequence[ImageDetections]) -> None:
         for image_id, found in zip(image_ids, detections, strict=True):
-            number = self.image_numbers[image_id]
-            self.results[image_id] = coco_results(number, found, self.category_numbers, self.iou_type)
+            self.add(image_id, coco_results(image_id, found, self.category_ids, self.iou_type))
+
+    def add(self, image_id: int, entries: Sequence[dict[str, Any]]) -> None:
+        """What an official results file has of an image; categories that the data set has not do not count."""
+        image = self.image_numbers[image_id]
+        self.results[image_id] = [
+            {**entry, "image_id": image, "category_id": self.category_numbers.get(entry["category_id"], 0)}
+            for entry in entries
+        ]
 
     def compute(self) -> dict[str, float]:
         """The metrics over all images given to ``update``, in any process, since the last ``reset``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Validation(Callback):
 
     Attributes:
         metrics: of the last validation.
-        step: after which it took place.
+        step: after which that was.
     """
 
     def __init__(self, evaluation: Evaluation, folder: Path | None = None, say: Callable[[str], None] = print) -> None:
@@ -64,8 +65,7 @@ class Validation(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
-        self.metrics = self.evaluation.compute()
-        self.step = trainer.global_step
+        self.metrics, self.step = self.evaluation.compute(), trainer.global_step
         summary = {f"val/{name}": v for name, v in self.metrics.items() if "/" not in name and is_score(v)}
         pl_module.log_dict(summary, sync_dist=True)
         if self.folder is None or not trainer.is_global_zero:
@@ -77,7 +77,9 @@ class Validation(Callback):
             self.say(f"{metric} is not defined on the validation split, which has nothing to measure it on: {which}")
             self.said = True
         if kept:
-            metrics = {"step": trainer.global_step, **self.metrics}
+            # JSON has no NaN.
+            written = {name: -1.0 if math.isnan(value) else value for name, value in self.metrics.items()}
+            metrics = {"step": trainer.global_step, **written}
             save_folder(self.folder, pl_module.model, pl_module.config, metrics)
 
 

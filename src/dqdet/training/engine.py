@@ -276,7 +276,8 @@ def _fit(
     try:
         with quiet_threads():
             _quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
-            if validation.step != trainer.global_step:
+            measured = validation.step == trainer.global_step or log.has_validation(trainer.global_step)
+            if not trainer.strategy.broadcast(measured):
                 _quietly(trainer.validate, module, datamodule=data, verbose=False)
     except OSError as error:
         if error.errno not in DISK_FULL:

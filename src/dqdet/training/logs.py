@@ -86,6 +86,10 @@ class CsvLog(Logger):
             [row for row in self.rows() if row["step"].isdecimal() and int(row["step"]) < before + _measured(row)]
         )
 
+    def has_validation(self, done: int) -> bool:
+        """Whether the model was measured after so many steps."""
+        return any(row["step"] in (str(done - 1), str(done)) and _measured(row) for row in self.rows())
+
     def _write(self, rows: Sequence[Row]) -> None:
         self.columns = sorted({name for row in rows for name in row})
         with replacing(self.file) as unfinished:
@@ -131,8 +135,7 @@ class GoingOn(Callback):
         epochs, batches = data.position["epoch"], data.position["start"]
         if not epochs or batches or epochs % (trainer.check_val_every_n_epoch or 1):
             return False
-        last = str(trainer.global_step - 1)
-        return not any(row["step"] == last and _measured(row) for row in self.table.rows())
+        return not self.table.has_validation(trainer.global_step)
 
 
 def _measured(row: Row) -> bool:

@@ -22,7 +22,7 @@ from dqdet.errors import DqdetError
 from dqdet.formats.panoptic import VOID, write_ids
 from dqdet.formats.results import IouType, StoredResults, coco_results, panoptic_result, video_results
 from dqdet.runs.folder import NO_CATEGORY, save_metrics
-from dqdet.types import Batch, ImageDetections, PanopticMap, Segmentation, Track
+from dqdet.types import Batch, ImageDetections, PanopticMap, Segmentation, Track, VideoStream
 
 RESULTS = "results.json"
 CLASSES = "classes.csv"
@@ -180,14 +180,14 @@ class Recording(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: list[Any],
-        batch: Batch,
+        batch: Batch | VideoStream,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         with writing(self.folder):
             for target, found in zip(batch.targets, outputs, strict=True):
                 for file in self.files:
-                    file.add(target.image_id, found, batch.images.shape[1])
+                    file.add(target.image_id, found, target.boxes.shape[1])  # of a video [N, T, 4]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with writing(self.folder):

@@ -66,13 +66,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return theirs
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The options in a file; none, if it has something else."""
+def read_json(folder: Path, name: str) -> Any:
+    """What is in a file; a `DqdetError` if it cannot be read."""
     try:
-        theirs = json.loads((folder / name).read_text(encoding="utf-8"))
+        return json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DqdetError(f"{name} cannot be read ({error})") from error
-    return theirs if isinstance(theirs, dict) else {}
 
 
 class TheirConfig(BaseModel):

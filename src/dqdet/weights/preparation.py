@@ -35,8 +35,9 @@ def read_preparation(folder: Path, there: HuggingFace) -> dict[str, Any]:
     """
     for name in (PROCESSOR, PREPARATION):  # in the library's order
         if (folder / name).is_file():
-            theirs: Any = read_json(folder, name)
-            theirs = theirs.get("image_processor") if name == PROCESSOR else theirs
+            theirs = read_json(folder, name)
+            if name == PROCESSOR and isinstance(theirs, dict):
+                theirs = theirs.get("image_processor")
             if isinstance(theirs, dict):
                 try:
                     return preparation(theirs, there)
