@@ -100,7 +100,9 @@ def translated(theirs: nn.Module) -> tuple[dict[str, Tensor], Config]:
     published = PUBLISHED[options["model_type"]]
     state = published.from_huggingface(theirs.state_dict(), options)
     config = published.describe(state, names=[f"class {label}" for label in range(CLASSES)])
-    return state, override(config, published.huggingface.options(options))
+    # What a preset adds for training is not theirs: weights to start from, and blocks that are left out by chance.
+    recipe = {"model.backbone.pretrained": False, "model.backbone.drop_path": 0.0}
+    return state, override(config, published.huggingface.options(options) | recipe)
 
 
 @dataclass
