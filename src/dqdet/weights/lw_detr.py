@@ -132,7 +132,9 @@ class PublishedVit(Published):
         kind: dict[str, Any] = {"queries.kind": "grouped" if grouped else "static", "queries.basic": "groups"}
         if grouped:
             kind["queries.ratio"] = count_modules(state, "proposals.") - 1
-        return override((fitting or presets)[0], {**options, **kind, **labels})
+        # The squares of a preset need not hold whole windows of other sizes; images that are padded always do.
+        squares = {} if fitting else {"data.square": False}
+        return override((fitting or presets)[0], {**options, **kind, **labels, **squares})
 
     def loss(self, state: State) -> str:
         """The kind of loss that a model with these parameters learns from."""
