@@ -11,7 +11,7 @@ from dqdet.weights.dab_deformable_detr import DAB_DEFORMABLE_DETR
 from dqdet.weights.dab_detr import DAB_DETR
 from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
-from dqdet.weights.huggingface import class_names, read_config
+from dqdet.weights.huggingface import class_names, modulated_options, read_config
 from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.published import Published
 from dqdet.weights.reading import read_checkpoint
@@ -75,4 +75,5 @@ def read_huggingface(folder: Path) -> tuple[State, Config]:
     there.check(theirs)
     state = published.from_huggingface(read_checkpoint(weights)[0], theirs)
     config = published.describe(state, theirs.get(there.heads, 8), names=class_names(theirs))
-    return state, override(config, {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs)})
+    options = {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs), **modulated_options(theirs)}
+    return state, override(config, options)

@@ -61,3 +61,10 @@ def class_names(theirs: Theirs) -> list[str]:
     """The names of the classes, in label order."""
     names = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # their default, which they leave out
     return [names.get(str(label), UNUSED) for label in range(len(names))]
+
+
+def modulated_options(theirs: Theirs) -> dict[str, Any]:
+    """What ``dqdet.modulate`` keeps in a configuration of ``transformers``, as overrides of ours."""
+    options = dict(theirs.get("modulated") or {})
+    beta = {"loss.beta": options.pop("beta")} if "beta" in options else {}
+    return {f"queries.{option}": value for option, value in options.items()} | beta

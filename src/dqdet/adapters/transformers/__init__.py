@@ -19,6 +19,7 @@ import transformers
 from pydantic import ValidationError
 from torch import Tensor
 
+from dqdet.adapters.transformers.conversion import convert, to_transformers
 from dqdet.adapters.transformers.modulated import PREFIX, Modulated, modulated
 from dqdet.adapters.transformers.seams import SEAMS, check_seam, seam_of
 from dqdet.config import QueriesConfig
@@ -26,7 +27,7 @@ from dqdet.errors import DqdetError
 from dqdet.queries import GroupedQueries, ModulatedQueries
 from dqdet.runs.upgrade import repeat_queries
 
-__all__ = ["Modulated", "load", "modulate"]
+__all__ = ["Modulated", "convert", "load", "modulate", "to_transformers"]
 
 FIRST = 20.0  # logit of the group that a model with groups of its own starts from: its weight is 1 to single precision
 
