@@ -344,6 +344,18 @@ def test_mask2former_reads_its_pixel_decoder():
     assert not torch.allclose(made["projected"], made["memory"], atol=1e-3)
 
 
+@torch.no_grad()
+def test_basic_queries_keep_the_proposal_of_their_hull():
+    model = train(modulated("GroundingDinoForObjectDetection"))
+    seen: list[Any] = []
+    decoder = model.model.decoder
+    decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    proposed = model(**inputs(model)).encoder_pred_boxes  # [B, m, 4]
+    places, hulls = seen[0]["reference_points"].split([QUERIES, QUERIES * RATIO], 1)
+    assert torch.equal(places, proposed)
+    assert torch.equal(hulls.unflatten(1, (QUERIES, RATIO)), proposed[:, :, None].expand(-1, -1, RATIO, -1))
+
+
 def test_groups_start_at_the_first_or_at_the_mean():
     for groups, expected in ("first", [1.0, 0.0, 0.0]), ("mean", [1 / 3] * 3):
         model = adapter.modulate(build("LwDetrForObjectDetection"), groups=groups, context="none")
