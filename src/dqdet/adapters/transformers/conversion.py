@@ -36,13 +36,13 @@ def resnet(config: Config, outputs: int) -> Options:
     depths, bottleneck = next((key for key, known in RESNETS.items() if known == short), ((), False))
     if not depths:
         raise DqdetError(f"model.backbone.name={name}: models with {', '.join(RESNETS.values())} can be converted only")
-    theirs = transformers.ResNetConfig(
-        depths=list(depths),
-        hidden_sizes=[width * (4 if bottleneck else 1) for width in (64, 128, 256, 512)],
-        layer_type="bottleneck" if bottleneck else "basic",
-        out_features=[f"stage{stage}" for stage in range(5 - outputs, 5)],
-    )
-    return {"backbone_config": theirs}
+    options: Options = {
+        "depths": list(depths),
+        "hidden_sizes": [width * (4 if bottleneck else 1) for width in (64, 128, 256, 512)],
+        "layer_type": "bottleneck" if bottleneck else "basic",
+        "out_features": [f"stage{stage}" for stage in range(5 - outputs, 5)],
+    }
+    return {"backbone_config": transformers.ResNetConfig(**options)}
 
 
 def detr(config: Config, outputs: int = 1) -> Options:
