@@ -29,9 +29,36 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from torch import nn
 
+    from dqdet.adapters import transformers as transformers
+    from dqdet.adapters.transformers import modulate as modulate
     from dqdet.predict.predictor import Predictor
 
-__all__ = ["DqdetError", "Interrupted", "convert", "create", "evaluate", "fold", "load", "train", "upgrade"]
+__all__ = [
+    "DqdetError",
+    "Interrupted",
+    "convert",
+    "create",
+    "evaluate",
+    "fold",
+    "load",
+    "modulate",
+    "train",
+    "transformers",
+    "upgrade",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`dqdet.transformers` and `dqdet.modulate`, which need the ``transformers`` library."""
+    if name not in ("modulate", "transformers"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from dqdet.adapters import transformers
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise DqdetError(f"dqdet.{name} needs the transformers library: pip install 'dqdet[transformers]'") from error
+    return transformers if name == "transformers" else transformers.modulate
 
 
 def create(name: str | Path, **overrides: Any) -> nn.Module:

@@ -15,7 +15,7 @@ from dqdet.weights.dab_detr import DAB_DETR
 from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
 from dqdet.weights.dino import DINO
-from dqdet.weights.huggingface import check_sizes, class_names, read_config
+from dqdet.weights.huggingface import check_sizes, class_names, modulated_options, read_config
 from dqdet.weights.lw_detr import LW_DETR
 from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.preparation import read_preparation
@@ -104,5 +104,5 @@ def read_huggingface(folder: Path) -> tuple[State, Config]:
         state = published.from_huggingface(parameters, theirs)
         config = published.describe(state, theirs.get(there.heads, 8), names=class_names(theirs))
     check_sizes(theirs, config)
-    options = {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs)}
+    options = {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs), **modulated_options(theirs)}
     return state, override(config, options | read_preparation(folder, there))

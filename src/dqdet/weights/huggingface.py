@@ -127,3 +127,10 @@ def class_names(theirs: Theirs) -> list[str]:
     # Their default, which they leave out:
     names: dict[str, str] = theirs.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return [names.get(str(label), UNUSED) for label in range(len(names))]
+
+
+def modulated_options(theirs: Theirs) -> dict[str, Any]:
+    """What ``dqdet.modulate`` keeps in a configuration of ``transformers``, as overrides of ours."""
+    options = dict(theirs.get("modulated") or {})
+    beta = {"loss.beta": options.pop("beta")} if "beta" in options else {}
+    return {f"queries.{option}": value for option, value in options.items()} | beta

@@ -104,7 +104,7 @@ class Published:
 
     def _queries(self, state: State, ratio: int, count: int | None) -> dict[str, Any]:
         tables = [table for name, table in state.items() if name.startswith(("queries.table.", "queries.basic."))]
-        if COEFFICIENTS not in state:
+        if COEFFICIENTS not in state or not tables:
             count = len(tables[0]) if tables else count  # without tables the encoder proposes as many as wanted
             return {"queries.kind": "static"} | ({} if count is None else {"queries.count": count})
         basic = len(tables[0])

@@ -1,0 +1,1 @@
+"""Dynamic queries inside other people's models."""

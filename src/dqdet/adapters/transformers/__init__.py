@@ -1,0 +1,156 @@
+"""Dynamic queries inside models of the ``transformers`` library.
+
+>>> model = dqdet.modulate(AutoModelForObjectDetection.from_pretrained("facebook/detr-resnet-50"), ratio=4)
+>>> Trainer(model=model, ...).train()
+>>> model.save_pretrained("mine")
+>>> model = dqdet.transformers.load("mine")
+
+The model keeps its class, its forward, its loss and its names of parameters; ``docs/transformers.md`` says which
+classes there are. ``dqdet.transformers.ModulatedDetrForObjectDetection`` and so on are classes as any of the library's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from pydantic import ValidationError
+from torch import Tensor
+
+from dqdet.adapters.transformers.conversion import convert, to_transformers
+from dqdet.adapters.transformers.modulated import PREFIX, Modulated, modulated
+from dqdet.adapters.transformers.seams import SEAMS, check_seam, seam_of
+from dqdet.config import QueriesConfig
+from dqdet.errors import DqdetError
+from dqdet.queries import GroupedQueries, ModulatedQueries
+from dqdet.runs.upgrade import repeat_queries
+
+__all__ = ["Modulated", "convert", "load", "modulate", "to_transformers"]
+
+FIRST = 20.0  # logit of the group that a model with groups of its own starts from: its weight is 1 to single precision
+
+
+def __getattr__(name: str) -> type[Modulated]:
+    """The modulated classes, ``ModulatedDetrForObjectDetection`` and so on."""
+    of_library = name.removeprefix(PREFIX)
+    if of_library == name or of_library not in SEAMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return modulated(getattr(transformers, of_library))
+
+
+def modulate(
+    model: transformers.PreTrainedModel,
+    ratio: int | None = None,
+    *,
+    beta: float = 1.0,
+    perturbation: float = 0.0,
+    groups: Literal["first", "mean"] = "first",
+    **options: Any,
+) -> Modulated:
+    """Give a model of ``transformers`` modulated queries, in place, without changing its outputs.
+
+    Every query of the model is repeated ``ratio`` times, as basic queries: any convex combination of them is that
+    query. LW-DETR and RF-DETR have trained groups of queries, which become the basic ones.
+
+    Args:
+        model: of a class that `SEAMS` has.
+        ratio: r, basic queries behind each modulated one; by default 4, or the number of the model's own groups.
+        beta: weight of the basic queries' loss (Eq. 7).
+        perturbation: standard deviation of noise added to the basic queries, relative to theirs; more than 0 lets the
+            queries of a group go different ways from the first step on, and changes the outputs.
+        groups: where the combinations of a model with groups of its own start: at the first group, with the outputs of
+            before but hardly any gradient to the coefficients; or at the mean of all groups.
+        options: of `dqdet.config.QueriesConfig`, such as ``pool="max"``, ``basic="groups"``, ``context="none"``,
+            ``hidden=256``, or ``kind="grouped"``. With ``kind`` ``shared`` or ``generated`` queries are learned anew.
+
+    Returns:
+        the same model, of the class ``Modulated...``. In training mode its ``loss`` is that of all groups of queries.
+
+    Raises:
+        DqdetError: the class is not supported, an option is unknown or wrong, or transformers has changed.
+    """
+    name = type(model).__name__
+    if isinstance(model, Modulated):
+        raise DqdetError(f"{name}: has modulated queries already")
+    seam = seam_of(model)
+    fixed = seam.options(model.config)
+    given = ({} if ratio is None else {"ratio": ratio}) | options
+    for option, value in given.items():
+        if fixed.get(option, value) != value:
+            raise DqdetError(
+                f"{name}: {option}={value}: its own groups of queries are the basic ones; leave it at {fixed[option]}"
+            )
+    config = _queries(name, {"count": 1, **fixed, **given})
+    if config.kind == "static":
+        raise DqdetError(f"{name}: kind=static: that is what the model has; choose modulated, shared, ...")
+    check_seam(model, seam, config.context)
+    reader = seam.reader_of(model)
+    tables = {table: getattr(reader, table).weight.detach() for table in seam.tables}
+    config.count = len(next(iter(tables.values()))) // (config.ratio if seam.groups else 1)
+    changed: Any = model
+    changed.config.modulated = config.model_dump() | {"beta": beta}
+    changed.__class__ = modulated(changed.__class__)
+    changed._take_over()
+    parts = {
+        part: columns
+        for table, names in seam.tables.items()
+        for part, columns in zip(names, tables[table].chunk(len(names), 1), strict=True)
+    }
+    _start(changed, parts, perturbation, groups if seam.groups else None)
+    return changed
+
+
+def load(folder: str | Path, **options: Any) -> Modulated:
+    """A modulated model from the folder that its ``save_pretrained`` wrote, or from the hub.
+
+    Args:
+        folder: or a name on the hub, ``user/name``.
+        options: of ``from_pretrained``, such as ``dtype`` or ``device_map``.
+
+    Raises:
+        DqdetError: the folder has no model of a modulated class, or its weights are not those of one.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = (config.architectures or ["nothing"])[0]
+    if architecture.removeprefix(PREFIX) not in SEAMS or not hasattr(config, "modulated"):
+        raise DqdetError(
+            f"{folder}: has a {architecture}, which has no modulated queries; load it with transformers, then "
+            "dqdet.modulate(model)"
+        )
+    kind = modulated(getattr(transformers, architecture.removeprefix(PREFIX)))
+    model, found = kind.from_pretrained(folder, output_loading_info=True, **options)
+    if missing := sorted(key for key in found["missing_keys"] if key.startswith("queries.")):
+        raise DqdetError(f"{folder}: has no {', '.join(missing)}; it was not saved by a {kind.__name__}")
+    return model
+
+
+def _queries(name: str, options: dict[str, Any]) -> QueriesConfig:
+    try:
+        return QueriesConfig(**options)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise DqdetError(f"{name}: {'; '.join(problems)}") from error
+
+
+@torch.no_grad()
+def _start(model: Modulated, parts: dict[str, Tensor], perturbation: float, groups: str | None) -> None:
+    """Fill the source of queries with what a model has learned, ``[m, f]`` of each part (``[r * m, f]`` of groups)."""
+    source = model.queries
+    if isinstance(source, GroupedQueries):
+        for part, table in source.table.items():
+            table.copy_(parts[part])
+    if not isinstance(source, ModulatedQueries):
+        return
+    head: Any = source.coefficients
+    if groups is not None:  # query i of every group is in hull i
+        basic = {f"queries.basic.{part}": x.unflatten(0, (source.config.ratio, -1)) for part, x in parts.items()}
+        basic = {name: x.transpose(0, 1).flatten(0, 1) for name, x in basic.items()}  # [m * r, f]
+        logits = head.values if source.config.context == "none" else head[-1].bias
+        logits.view(-1, source.config.ratio)[:, 0] += FIRST if groups == "first" else 0
+    else:
+        basic = repeat_queries({f"queries.table.{part}": x for part, x in parts.items()}, source.config.ratio)
+    model.load_state_dict(basic, strict=False)
+    for table in source.basic.values():
+        table += perturbation * table.std() * torch.randn_like(table)

@@ -1,0 +1,213 @@
+"""Models that dqdet has trained, as models of the ``transformers`` library.
+
+The other way, `dqdet.load` and `dqdet.convert` read folders of modulated models as they read those of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from dqdet.adapters.transformers.modulated import modulated
+from dqdet.config import Config
+from dqdet.errors import DqdetError
+from dqdet.models.detector import Detector
+from dqdet.nn.backbone import SHORT_NAMES
+from dqdet.runs.folder import differences
+from dqdet.runs.sources import load_model
+from dqdet.weights import PUBLISHED
+from dqdet.weights.backbones import RESNETS
+from dqdet.weights.published import Published
+from dqdet.weights.renaming import State
+
+EPSILON = 1e-5  # of the library's batch norms
+Options = dict[str, Any]
+
+
+def resnet(config: Config, outputs: int) -> Options:
+    """The library's own ResNet, of which the last maps are read."""
+    name = config.model.backbone.name
+    short = SHORT_NAMES.get(name, name).split(".")[0]
+    depths, bottleneck = next((key for key, known in RESNETS.items() if known == short), ((), False))
+    if not depths:
+        raise DqdetError(f"model.backbone.name={name}: models with {', '.join(RESNETS.values())} can be converted only")
+    options: Options = {
+        "depths": list(depths),
+        "hidden_sizes": [width * (4 if bottleneck else 1) for width in (64, 128, 256, 512)],
+        "layer_type": "bottleneck" if bottleneck else "basic",
+        "out_features": [f"stage{stage}" for stage in range(5 - outputs, 5)],
+    }
+    return {"backbone_config": transformers.ResNetConfig(**options)}
+
+
+def detr(config: Config, outputs: int = 1) -> Options:
+    """What DETR and the families after it have.
+
+    Without auxiliary losses, with which the library's DETR and Conditional-DETR compute something else: the next layer
+    gets the normed output.
+    """
+    model = config.model
+    return resnet(config, outputs) | {
+        "d_model": model.hidden,
+        "encoder_layers": model.encoder_layers,
+        "decoder_layers": model.decoder_layers,
+        "encoder_ffn_dim": model.feedforward,
+        "decoder_ffn_dim": model.feedforward,
+        "encoder_attention_heads": model.heads,
+        "decoder_attention_heads": model.heads,
+        "dropout": model.dropout,
+        "num_queries": config.queries.count,
+        "auxiliary_loss": False,
+    }
+
+
+def dab_detr(config: Any) -> Options:
+    options, temperature = detr(config), config.model.temperature
+    if not temperature.is_integer():
+        raise DqdetError(f"model.temperature={temperature}: transformers has whole numbers only")
+    return options | {
+        "hidden_size": options.pop("d_model"),
+        "activation_function": config.model.activation,
+        "num_patterns": config.model.patterns,
+        "temperature_height": int(temperature),
+        "temperature_width": int(temperature),
+        "auxiliary_loss": True,
+    }
+
+
+def deformable_detr(config: Any) -> Options:
+    return detr(config, outputs=3) | {
+        "num_feature_levels": config.model.levels,
+        "encoder_n_points": config.model.points,
+        "decoder_n_points": config.model.points,
+        "with_box_refine": config.model.refine,
+        "two_stage": config.model.two_stage,
+        "two_stage_num_proposals": config.queries.count,
+        "auxiliary_loss": True,
+        "tie_word_embeddings": not config.model.refine,  # with refinement every layer has heads of its own
+    }
+
+
+def mask2former(config: Any) -> Options:
+    model, loss = config.model, config.loss
+    return resnet(config, outputs=4) | {
+        "feature_size": model.hidden,
+        "mask_feature_size": model.hidden,
+        "hidden_dim": model.hidden,
+        "num_attention_heads": model.heads,
+        "encoder_layers": model.encoder_layers,
+        "decoder_layers": model.decoder_layers + 1,  # the prediction before the first layer counts
+        "dim_feedforward": model.feedforward,
+        "encoder_feedforward_dim": model.encoder_feedforward,
+        "dropout": model.dropout,
+        "num_queries": config.queries.count,
+        "class_weight": loss.class_weight,
+        "mask_weight": loss.mask_weight,
+        "dice_weight": loss.dice_weight,
+        "no_object_weight": loss.no_object_weight,
+        "train_num_points": loss.points,
+        "oversample_ratio": loss.oversample,
+        "importance_sample_ratio": loss.important,
+    }
+
+
+# Our families: the class of the library, its configuration, and the options of that.
+THERE: dict[str, tuple[str, str, Callable[[Any], Options]]] = {
+    "detr": ("DetrForObjectDetection", "DetrConfig", detr),
+    "conditional_detr": ("ConditionalDetrForObjectDetection", "ConditionalDetrConfig", detr),
+    "dab_detr": ("DabDetrForObjectDetection", "DabDetrConfig", dab_detr),
+    "deformable_detr": ("DeformableDetrForObjectDetection", "DeformableDetrConfig", deformable_detr),
+    "mask2former": ("Mask2FormerForUniversalSegmentation", "Mask2FormerConfig", mask2former),
+}
+
+
+def to_transformers(model: Detector, config: Config) -> transformers.PreTrainedModel:
+    """A model of dqdet as one of the library, with the same outputs.
+
+    Args:
+        model: of a family that `THERE` has.
+        config: of that model.
+
+    Returns:
+        a modulated class, or with static queries the library's own.
+
+    Raises:
+        DqdetError: the library has no such family or backbone, or the model has parameters that fit none there.
+    """
+    family = config.model.family
+    if family not in THERE:
+        raise DqdetError(f"transformers has no {family}; it has {', '.join(THERE)}")
+    name, configuration, options_of = THERE[family]
+    options = options_of(config) | {"id2label": dict(enumerate(config.classes))}
+    theirs = getattr(transformers, configuration)(**options)
+    kind: Any = getattr(transformers, name)
+    if config.queries.kind != "static":
+        theirs.modulated = config.queries.model_dump() | {"beta": config.loss.beta}
+        kind = modulated(kind)
+    made = kind(theirs).eval()
+    fill(made, model.state_dict(), PUBLISHED[family])
+    return made
+
+
+@torch.no_grad()
+def fill(made: nn.Module, state: State, published: Published) -> None:
+    """Give a model of the library our parameters.
+
+    `Published.from_huggingface` renames, cuts and stacks the library's tensors. Of tensors that number their own
+    entries it makes the numbers of where each of our entries belongs. Batch norms are folded there: with a mean of 0
+    and a variance of 1 (less the epsilon that is added), weight and bias become what they are folded to.
+
+    Raises:
+        DqdetError: parameters of ours are missing there, or have another shape.
+    """
+    theirs, numbers, count = made.state_dict(keep_vars=True), {}, 0
+    numbered: dict[int, torch.Tensor] = {}  # shared parameters have the same numbers
+    for name, tensor in theirs.items():
+        if name.endswith("running_mean"):
+            tensor.zero_()
+            numbers[name] = torch.zeros_like(tensor, dtype=torch.float64)
+        elif name.endswith("running_var"):
+            tensor.fill_(1 - EPSILON)
+            numbers[name] = torch.full_like(tensor, 1 - EPSILON, dtype=torch.float64)
+        else:
+            if id(tensor) not in numbered:
+                numbered[id(tensor)] = torch.arange(count, count + tensor.numel(), dtype=torch.float64).view(
+                    tensor.shape
+                )
+                count += tensor.numel()
+            numbers[name] = numbered[id(tensor)]
+    places = published.from_huggingface(numbers, made.config.to_dict())  # type: ignore[union-attr, operator]
+    if other := differences(state, places):
+        raise DqdetError(f"the {published.family} of transformers has other parameters: {other}")
+    values = torch.full((count,), torch.nan)
+    for name, of_entries in places.items():
+        values[of_entries.round().long().flatten()] = state[name].float().flatten()
+    for name, tensor in theirs.items():
+        if id(tensor) in numbered:
+            given = values[numbers[name].long()]
+            tensor.copy_(torch.where(given.isnan(), tensor, given))  # the library's own stay: what no model here has
+
+
+def convert(source: str | Path, out: str | Path) -> Path:
+    """Write the model of any source that `dqdet.load` takes as a folder of ``transformers``.
+
+    `dqdet.transformers.load` opens it, or ``from_pretrained`` where the queries are static.
+
+    Returns:
+        the folder.
+
+    Raises:
+        DqdetError: as `load_model` and `to_transformers`.
+    """
+    model, config, _ = load_model(source)
+    try:
+        made = to_transformers(model, config)
+    except DqdetError as error:
+        raise DqdetError(f"{source}: {error}") from error
+    made.save_pretrained(out)
+    return Path(out)
