@@ -20,7 +20,7 @@ import dqdet.nn.sampling  # noqa: F401, it defines the operator
 Shape = Sequence[int]
 
 # The modules that run before the decoder, by the counter's names: class of the model, then path.
-BEFORE_DECODER = re.compile(r"\w+\.(backbone|input_proj|encoder)")
+BEFORE_DECODER = re.compile(r"\w+\.(backbone|input_proj|projector(\.\d+)?|encoder)")
 
 
 @register_flop_formula(torch.ops.dqdet.sample)
