@@ -392,7 +392,7 @@ class TrainConfig(Section):
 class Config(Section):
     """Everything that makes a model, its training and its use reproducible."""
 
-    preset: Text
+    preset: Annotated[str, Field(max_length=4096), AfterValidator(_writable)]
     model: ModelConfig
     queries: QueriesConfig = QueriesConfig()
     loss: AnyLossConfig = LossConfig()

@@ -16,6 +16,7 @@ from dqdet.config import Config
 from dqdet.data.transforms import make_transform
 from dqdet.errors import DqdetError
 from dqdet.formats.image_files import read_image
+from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.predict.pictures import segments
 from dqdet.runs.hub import publish
@@ -125,12 +126,15 @@ class Predictor:
         """What was found in each image, however low its score, as evaluation needs it.
 
         Raises:
-            DqdetError: a file cannot be read as an image, or the model is one of videos.
+            DqdetError: a file cannot be read as an image, the model is one of videos, or it predicts NaN.
         """
         if self.config.data.task == "video":
             raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
         for predictions, sizes, original_sizes in self.predictions(images):
-            yield from infer(predictions, sizes, original_sizes, self.config)
+            for outcome in infer(predictions, sizes, original_sizes, self.config):
+                found = objects(outcome)
+                check_finite([*found.scores.tolist(), *found.boxes.flatten().tolist()])
+                yield outcome
 
     def coefficients(self, images: Sequence[ImageSource]) -> Tensor:
         """The combination coefficients W of each image (Eq. 5), ``[B, m, r]`` on the CPU.
