@@ -36,12 +36,11 @@ STEP = {
 LIMIT = 8
 # What is selected has to be known; detection reports a fixed number.
 INFERENCE: dict[str, dict[str, int]] = {
-    "detection": {"inference/__init__.py": 1},  # are predictions numbers?
+    "detection": {},
     # Masks leave the device compressed, and in which order; a window of a video is copied to it.
-    "instance": {"inference/__init__.py": 1, "inference/masks.py": 2 * len(IMAGES), "formats/rle.py": len(IMAGES)},
-    "panoptic": {"inference/__init__.py": 1, "inference/masks.py": 15 * len(IMAGES), "formats/rle.py": len(IMAGES)},
+    "instance": {"inference/masks.py": 2 * len(IMAGES), "formats/rle.py": len(IMAGES)},
+    "panoptic": {"inference/masks.py": 15 * len(IMAGES), "formats/rle.py": len(IMAGES)},
     "video": {
-        "inference/__init__.py": 1,
         "inference/masks.py": 2,
         "inference/windows.py": 3 + 2 * LIMIT,
         "formats/rle.py": LIMIT,

@@ -428,7 +428,7 @@ def test_what_dqdet_does_not_have_is_refused(tmp_path):
         return message(tmp_path)
 
     assert "dilation=True; supported is False only" in changed(dilation=True)
-    assert "position_embedding_type='learned'" in changed(position_embedding_type="learned")
+    assert "position_embedding_type='learned'; supported is sine only" in changed(position_embedding_type="learned")
     assert "decoder_attention_heads=2; supported is 4 only" in changed(decoder_attention_heads=2)
     assert "model_type is 'yolos'; supported are detr, conditional_detr" in changed(model_type="yolos")
     assert "class_head.weight [4, 64] instead of [3, 64]" in changed(id2label={"0": "cat", "1": "dog"})

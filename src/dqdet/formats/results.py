@@ -4,9 +4,11 @@ written: compressed, one list of entries an image or video."""
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,15 @@ Entries = list[dict[str, Any]]  # of a results file in COCO's format
 IouType = Literal["bbox", "segm"]
 
 
+def check_finite(numbers: Iterable[float]) -> None:
+    """Raise DqdetError if scores or boxes are NaN or infinite, which no results file can hold."""
+    if not math.isfinite(sum(numbers)):
+        raise DqdetError(
+            "the model predicts NaN, so its weights are too large or damaged; use another checkpoint, or "
+            "train.precision=32 in training"
+        )
+
+
 def coco_results(
     image_id: int, detections: ImageDetections, category_ids: Sequence[int], iou_type: IouType = "bbox"
 ) -> Entries:
@@ -28,7 +39,11 @@ def coco_results(
     An entry has its box (``bbox``: x, y, width, height in pixels) or its mask (``segm``: compressed RLE), never both:
     the official evaluation would take the areas of masks from the boxes. Boxes are not clipped to the image, as in
     the published evaluations.
+
+    Raises:
+        DqdetError: scores or boxes are not finite.
     """
+    check_finite(chain(detections.scores.tolist(), detections.boxes.flatten().tolist()))
     shapes: list[Any]
     if iou_type == "segm":
         assert detections.masks is not None, "these detections have no masks"

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import torch
-
 from dqdet.config import Config, InstanceLossConfig
-from dqdet.errors import DqdetError
 from dqdet.inference.boxes import detections
 from dqdet.inference.masks import boxed_instances, instances, segmentation, tracks
 from dqdet.types import Outcome, Predictions
@@ -34,17 +31,8 @@ def infer(predictions: Predictions, sizes: Sizes, original_sizes: Sizes, config:
     Returns:
         for each image: boxes in pixels (``data.task`` detection), these with masks (instance), or a panoptic map,
         its things and a semantic map (panoptic); for each video: tracks (video).
-
-    Raises:
-        DqdetError: predictions are NaN.
     """
     final = predictions.final
-    wrong = [outputs.isnan().any() for outputs in (final.logits, final.boxes) if outputs is not None]
-    if bool(torch.stack(wrong).any()):  # the device is waited for once
-        raise DqdetError(
-            "the model predicts NaN, so its weights are too large or damaged; use another checkpoint, or "
-            "train.precision=32 in training"
-        )
     if config.data.task == "detection":
         assert config.loss.kind == "boxes"
         limit, classes = config.inference.limit, len(config.classes)

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from dqdet.config import Config
+from dqdet.formats.results import check_finite
 from dqdet.formats.rle import encode
 from dqdet.inference import infer
 from dqdet.types import ClipTracks, Track
@@ -106,18 +107,21 @@ def best_tracks(windows: Iterable[WindowTracks], limit: int) -> list[Track]:
     Args:
         windows: of the video, in order.
         limit: tracks at most.
+
+    Raises:
+        DqdetError: scores are not finite.
     """
     tracks: dict[int, Track] = {}  # that may go on
     seen: dict[int, int] = {}  # frames of the windows of each
     ended: list[Track] = []
     for window in windows:
         found = window.tracks
+        scores = found.scores.tolist()
+        check_finite(scores)
         going_on = {number: tracks.pop(number) for number in window.ids if number in tracks}
         ended = _best([*ended, *tracks.values()], limit)
         tracks = going_on
-        for number, label, score, masks in zip(
-            window.ids, found.labels.tolist(), found.scores.tolist(), found.masks, strict=True
-        ):
+        for number, label, score, masks in zip(window.ids, found.labels.tolist(), scores, found.masks, strict=True):
             one = tracks.setdefault(number, Track(label, 0.0, {}))
             before, frames = seen.get(number, 0), len(masks)
             one.score = (before * one.score + frames * score) / (before + frames)

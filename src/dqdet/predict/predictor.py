@@ -18,6 +18,7 @@ from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
 from dqdet.errors import DqdetError
 from dqdet.formats.image_files import as_rgb, one_line, read_image
+from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.predict.addresses import fetch, is_address
 from dqdet.predict.pictures import annotated, resized, segments
@@ -146,7 +147,7 @@ class Predictor:
             threshold: of the segments of panoptic maps, instead of ``config.inference.object_threshold``.
 
         Raises:
-            DqdetError: a file cannot be read as an image, or the model is one of videos.
+            DqdetError: a file cannot be read as an image, the model is one of videos, or it predicts NaN.
         """
         config = self.config
         if threshold is not None:
@@ -154,7 +155,10 @@ class Predictor:
         if self.config.data.task == "video":
             raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
         for predictions, sizes, original_sizes in self.predictions(images):
-            yield from infer(predictions, sizes, original_sizes, config)
+            for outcome in infer(predictions, sizes, original_sizes, config):
+                found = objects(outcome)
+                check_finite([*found.scores.tolist(), *found.boxes.flatten().tolist()])
+                yield outcome
 
     def coefficients(self, images: Sequence[ImageSource]) -> Tensor:
         """The combination coefficients W of each image (Eq. 5), ``[B, m, r]`` on the CPU.

@@ -353,12 +353,7 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], lis
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    retyped = [
-        f"{name} {found[name].dtype} instead of {tensor.dtype}"
-        for name, tensor in expected.items()
-        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
-    ]
-    kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped, "of another type": retyped}
+    kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
     return "; ".join(f"{len(names)} {kind} ({_few(names, listed)})" for kind, names in kinds.items() if names)
 
 

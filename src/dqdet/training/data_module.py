@@ -81,7 +81,7 @@ class DataModule(LightningDataModule):
         return {"epoch": epoch + 1, "start": 0} if ended else {"epoch": epoch, "start": seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        position = {entry: state_dict.get(entry, -1) for entry in self.position}
-        if not all(is_id(number) and number >= 0 for number in position.values()):
-            raise DqdetError(f"the checkpoint to go on from has the position {value_text(position)} in the data")
+        position = [state_dict.get(entry, -1) for entry in self.position]
+        if not all(is_id(number) and number >= 0 for number in position):
+            raise DqdetError(f"the checkpoint to go on from has the position {value_text(state_dict)} in the data")
         self.position = state_dict

@@ -61,7 +61,11 @@ def _content(file: Path) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_meta or value.is_complex())
+    )
 
 
 def _tensor(value: Any) -> Any:
