@@ -26,7 +26,7 @@ class Everywhere(ColourSegmenter):
         super().__init__()
         self.queries = queries
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets=()) -> Predictions:
         _, _, height, width = features[0].shape
         rows = torch.linspace(0, 1, height)[:, None].expand(height, width)
         limits = torch.linspace(0, 0.9, self.queries)

@@ -75,12 +75,14 @@ def test_boxes_in_eight_images_of_coco(shared):
     assert memorised(config, with_few_objects(config, 8), steps=200)["AP50"] > 0.9
 
 
+@pytest.mark.slow
 def test_boxes_in_eight_images_of_coco_with_dino(shared):
     data = {"kind": "coco", "root": str(shared / "data" / "coco_real"), **resized(128)}
     config = override(resolve("dino_r50", detector("dino_r50").options), {"data": data, "queries.denoising": 20})
     assert memorised(config, with_few_objects(config, 8), steps=120)["AP50"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "steps"), [("lw_detr_small", 200), ("rf_detr_nano", 400)])
 def test_plain_transformers_learn_eight_images_of_coco(shared, preset, steps):
     subject = detector(preset)

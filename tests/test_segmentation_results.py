@@ -58,7 +58,7 @@ class ColourSegmenter(Detector):
         super().__init__()
         self.backbone = Colours()
 
-    def forward_features(self, features: list[Tensor], padding: Tensor) -> Predictions:
+    def forward_features(self, features: list[Tensor], padding: Tensor, targets=()) -> Predictions:
         (colours,) = features
         features = torch.cat([colours, torch.ones_like(colours[:, :1])], 1)  # [B, 4, h, w]
         embeddings = torch.tensor([[5, 0, -5, -10], [-5, 0, 5, -10], [-5, 0, -5, -10]]).float()

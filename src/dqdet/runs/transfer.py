@@ -60,7 +60,7 @@ def start_from(source: str, model: Detector, config: Config) -> str:
         getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING
     ):
         unfit += MADE_FOR_QUERIES
-    of_classes = {name for name in made if OF_CLASSES.search(name)}
+    of_classes = {name for name in made.keys() & found.keys() if OF_CLASSES.search(name)}
     other_classes = of_classes if start_config.classes != config.classes else set()
     loaded = {
         name: tensor
