@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from dqdet import cli
@@ -20,6 +21,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}; set DQDET_SHARED")
     return folder
+
+
+@pytest.fixture
+def same_proposals(monkeypatch):
+    """Rounding changes which cells of an encoder are the best, a choice: here that of the first model is repeated."""
+    topk, first = torch.Tensor.topk, {}
+
+    def chosen(x: torch.Tensor, *options: int) -> torch.return_types.topk:
+        return torch.return_types.topk([part.to(x.device) for part in first.setdefault(options, topk(x, *options))])
+
+    monkeypatch.setattr(torch.Tensor, "topk", chosen)
 
 
 @pytest.fixture

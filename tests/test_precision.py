@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from dqdet.losses import make_loss
 from dqdet.models import create_model
@@ -24,13 +23,6 @@ def predict(model: Detector, dtype: torch.dtype | None = None) -> Predictions:
     features, padding = inputs(model)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         return model.forward_features(features, padding)
-
-
-@pytest.fixture
-def same_proposals(monkeypatch):
-    """Rounding changes which cells of an encoder are the best, a choice: here that of the first model is repeated."""
-    topk, first = Tensor.topk, {}
-    monkeypatch.setattr(Tensor, "topk", lambda x, *options: first.setdefault(options, topk(x, *options)))
 
 
 @predicts_boxes

@@ -36,6 +36,7 @@ def test_forward_equals_that_of_the_cpu(name, device):
 
 @every_family
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.usefixtures("same_proposals")
 def test_forward_in_half_precision_is_near_float32(name, device, dtype):
     exact = predict(name, torch.device("cpu"))
     for key, found in predict(name, device, dtype).items():

@@ -111,7 +111,9 @@ SIZES = {
 def check_sizes(theirs: Theirs, config: Config) -> None:
     """Refuse options that contradict the parameters, from which ``config`` is made."""
     model = config.model
-    ours = model.model_dump() | ({} if theirs.get("two_stage") else {"count": config.queries.count})
+    ours = model.model_dump() | (
+        {} if theirs.get("two_stage") or theirs.get("modulated") else {"count": config.queries.count}
+    )
     added = 1 if model.family == "mask2former" else 0  # predictions before the first layer count as one there
     pairs = [(option, ours[own]) for option, own in SIZES.items() if own in ours]
     for option, told in [*pairs, ("decoder_layers", model.decoder_layers + added)]:
