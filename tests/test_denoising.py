@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import dqdet.queries
+import dqdet.denoising
 from dqdet.config import QueriesConfig, resolve
+from dqdet.denoising import DenoisingQueries, Noise, draw_noise, noised
 from dqdet.errors import DqdetError
 from dqdet.losses import SetLoss
-from dqdet.queries import DenoisingQueries, Noise, draw_noise, noised
 from dqdet.types import Queries, Sight, Target
 from small_families import CLASSES, CONFIGS, COUNT, IMAGES, assert_same, build, inputs, make_targets, outputs
 from test_families import IDLE, OneGroup, loss_config
@@ -75,7 +75,7 @@ def test_without_noise_queries_are_the_objects(monkeypatch):
     still = Noise(
         torch.ones(shape), torch.zeros(shape, dtype=torch.long), torch.ones(*shape, 4), torch.zeros(*shape, 4)
     )
-    monkeypatch.setattr(dqdet.queries, "draw_noise", lambda *sizes: still)
+    monkeypatch.setattr(dqdet.denoising, "draw_noise", lambda *sizes: still)
     made, module = make()
     for i, j, place in zip(made.denoised.image, made.denoised.object, made.denoised.query, strict=True):
         assert torch.equal(made["content"][i, COUNT + place], module.labels[TARGETS[i].labels[j]])
@@ -153,7 +153,7 @@ def test_copies_do_not_see_each_other(name, monkeypatch):
         return Noise(*(torch.cat([a[:1], b[1:]]) for a, b in zip(first, second, strict=True)))
 
     expected = predict(model).group("denoising")
-    monkeypatch.setattr(dqdet.queries, "draw_noise", other)
+    monkeypatch.setattr(dqdet.denoising, "draw_noise", other)
     found = predict(model).group("denoising")
     torch.testing.assert_close(found.logits[:, :, :half], expected.logits[:, :, :half], rtol=1e-4, atol=1e-5)
     assert (found.logits[:, :, half:] - expected.logits[:, :, half:]).abs().max() > 1e-3
@@ -164,12 +164,12 @@ def test_one_pass_equals_a_pass_with_one_copy(name, monkeypatch):
     model = build(name, denoising=DENOISING).train()
     together = predict(model).group("denoising")
     half = max(OBJECTS) * 2
-    draw = dqdet.queries.draw_noise
+    draw = dqdet.denoising.draw_noise
 
     def second(copies: int, objects: int, classes: int, device: torch.device) -> Noise:
         return Noise(*(x[1:] for x in draw(COPIES, objects, classes, device)))
 
-    monkeypatch.setattr(dqdet.queries, "draw_noise", second)
+    monkeypatch.setattr(dqdet.denoising, "draw_noise", second)
     model.denoising.config = model.denoising.config.model_copy(update={"denoising": 1})
     alone = predict(model).group("denoising")
     assert_same(outputs(alone), {key: output[:, :, half:] for key, output in outputs(together).items()})

@@ -7,12 +7,12 @@ import torch
 from recorded import LOSSES, DetectorCase, close, model_config, pairs, recorded_pairs
 from torch import Tensor
 
-import dqdet.queries
+import dqdet.denoising
+from dqdet.denoising import Noise
 from dqdet.inference.boxes import detections
 from dqdet.losses import SetLoss
 from dqdet.losses.matching import match, matched_by_construction
 from dqdet.nn.attention import visible
-from dqdet.queries import Noise
 from dqdet.types import Predictions, Sight
 from dqdet.weights import PUBLISHED
 
@@ -43,7 +43,7 @@ class Run:
         self.model = case.build(model_config(case)).train()
         numbers = case.config.get("dn_number_per_situation", {"": case.options["dn_number"]})
         self.model.denoising.config.denoising = DENOISING[numbers[suffix]]
-        monkeypatch.setattr(dqdet.queries, "draw_noise", self.noise)
+        monkeypatch.setattr(dqdet.denoising, "draw_noise", self.noise)
         self.made = []
         self.model.denoising.register_forward_hook(lambda module, given, queries: self.made.append(queries))
         self.features = [feature.requires_grad_() for feature in case.features]

@@ -162,6 +162,8 @@ def test_a_length_that_is_passed_already_is_refused(tmp_path):
     before = contents(tmp_path)
     with pytest.raises(DqdetError, match=r"train\.epochs=1 is less than the 2 epochs"):
         resume(tmp_path, ["train.epochs=1"])
+    with pytest.raises(DqdetError, match=r"train\.steps=5 is less than the 6 steps"):
+        resume(tmp_path, ["train.steps=5"])
     assert contents(tmp_path) == before
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dqdet.config import DeformableDetrConfig, QueriesConfig
+from dqdet.denoising import DenoisingQueries
 from dqdet.models.deformable_detr import DecoderInput, DeformableDetr
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.position import anchor_embedding
-from dqdet.queries import DenoisingQueries
 from dqdet.types import Target
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dqdet.config import DabDetrConfig, QueriesConfig
+from dqdet.denoising import DenoisingQueries
 from dqdet.models.conditional_detr import ConditionalDecoderLayer
 from dqdet.models.detector import Detector
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
@@ -17,7 +18,7 @@ from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import anchor_embedding
-from dqdet.queries import DenoisingQueries, make_queries
+from dqdet.queries import make_queries
 from dqdet.types import Predictions, Queries, Target
 
 EPSILON = 1e-3  # anchors are kept so far from 0 and 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dqdet.config import DinoConfig, QueriesConfig, TransformerConfig
+from dqdet.denoising import DenoisingQueries
 from dqdet.errors import DqdetError
 from dqdet.models.deformable_detr import DeformableDecoderLayer, anchors
 from dqdet.models.detector import Detector
@@ -20,7 +21,7 @@ from dqdet.nn.levels import Levels
 from dqdet.nn.mlp import MLP
 from dqdet.nn.padding import resize_padding
 from dqdet.nn.position import anchor_embedding
-from dqdet.queries import DenoisingQueries, make_queries
+from dqdet.queries import make_queries
 from dqdet.types import Predictions, Queries, Target
 
 EPSILON = 1e-3  # anchors are kept so far from 0 and 1

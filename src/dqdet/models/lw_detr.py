@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from dqdet.nn.position import anchor_embedding
 from dqdet.nn.projector import LevelProjector, Norm
 from dqdet.nn.vit import WindowedVit
 from dqdet.queries import make_queries
-from dqdet.types import Predictions, Queries, Target
+from dqdet.types import Predictions, Queries, Sights, Target
 
 
 class LwDetrDecoderLayer(nn.Module):
@@ -38,7 +38,7 @@ class LwDetrDecoderLayer(nn.Module):
         self.feedforward = FeedForward(hidden, config.feedforward, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: Iterable[int]) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, groups: Sights) -> Tensor:
         """``x`` and ``position [B, Q, c]``, ``reference [B, Q, L, 4]`` -> ``[B, Q, c]``."""
         query = x + position
         x = self.norm1(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
@@ -200,7 +200,7 @@ class LwDetr(Detector):
         position = self.position_head(anchor_embedding(per_level[:, :, 0], x.shape[-1] // 2).to(x))  # [B, Q, c]
         outputs = []
         for layer in self.decoder:
-            x = layer(x, position, per_level, memory, queries.groups.values())
+            x = layer(x, position, per_level, memory, queries.seen)
             outputs.append(self.norm(x))
         return torch.stack(outputs), reference
 

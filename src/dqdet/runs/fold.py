@@ -10,8 +10,8 @@ from dqdet.config import Config, override
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.runs.folder import new_run, save_folder, without_pretraining
-from dqdet.runs.sources import load_model
+from dqdet.runs.folder import without_pretraining
+from dqdet.runs.sources import write_derived
 from dqdet.weights.renaming import State
 
 
@@ -43,13 +43,6 @@ def fold_folder(source: str | Path, out: Path) -> None:
     """Write the folded model of any source as a run folder, with its metrics, which stay the same.
 
     Raises:
-        DqdetError: as `load_model` and `fold`, or ``out`` has a run already.
+        DqdetError: as `write_derived` and `fold`, or ``out`` has a run already.
     """
-    model, config, metrics = load_model(source)
-    try:
-        model, config = fold(model, config)
-    except DqdetError as error:
-        raise DqdetError(f"{source}: {error}") from error
-    config.init = str(source)
-    with new_run(out, config):
-        save_folder(out, model, config, metrics)
+    write_derived(source, out, fold)

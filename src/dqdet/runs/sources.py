@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,30 @@ def load_model(source: str | Path) -> Trained:
     model.load_state_dict(state)
     check_finite(model.state_dict(), str(source))
     return Trained(model.eval(), config.model_copy(update={"init": str(source)}), {})
+
+
+def write_derived(
+    source: str | Path, out: Path, derive: Callable[[Detector, Config], tuple[Detector, Config]], same: bool = True
+) -> None:
+    """Write what is made of the model of any source as a run folder.
+
+    Args:
+        source: as for `load_model`.
+        out: the folder.
+        derive: makes another model and its configuration.
+        same: whether outputs stay the same, so that what was measured of the source holds for it, too.
+
+    Raises:
+        DqdetError: as `load_model` and ``derive``, or ``out`` has a run already.
+    """
+    model, config, metrics = load_model(source)
+    try:
+        model, config = derive(model, config)
+    except DqdetError as error:
+        raise DqdetError(f"{source}: {error}") from error
+    config.init = str(source)
+    with new_run(out, config):
+        save_folder(out, model, config, metrics if same else {})
 
 
 def convert(source: str | Path, out: Path) -> None:

@@ -10,7 +10,7 @@ from dqdet.config import Config, WindowedVitConfig
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import SHORT_NAMES
-from dqdet.queries import GroupedQueries
+from dqdet.queries import GroupedQueries, ModulatedQueries
 from dqdet.runs.sources import load_model
 from dqdet.runs.upgrade import join_groups, repeat_queries
 from dqdet.weights.renaming import State
@@ -52,8 +52,10 @@ def start_from(source: str, model: Detector, config: Config) -> str:
     joined = kinds == ("grouped", "modulated") and same_count and _groups(start_config) == _groups(config)
     if joined:
         assert isinstance(start.queries, GroupedQueries)
+        assert isinstance(model.queries, ModulatedQueries)
+        join_groups(model.queries, start.queries.alternatives())
         found = {name: tensor for name, tensor in found.items() if not name.startswith("queries.")}
-        found |= join_groups(start.queries)
+        found |= {name: tensor for name, tensor in made.items() if name.startswith("queries.basic.")}
 
     unfit: tuple[str, ...] = ()
     if not joined and any(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.queries import GroupedQueries, ModulatedQueries
-from dqdet.runs.folder import new_run, save_folder, without_pretraining
-from dqdet.runs.sources import load_model
+from dqdet.queries import Constants, GroupedQueries, ModulatedQueries
+from dqdet.runs.folder import without_pretraining
+from dqdet.runs.sources import write_derived
 from dqdet.weights.renaming import State
 
 RATIO = 4  # basic queries behind each modulated one, where a model has one group of queries
@@ -38,25 +40,42 @@ def repeat_queries(state: State, ratio: int) -> State:
     return repeated
 
 
-def join_groups(queries: GroupedQueries, groups: Groups = "first") -> State:
-    """Groups of queries that were trained beside each other as the basic queries of a modulated model.
+@torch.no_grad()
+def join_groups(queries: ModulatedQueries, alternatives: Mapping[str, Tensor], groups: Groups = "first") -> None:
+    """Make groups of queries that were trained beside each other the basic queries of a modulated model.
 
     Query i of all groups becomes hull i, and the coefficients start the same for every image. ``mean``: at the average
     of all groups. ``first``: at the group of inference, exactly. Its share is `FIRST`, and not 1, where a softmax would
     have no gradient; its rows are moved away from the others by what these add.
+
+    Args:
+        queries: of the modulated model, with r groups; filled in place.
+        alternatives: of each part query i of every group, ``[m, r, f]``.
+        groups: where the coefficients start.
     """
-    joined: State = {}
-    for part, table in queries.alternatives().items():
-        m, r, _ = table.shape
-        basic = table.detach().clone()  # [m, r, f]
+    for part, table in alternatives.items():
+        basic = table.clone()  # [m, r, f]
         if groups == "first":
             basic[:, 0] += (1 - FIRST) / FIRST * (basic[:, 0] - basic[:, 1:].mean(1))
-        joined[f"queries.basic.{part}"] = basic.flatten(0, 1)
-    logits = torch.zeros(m, r)
+        queries.basic[part].copy_(basic.flatten(0, 1))
+    r = queries.config.ratio
+    if isinstance(queries.coefficients, Constants):
+        logits = queries.coefficients.values
+    else:
+        last = queries.coefficients[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.zero_()
+        logits = last.bias
+    logits.zero_()
     if groups == "first":
-        logits[:, 0] = math.log(FIRST * (r - 1) / (1 - FIRST))
-    weight = torch.zeros(m * r, queries.config.hidden)
-    return joined | {"queries.coefficients.2.weight": weight, "queries.coefficients.2.bias": logits.flatten()}
+        logits.view(-1, r)[:, 0] = math.log(FIRST * (r - 1) / (1 - FIRST))
+
+
+@torch.no_grad()
+def perturb(queries: ModulatedQueries, perturbation: float) -> None:
+    """Add noise to the basic queries, ``perturbation`` times the standard deviation of each part."""
+    for table in queries.basic.values():
+        table += perturbation * table.std() * torch.randn_like(table)
 
 
 def upgrade(
@@ -102,10 +121,11 @@ def upgrade(
         options["queries.context"] = "backbone"
     config = override(config, options)
     upgraded = create_model(without_pretraining(config))
+    assert isinstance(upgraded.queries, ModulatedQueries)
     state = model.state_dict()
     if isinstance(queries, GroupedQueries):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("queries.")}
-        state |= join_groups(queries, groups)
+        join_groups(upgraded.queries, queries.alternatives(), groups)
     else:
         state = repeat_queries(state, config.queries.ratio)
     made = upgraded.state_dict()
@@ -113,10 +133,7 @@ def upgrade(
         # Places of one group come from one head, which all basic groups start with.
         made[name] = state.get(re.sub(r"^proposals\.\d+", "proposals.0", name), made[name])
     upgraded.load_state_dict(made | state)
-    assert isinstance(upgraded.queries, ModulatedQueries)
-    with torch.no_grad():
-        for table in upgraded.queries.basic.values():
-            table += perturbation * table.std() * torch.randn_like(table)
+    perturb(upgraded.queries, perturbation)
     return upgraded.eval(), config
 
 
@@ -126,13 +143,7 @@ def upgrade_folder(
     """Write the upgraded model of any source as a run folder, with its metrics where they stay the same.
 
     Raises:
-        DqdetError: as `load_model` and `upgrade`, or ``out`` has a run already.
+        DqdetError: as `write_derived` and `upgrade`, or ``out`` has a run already.
     """
-    model, config, metrics = load_model(source)
-    try:
-        model, config = upgrade(model, config, ratio, perturbation, groups)
-    except DqdetError as error:
-        raise DqdetError(f"{source}: {error}") from error
-    config.init = str(source)
-    with new_run(out, config):
-        save_folder(out, model, config, metrics if perturbation == 0 and groups == "first" else {})
+    same = perturbation == 0 and groups == "first"
+    write_derived(source, out, lambda model, config: upgrade(model, config, ratio, perturbation, groups), same)

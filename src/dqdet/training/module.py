@@ -107,9 +107,11 @@ class DetectionModule(LightningModule):
         if other := differences(self.state_dict(), weights):
             raise DqdetError(f"the checkpoint to go on from is of another model than configured: {other}")
         check_finite(weights, "the checkpoint to go on from")
-        done, wanted = checkpoint[DataModule.__name__]["epoch"], self.config.train.epochs
-        if wanted is not None and done > wanted:
-            raise DqdetError(f"train.epochs={wanted} is less than the {done} epochs that this training has done")
+        done = {"epochs": checkpoint[DataModule.__name__]["epoch"], "steps": checkpoint["global_step"]}
+        for unit, passed in done.items():
+            wanted = getattr(self.config.train, unit)
+            if wanted is not None and passed > wanted:
+                raise DqdetError(f"train.{unit}={wanted} is less than the {passed} {unit} that this training has done")
 
     def on_train_start(self) -> None:
         self.restored = True

@@ -12,7 +12,7 @@ classes there are. ``dqdet.transformers.ModulatedDetrForObjectDetection`` and so
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -25,11 +25,9 @@ from dqdet.adapters.transformers.seams import SEAMS, check_seam, seam_of
 from dqdet.config import QueriesConfig
 from dqdet.errors import DqdetError
 from dqdet.queries import GroupedQueries, ModulatedQueries
-from dqdet.runs.upgrade import repeat_queries
+from dqdet.runs.upgrade import Groups, join_groups, perturb, repeat_queries
 
 __all__ = ["Modulated", "convert", "load", "modulate", "to_transformers"]
-
-FIRST = 20.0  # logit of the group that a model with groups of its own starts from: its weight is 1 to single precision
 
 
 def __getattr__(name: str) -> type[Modulated]:
@@ -46,7 +44,7 @@ def modulate(
     *,
     beta: float = 1.0,
     perturbation: float = 0.0,
-    groups: Literal["first", "mean"] = "first",
+    groups: Groups = "first",
     **options: Any,
 ) -> Modulated:
     """Give a model of ``transformers`` modulated queries, in place, without changing its outputs.
@@ -61,7 +59,7 @@ def modulate(
         perturbation: standard deviation of noise added to the basic queries, relative to theirs; more than 0 lets the
             queries of a group go different ways from the first step on, and changes the outputs.
         groups: where the combinations of a model with groups of its own start: at the first group, with the outputs of
-            before but hardly any gradient to the coefficients; or at the mean of all groups.
+            before, or at the mean of all groups.
         options: of `dqdet.config.QueriesConfig`, such as ``pool="max"``, ``basic="groups"``, ``context="none"``,
             ``hidden=256``, or ``kind="grouped"``. With ``kind`` ``shared`` or ``generated`` queries are learned anew.
 
@@ -135,7 +133,7 @@ def _queries(name: str, options: dict[str, Any]) -> QueriesConfig:
 
 
 @torch.no_grad()
-def _start(model: Modulated, parts: dict[str, Tensor], perturbation: float, groups: str | None) -> None:
+def _start(model: Modulated, parts: dict[str, Tensor], perturbation: float, groups: Groups | None) -> None:
     """Fill the source of queries with what a model has learned, ``[m, f]`` of each part (``[r * m, f]`` of groups)."""
     source = model.queries
     if isinstance(source, GroupedQueries):
@@ -143,14 +141,10 @@ def _start(model: Modulated, parts: dict[str, Tensor], perturbation: float, grou
             table.copy_(parts[part])
     if not isinstance(source, ModulatedQueries):
         return
-    head: Any = source.coefficients
-    if groups is not None:  # query i of every group is in hull i
-        basic = {f"queries.basic.{part}": x.unflatten(0, (source.config.ratio, -1)) for part, x in parts.items()}
-        basic = {name: x.transpose(0, 1).flatten(0, 1) for name, x in basic.items()}  # [m * r, f]
-        logits = head.values if source.config.context == "none" else head[-1].bias
-        logits.view(-1, source.config.ratio)[:, 0] += FIRST if groups == "first" else 0
+    if groups is not None:
+        of_groups = {part: x.unflatten(0, (source.config.ratio, -1)) for part, x in parts.items()}  # [r, m, f]
+        join_groups(source, {part: x.transpose(0, 1) for part, x in of_groups.items()}, groups)
     else:
-        basic = repeat_queries({f"queries.table.{part}": x for part, x in parts.items()}, source.config.ratio)
-    model.load_state_dict(basic, strict=False)
-    for table in source.basic.values():
-        table += perturbation * table.std() * torch.randn_like(table)
+        repeated = repeat_queries({f"queries.table.{part}": x for part, x in parts.items()}, source.config.ratio)
+        model.load_state_dict(repeated, strict=False)
+    perturb(source, perturbation)
