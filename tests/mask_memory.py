@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dqdet.nn.product_masks import ProductMasks
-from dqdet.predict.images import predict_folder
+from dqdet.predict.sources import predict
 from dqdet.types import Predictions
 from test_segmentation_results import ColourSegmenter, predictor
 
@@ -43,7 +43,7 @@ def main(folder: Path, width: int, height: int, masks: int) -> None:
     model.model = Everywhere(masks).eval()
     model.config.inference.limit = masks
     model.config.inference.overlap_threshold = 0.0
-    assert predict_folder(model, folder, folder / "out") == []
+    assert predict(model, [folder], folder / "out") == []
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dqdet.config import Config, DataConfig, DetrConfig, LossConfig, QueriesConfig
 from dqdet.errors import DqdetError
 from dqdet.metrics.detection import DetectionMetric
-from dqdet.predict.images import image_ids, predict_folder
+from dqdet.predict.images import image_ids
 from dqdet.predict.predictor import Predictor, objects, read_image
+from dqdet.predict.sources import predict
 from dqdet.types import Predictions
 
 CLASSES = ["red", "blue"]
@@ -191,7 +192,7 @@ def test_folder_gives_pictures_and_results(predictor, images, tmp_path, capfd):
     (source / "readme.txt").write_text("no image")
     predictor.config = config(category_ids=[3, 90])
 
-    assert predict_folder(predictor, source, out) == []
+    assert predict(predictor, [source], out) == []
 
     assert capfd.readouterr().out == ""
     assert sorted(file.name for file in out.iterdir()) == [*names, "images.json", "results.json"]
@@ -231,7 +232,7 @@ def test_results_evaluate_like_the_images_themselves(predictor, images, tmp_path
     }
     for name, image in zip("abc", images, strict=True):
         image.save(tmp_path / f"{name}.png")
-    predict_folder(predictor, tmp_path, tmp_path / "out")
+    predict(predictor, [tmp_path], tmp_path / "out")
     from_file, direct = DetectionMetric(ground_truth, [1, 2]), DetectionMetric(ground_truth, [1, 2])
     entries = json.loads((tmp_path / "out" / "results.json").read_text())
     for image_id in (1, 2, 3):
@@ -248,7 +249,7 @@ def test_unreadable_files_do_not_cost_the_others(predictor, images, tmp_path):
     truncated(tmp_path / "c.png")
     (tmp_path / "e.png").mkdir()  # is no file at all
 
-    failures = predict_folder(predictor, tmp_path, tmp_path / "out")
+    failures = predict(predictor, [tmp_path], tmp_path / "out")
 
     assert [str(error).split(":")[0] for error in failures] == [str(tmp_path / n) for n in ("a.jpg", "c.png")]
     written = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
@@ -278,7 +279,7 @@ def test_a_folder_of_everything(predictor, images, tmp_path):
     picture.save(source / "moving.webp", save_all=True, append_images=[images[1].resize(picture.size)])
     bad = {"pipe.jpg", "link.png", "cut.tiff", "moving.webp"}
 
-    failures = predict_folder(predictor, source, out)
+    failures = predict(predictor, [source], out)
     assert {Path(str(failure).split(":")[0]).name for failure in failures} == bad
     assert {image["file_name"] for image in json.loads((out / "images.json").read_text())["images"]} == good
     for name in good:
@@ -291,7 +292,7 @@ def test_a_folder_of_everything(predictor, images, tmp_path):
 def test_a_single_pipe_is_named(predictor, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(DqdetError, match=r"pipe\.png: is a named pipe, no regular file"):
-        predict_folder(predictor, tmp_path / "pipe.png", tmp_path / "out")
+        predict(predictor, [tmp_path / "pipe.png"], tmp_path / "out")
 
 
 def test_a_pil_image_that_cannot_be_read_is_named(predictor, tmp_path):
@@ -305,15 +306,15 @@ def test_a_pil_image_that_cannot_be_read_is_named(predictor, tmp_path):
 
 def test_single_unreadable_image(predictor, tmp_path):
     (tmp_path / "a.jpg").write_text("not an image")
-    (failure,) = predict_folder(predictor, tmp_path / "a.jpg", tmp_path / "out")
+    (failure,) = predict(predictor, [tmp_path / "a.jpg"], tmp_path / "out")
     assert "a.jpg: cannot be read" in str(failure)
 
 
 def test_nothing_to_predict(predictor, tmp_path):
     with pytest.raises(DqdetError, match="no images in this folder"):
-        predict_folder(predictor, tmp_path, tmp_path / "out")
+        predict(predictor, [tmp_path], tmp_path / "out")
     with pytest.raises(DqdetError, match="absent: no such file or folder"):
-        predict_folder(predictor, tmp_path / "absent", tmp_path / "out")
+        predict(predictor, [tmp_path / "absent"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -322,7 +323,7 @@ def test_images_are_not_overwritten(predictor, images, tmp_path):
     before = (tmp_path / "a.png").read_bytes()
     for source in (tmp_path, tmp_path / "a.png"):
         with pytest.raises(DqdetError, match="would be overwritten"):
-            predict_folder(predictor, source, tmp_path / "." / "")
+            predict(predictor, [source], tmp_path / "." / "")
     assert (tmp_path / "a.png").read_bytes() == before
 
 
@@ -330,7 +331,7 @@ def test_unwritable_folder_is_named(predictor, images, tmp_path):
     images[0].save(tmp_path / "a.png")
     (tmp_path / "out").write_text("a file is in the way")
     with pytest.raises(DqdetError, match="out: cannot be written"):
-        predict_folder(predictor, tmp_path, tmp_path / "out")
+        predict(predictor, [tmp_path], tmp_path / "out")
 
 
 def test_image_ids():

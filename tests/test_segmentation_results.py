@@ -29,8 +29,8 @@ from dqdet.metrics.detection import DetectionMetric
 from dqdet.metrics.panoptic import PanopticMetric
 from dqdet.models.detector import Detector
 from dqdet.nn.product_masks import ProductMasks
-from dqdet.predict.images import predict_folder
 from dqdet.predict.predictor import Predictor, objects
+from dqdet.predict.sources import predict
 from dqdet.training.data_module import validation_loader
 from dqdet.training.evaluation import make_evaluation
 from dqdet.types import PanopticMap, Predictions, VideoStream
@@ -212,7 +212,7 @@ def saved(images, folder):
 
 def test_instance_results_evaluate_like_the_images_themselves(images, truths, tmp_path):
     model, truth = predictor("instance"), instance_truth(truths)
-    predict_folder(model, saved(images, tmp_path / "in"), tmp_path / "out")
+    predict(model, [saved(images, tmp_path / "in")], tmp_path / "out")
     read = COCO(str(tmp_path / "out" / "images.json")).loadRes(str(tmp_path / "out" / "results.json"))
     assert {entry["category_id"] for entry in read.dataset["annotations"]} == set(CATEGORY_IDS)
     entries = defaultdict(list)
@@ -229,7 +229,7 @@ def test_instance_results_evaluate_like_the_images_themselves(images, truths, tm
 
 def test_panoptic_results_evaluate_like_the_images_themselves(images, truths, tmp_path):
     model, out = predictor("panoptic"), tmp_path / "out"
-    predict_folder(model, saved(images, tmp_path / "in"), out)
+    predict(model, [saved(images, tmp_path / "in")], out)
     assert sorted(file.name for file in out.iterdir()) == [
         *("1.png", "2.png", "3.png", "images.json", "panoptic", "panoptic.json", "results.json")
     ]
@@ -286,7 +286,7 @@ def test_files_of_a_folder_have_the_numbers_of_eval(images, truths, tmp_path):
     model.config.data.root, model.config.data.workers = str(root), 0
     dataset = open_dataset(model.config.data, "val")
     expected = evaluated(model, dataset)
-    predict_folder(model, root / "val", out)
+    predict(model, [root / "val"], out)
     panoptic = evaluate_files(truth_file, out / "panoptic.json")
     assert 0.3 < panoptic["PQ"] < 1
     assert panoptic == {name: expected[name] for name in panoptic}
@@ -335,7 +335,7 @@ def test_pictures_that_are_stored_turned_have_the_numbers_of_others(tmp_path, re
         document = squares(root, turned)
         model.config.data.root, model.config.data.workers = str(root), workers
         numbers.append(evaluated(model, open_dataset(model.config.data, "val")))
-        predict_folder(model, root / "val", root / "out")
+        predict(model, [root / "val"], root / "out")
         official = DetectionMetric(document, CATEGORY_IDS[:2], "segm")
         entries = json.loads((root / "out" / "results.json").read_text())
         for image_id in range(1, 17):
@@ -351,14 +351,14 @@ def test_maps_of_images_with_one_stem_are_two(images, tmp_path):
     (tmp_path / "in").mkdir()
     images[0].save(tmp_path / "in" / "a.jpg", quality=95)
     images[1].save(tmp_path / "in" / "a.png")
-    predict_folder(predictor("panoptic"), tmp_path / "in", tmp_path / "out")
+    predict(predictor("panoptic"), [tmp_path / "in"], tmp_path / "out")
     document = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     shapes = [read_ids(tmp_path / "out" / "panoptic" / entry["file_name"]).shape for entry in document["annotations"]]
     assert shapes == [(200, 300), (400, 92)]
 
 
 def test_pictures_show_panoptic_maps(images, tmp_path):
-    predict_folder(predictor("panoptic"), saved(images[2:], tmp_path / "in"), tmp_path / "out")
+    predict(predictor("panoptic"), [saved(images[2:], tmp_path / "in")], tmp_path / "out")
     drawn = np.array(Image.open(tmp_path / "out" / "1.png").convert("RGB")).astype(int)  # ten times as large
     assert drawn.shape == (480, 640, 3)
     assert (drawn[450:470, 20:620].max(-1) > 40).mean() > 0.9  # the dark ground is coloured

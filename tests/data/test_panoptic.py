@@ -18,8 +18,8 @@ from dqdet.data import panoptic
 from dqdet.errors import DqdetError
 from dqdet.formats.panoptic import read_ids
 from dqdet.metrics.panoptic import PanopticMetric
-from dqdet.predict.images import predict_folder
 from dqdet.predict.predictor import Predictor
+from dqdet.predict.sources import predict
 from dqdet.runs.folder import load_folder
 from dqdet.training.engine import evaluate, train
 from dqdet.types import PanopticMap
@@ -378,6 +378,6 @@ def test_data_of_stuff_or_of_things_alone_is_learned_measured_and_found(isthing,
     assert (metrics["PQ_things"] >= 0, metrics["PQ_stuff"] >= 0) == (isthing == 1, isthing == 0)
     assert (metrics["AP_things"] >= 0) == (isthing == 1 and not instances)
     assert metrics["mIoU"] >= 0
-    assert predict_folder(Predictor(*load_folder(tmp_path / "run")), tmp_path / "val", tmp_path / "out") == []
+    assert predict(Predictor(*load_folder(tmp_path / "run")), [tmp_path / "val"], tmp_path / "out") == []
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert bool(results) == bool(isthing)

@@ -14,8 +14,8 @@ from dqdet import cli
 from dqdet.config import resolve
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.metrics.scores import is_kept, is_score, shown
-from dqdet.predict.images import predict_folder
 from dqdet.predict.predictor import Predictor
+from dqdet.predict.sources import predict
 from dqdet.runs.folder import load_folder, load_metrics
 from dqdet.training.engine import evaluate, train
 from dqdet.types import ImageDetections
@@ -132,7 +132,7 @@ def test_ids_beyond_doubles_are_kept_apart(task, tmp_path):
     assert measured["huge"]["AP"] >= 0
 
     run = tmp_path / "huge" / "run"
-    predict_folder(Predictor(*load_folder(run)), tmp_path / "huge" / "val", tmp_path / "out")
+    predict(Predictor(*load_folder(run)), [tmp_path / "huge" / "val"], tmp_path / "out")
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert {entry["category_id"] for entry in results} == {HUGE}
     assert {entry["image_id"] for entry in results} == set(range(HUGE, HUGE + 4))  # the names of the files

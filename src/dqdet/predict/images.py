@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from dqdet.errors import DqdetError
-from dqdet.formats.image_files import image_files, is_image_name, read_image, write_image
+from dqdet.formats.image_files import read_image, write_image
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
 from dqdet.predict.output import Output, results_folder
@@ -88,19 +88,6 @@ class Picture(NamedTuple):
 
     file: Path
     name: str  # of it in results, with slashes where there are folders; with a suffix that says how to write it
-
-
-def predict_folder(
-    predictor: Predictor,
-    source: str | Path,
-    out: str | Path,
-    threshold: float | None = None,
-    force: bool = False,
-) -> list[DqdetError]:
-    """Detect in an image, or in all images of a folder (not of its subfolders); otherwise as `predict_pictures`."""
-    files = image_files(Path(source))
-    pictures = [Picture(file, file.name if is_image_name(file) else f"{file.name}.png") for file in files]
-    return predict_pictures(predictor, pictures, [source], Path(out), threshold, force=force)
 
 
 def predict_pictures(

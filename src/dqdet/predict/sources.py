@@ -122,7 +122,6 @@ def _images(path: Path, out: Path) -> list[Path]:
         inside = [Path(folder) / name for name in sorted(subfolders) if not name.startswith(".")]
         subfolders[:] = [one.name for one in inside if one.resolve() != out.resolve()]
         files += [Path(folder) / name for name in sorted(names) if is_image_name(Path(name))]
-    files = [file for file in files if file.is_file()]
     return files or image_files(path)  # which says what was looked for
 
 
