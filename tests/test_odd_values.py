@@ -171,7 +171,7 @@ def test_messages_on_a_terminal_are_one_line(monkeypatch, capsys):
     def fail() -> None:
         raise DqdetError("a\nb\x1b[31m\ud800: wrong")
 
-    monkeypatch.setattr(cli, "app", lambda arguments: fail())
+    monkeypatch.setattr(cli, "app", lambda arguments, **options: fail())
     monkeypatch.setattr(sys, "argv", ["dqdet"])
     with pytest.raises(SystemExit):
         cli.main()

@@ -323,7 +323,7 @@ def _complain(error: DqdetError) -> None:
 def _run(arguments: list[str]) -> None:
     try:
         try:
-            app(arguments)
+            app(arguments, prog_name="dqdet")
         finally:
             sys.stdout.flush()
     except OSError as error:
