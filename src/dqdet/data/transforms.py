@@ -72,6 +72,8 @@ def input_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
     longest = config.max_size if config.val_max_size is None else config.val_max_size or None
     size = height, width
     match config.val_fit:
+        case "shorter" if config.square:
+            size = config.val_resize, config.val_resize
         case "shorter":
             size = resized(height, width, config.val_resize, longest)
         case "exact":
@@ -314,8 +316,6 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
         steps.append(DropVanished())
         if config.colour:
             steps.append(PhotometricDistortion(config.hue, config.permute_channels))
-    elif config.square and config.val_fit == "shorter":
-        steps.append(RandomSquare([config.val_resize]))
     else:
         steps.append(ToInputSize(config))
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
