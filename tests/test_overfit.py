@@ -113,7 +113,9 @@ def test_panoptic_maps_of_two_images_of_coco(shared, tmp_path):
     assert memorised(config, [0, 1], steps=350)["PQ"] > 0.9
 
 
-@pytest.mark.parametrize(("preset", "options"), [("scenes_tiny_video", {}), ("seqformer_r50", SEQFORMER)])
+@pytest.mark.parametrize(
+    ("preset", "options"), [("scenes_tiny_video", {}), pytest.param("seqformer_r50", SEQFORMER, marks=pytest.mark.slow)]
+)
 def test_tracks_in_two_videos(preset, options):
     # Clips are whole videos here, because only training items have masks.
     config = override(

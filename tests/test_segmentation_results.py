@@ -370,6 +370,7 @@ def test_written_maps_are_read(tmp_path):
     np.testing.assert_array_equal(read_ids(tmp_path / "map.png"), ids)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_photograph_does_not_grow_with_its_masks(tmp_path):
     """20 masks more of 4.8 million pixels have 92 MiB, and as much again for each copy."""
     script = Path(__file__).with_name("mask_memory.py")

@@ -478,6 +478,7 @@ def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vi
     assert evaluation.compute() == direct
 
 
+@pytest.mark.slow
 def test_the_memory_of_eval_and_submit_does_not_grow_with_the_length_of_a_video(tmp_path):
     """350 frames more have 231 MiB as they are read, and as much again for each copy."""
     script = Path(__file__).with_name("video_memory.py")
