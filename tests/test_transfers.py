@@ -135,7 +135,7 @@ def test_proposals_are_matched_together_with_the_others(monkeypatch):
 
 @pytest.mark.parametrize("name", ["dab_detr", "dab_deformable_detr", "dino"])
 def test_denoising_queries_send_their_places(name, monkeypatch):
-    assert places_of_a_step(name, monkeypatch, denoising=5) == STEP["boxes"] | {"queries.py": 1}
+    assert places_of_a_step(name, monkeypatch, denoising=5) == STEP["boxes"] | {"denoising.py": 1}
 
 
 def test_logging_waits_once_for_all_losses(monkeypatch):
