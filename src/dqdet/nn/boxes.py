@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """The logit of ``x`` in 0..1, with ``x`` and ``1 - x`` kept above ``eps``."""
-    return (x.clamp(eps, 1) / (1 - x).clamp(eps, 1)).log()
+    return (x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0)).log()
 
 
 def boxes_around(origin: Tensor, offsets: Tensor) -> Tensor:
