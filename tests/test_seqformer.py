@@ -84,7 +84,9 @@ def test_dynamic_masks_are_grouped_convolutions():
             F.pad(read, (0, 1, 0, 1), mode="replicate"), (13, 15), mode="bilinear", align_corners=True
         )
         expected[:, frame] = F.pad(large, (1, 0, 1, 0), mode="replicate")[0, :, :-2, :-2]
-    torch.testing.assert_close(dynamic_masks(parameters, features, centres), expected, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        dynamic_masks(parameters[None], features[None], centres[None])[0], expected, rtol=1e-4, atol=1e-2
+    )
 
 
 def test_upsampled_cells_are_copies_and_means():

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dqdet.config import override_some, resolve
 from dqdet.errors import DqdetError, Interrupted
+from dqdet.exporting.formats import is_exported
 
 warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervision, which does without
 
@@ -39,6 +40,7 @@ __all__ = [
     "convert",
     "create",
     "evaluate",
+    "export",
     "fold",
     "load",
     "modulate",
@@ -86,9 +88,9 @@ def load(source: str | Path, device: torch.device | str | None = None, **overrid
         source: a run folder, written by `train`, `convert` or `upgrade`, or its ``last.ckpt`` with the newest weights
             of a training; an official checkpoint (``.pth``, or
             ``.pkl`` of detectron2) of any family, or one of the published code with dynamic queries; the folder of a
-            Hugging Face model of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR or Mask2Former; or the
-            name of such a folder on the hub, ``user/name``.
-        device: by default the GPU, if there is one.
+            Hugging Face model of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR or Mask2Former; the
+            name of such a folder on the hub, ``user/name``; or a file that `export` has written.
+        device: by default the GPU, if there is one; an exported file runs where its runtime does.
         overrides: of its configuration, for example ``inference={"limit": 20}``, or ``data={"val_resize": 640}``.
 
     Raises:
@@ -99,6 +101,11 @@ def load(source: str | Path, device: torch.device | str | None = None, **overrid
     from dqdet.runs.folder import NOT_PREDICTED, PREDICTED
     from dqdet.runs.sources import load_model
 
+    if is_exported(source):
+        from dqdet.exporting.model import ExportedModel
+
+        exported = ExportedModel(Path(source))
+        return Predictor(exported, exported.configured(overrides, PREDICTED, NOT_PREDICTED), device="cpu")
     model, config, metrics = load_model(source)
     return Predictor(model, override_some(config, overrides, PREDICTED, NOT_PREDICTED), metrics, device=device)
 
@@ -170,6 +177,43 @@ def fold(source: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
+def export(
+    source: str | Path,
+    out: str | Path,
+    format: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    half: bool = False,
+) -> Path:
+    """Write a trained model as one file for another runtime, which `load`, `evaluate` and other programs can use.
+
+    Its network takes uint8 RGB images and has the normalisation and the selection of the best objects inside. The
+    file's metadata says what its inputs and outputs are, which classes there are, and how images are prepared.
+
+    Args:
+        source: as for `load`.
+        out: file to write.
+        format: ``onnx``, ``openvino`` or ``torch``; by default as the suffix of ``out`` says.
+        size: height and width of all images, or one number for both; None: any size.
+        half: weights and features in half precision, places in single precision.
+
+    Returns:
+        the file.
+
+    Raises:
+        DqdetError: as `load`; there is no such format or a package is missing; the format cannot carry the model, or
+            the model cannot take images of that size; or ``out`` cannot be written.
+    """
+    from dqdet.exporting import formats
+
+    name = formats.format_of(format, Path(out))
+    size = (size, size) if isinstance(size, int) else size
+    formats.check_source(name, Path(source), size, half)
+    from dqdet.exporting.export import export
+
+    export(source, Path(out), name, size, half)
+    return Path(out)
+
+
 def train(
     name: str | Path | None = None,
     *,
@@ -222,8 +266,8 @@ def evaluate(folder: str | Path, out: str | Path | None = None, **overrides: Any
     Cityscapes.
 
     Args:
-        folder: of the run, or its ``last.ckpt``, which means the newest weights.
-        out: folder of the results, ``FOLDER/eval`` by default.
+        folder: of the run, or its ``last.ckpt``, which means the newest weights; or a file of `export`.
+        out: folder of the results, by default ``FOLDER/eval``, or beside a file ``NAME-eval``.
         overrides: of its configuration, for example ``data={"root": "/data/other"}``.
 
     Raises:

@@ -48,12 +48,18 @@ Options = Annotated[
         help="For example train.epochs=12 queries.kind=static; `dqdet presets NAME` prints all options.",
     ),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or its last.ckpt for the newest weights.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Folder of a run, its last.ckpt for the newest weights, or a file of `dqdet export`."
+    ),
+]
 Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Folder of a run, official checkpoint, folder of a Hugging Face model, or its name on the hub.",
+        help="Folder of a run, official checkpoint, folder of a Hugging Face model, its name on the hub, or a file "
+        "of `dqdet export`.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite results of another source.")]
@@ -222,6 +228,34 @@ def upgrade(
 def fold(source: Source, out: NewRun) -> None:
     """Turn a model whose combinations do not depend on the image (queries.context=none) into a static one."""
     _show_model(dqdet.fold(source, out))
+
+
+@app.command()
+def export(
+    source: Source,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="To write.")],
+    format: Annotated[
+        str | None, typer.Option(help="onnx, openvino or torch; by default as the suffix of FILE says.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="640 | 480x640", help="Height and width of all images; by default any size.")
+    ] = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Images of any size, which is the default.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Weights in half precision.")] = False,
+) -> None:
+    """Write a trained model as one file for other runtimes; `predict` and `eval` take it as a model."""
+    if dynamic and size is not None:
+        raise DqdetError(f"--dynamic means any size, and --size {size} this one; leave out one of them")
+    file = dqdet.export(source, out, format, None if size is None else _sides(size), half)
+    _show(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+
+
+def _sides(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if sides is None:
+        raise DqdetError(f"--size {text}: not a size; give one number, such as 640, or height x width, such as 480x640")
+    height, width = sides.groups()
+    return int(height), int(width or height)
 
 
 @app.command()

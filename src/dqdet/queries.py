@@ -122,7 +122,7 @@ class StaticQueries(QuerySource):
         self.table = _tables(widths, count)
 
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
-        return Queries(_repeat(self.table, len(features)), {"static": _rows(self.table)})
+        return Queries(_repeat(self.table, features.shape[0]), {"static": _rows(self.table)})
 
 
 class ModulatedQueries(QuerySource):
@@ -215,7 +215,7 @@ class GroupedQueries(QuerySource):
         return {name: torch.cat([own[:, None], other.unflatten(0, (len(own), -1))], 1) for name, own, other in pairs}
 
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
-        queries = Queries(_repeat(self.table, len(features)), {"static": _rows(self.table)})
+        queries = Queries(_repeat(self.table, features.shape[0]), {"static": _rows(self.table)})
         return _with_training_groups(queries, "unrelated", self.unrelated, self.config) if self.training else queries
 
 
@@ -283,7 +283,7 @@ class Constants(nn.Module):
         self.values = nn.Parameter(torch.zeros(size))
 
     def forward(self, context: Tensor) -> Tensor:
-        return self.values.expand(len(context), -1)  # [B, size]
+        return self.values.expand(context.shape[0], -1)  # [B, size]
 
 
 def _coefficients(channels: int, config: QueriesConfig, ratio: int) -> Constants | nn.Sequential:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self, TypeAlias, TypedDict
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypedDict
 
 import numpy as np
 import pycocotools.mask
@@ -149,6 +149,14 @@ class Masks(ABC):
             queries: ``[M]``.
         """
 
+    @abstractmethod
+    def chosen(self, queries: Tensor) -> Tensor:
+        """Logits of K queries of every image, of the first layer: ``[B, K, h, w]`` (video: ``[B, K, T, h, w]``).
+
+        Args:
+            queries: ``[B, K]``.
+        """
+
     def all(self) -> Tensor:
         """Logits ``[L, B, Q, h, w]`` (video: ``[L, B, Q, T, h, w]``): large, so best asked of few layers."""
         layers, images, count = self.embeddings.shape[:3]
@@ -203,6 +211,23 @@ class Predictions:
             boxes=None if boxes is None else boxes.narrow(axis, start, size),
             masks=None if masks is None else masks.narrow(axis, start, size),
         )
+
+
+@dataclass
+class Candidates:
+    """The best pairs of a query and a class in B images, best first, as exported models select them."""
+
+    scores: Tensor  # [B, K] of the class, in 0..1
+    labels: Tensor  # [B, K] int64, index into the class list
+    boxes: Tensor | None  # [1, B, K, 4] cx, cy, w, h in 0..1
+    masks: Masks | None  # of pair k as those of query k
+
+
+class BatchModel(Protocol):
+    """What predicts a batch: a network of a family, or a file that one was exported to."""
+
+    def __call__(self, images: Tensor, padding: Tensor) -> Predictions | Candidates:
+        """``images [B, 3, H, W]`` uint8 (video: ``[B, T, 3, H, W]``) and ``padding [B, H, W]``, True = padded."""
 
 
 class Rle(TypedDict):
@@ -288,6 +313,11 @@ class Track:
 
 
 Outcome: TypeAlias = ImageDetections | Segmentation | ClipTracks  # of one image or clip, whatever the task
+
+
+def rows(x: Tensor, numbers: Tensor) -> Tensor:
+    """Some rows of every image, such as those of queries: ``x [B, Q, f]`` and ``numbers [B, K]`` -> ``[B, K, f]``."""
+    return x.gather(1, numbers[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def pad_images(

@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from dqdet.config import Classification
-from dqdet.types import ImageDetections, Predictions
+from dqdet.inference.pairs import Pairs, classes_of_queries, queries_and_classes
+from dqdet.types import Candidates, ImageDetections, Predictions, rows
 
 
 def detections(
@@ -21,10 +22,8 @@ def detections(
 ) -> list[ImageDetections]:
     """The detections of each image, from the last layer's predictions of the group used at inference.
 
-    With ``focal`` and ``iou_aware`` every pair of a query and a class is a candidate with its own sigmoid score, so
-    that a query may be reported under several classes (Deformable-DETR). With ``cross_entropy`` a query is reported
-    once, under its best class; the last logit, "no object", takes part in the softmax only (DETR). "No object" is
-    never reported.
+    With ``focal`` and ``iou_aware`` these are of :func:`queries_and_classes`, with ``cross_entropy`` of
+    :func:`classes_of_queries`.
 
     Args:
         predictions: of B images.
@@ -34,22 +33,23 @@ def detections(
         limit: the highest-scoring candidates of an image that are kept.
     """
     final = predictions.final
-    assert final.boxes is not None, "these predictions have no boxes"
-    logits = final.logits[0].float()  # [B, Q, C or C + 1]
-    if classification != "cross_entropy":
-        scores = logits[..., :classes].sigmoid()  # [B, Q, C]
-        labels = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
-    else:
-        scores, labels = logits.softmax(-1)[..., :classes].max(-1, keepdim=True)  # [B, Q, 1]
-    candidates = scores.shape[-1]  # a query
+    select = classes_of_queries if classification == "cross_entropy" else queries_and_classes
+    return located(candidates(final, select(final.logits[0], classes, limit)), sizes, limit)
 
-    scores = scores.flatten(1)  # [B, Q * candidates]
-    scores, kept = scores.topk(min(limit, scores.shape[1]))  # [B, K]
-    labels = labels.flatten(1).gather(1, kept)
-    queries = (kept // candidates).unsqueeze(-1).expand(-1, -1, 4)  # [B, K, 4]
-    boxes = box_convert(final.boxes[0].float(), "cxcywh", "xyxy").gather(1, queries)
+
+def candidates(final: Predictions, pairs: Pairs) -> Candidates:
+    """Pairs with the boxes that the last layer has for their queries."""
+    assert final.boxes is not None, "these predictions have no boxes"
+    return Candidates(pairs.scores, pairs.labels, rows(final.boxes[0], pairs.queries)[None], None)
+
+
+def located(found: Candidates, sizes: Sequence[tuple[int, int]], limit: int) -> list[ImageDetections]:
+    """The first ``limit`` of each image, in pixels of images of these heights and widths."""
+    assert found.boxes is not None
+    boxes = box_convert(found.boxes[0].float(), "cxcywh", "xyxy")  # [B, K, 4]
     pixels = [in_pixels(of_image, size) for of_image, size in zip(boxes, sizes, strict=True)]  # B of [K, 4]
-    return [ImageDetections(*image) for image in zip(scores, labels, pixels, strict=True)]
+    columns = zip(found.scores, found.labels, pixels, strict=True)
+    return [ImageDetections(*(column[:limit] for column in image)) for image in columns]
 
 
 def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,38 +14,39 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
-from dqdet.config import Config, InstanceLossConfig, SequenceLossConfig
+from dqdet.config import Config, SequenceLossConfig
 from dqdet.formats.panoptic import VOID
 from dqdet.formats.rle import encode
 from dqdet.inference.boxes import in_pixels
-from dqdet.types import ClipTracks, ImageDetections, PanopticMap, Predictions, RleMasks, Segmentation
+from dqdet.inference.pairs import Pairs, best_pairs
+from dqdet.types import Candidates, ClipTracks, ImageDetections, PanopticMap, Predictions, RleMasks, Segmentation
 
 PIXELS_AT_ONCE = 2**24  # of enlarged masks, 64 MiB
 SCORES_AT_ONCE = 2**28  # of classes at pixels, 1 GiB
 
 
 def instances(
-    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+    found: Predictions | Candidates, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
 ) -> ImageDetections:
     """The best pairs of a query and a class. A score is that of the class times the mean certainty of the mask.
 
     Classes that are stuff are left out after the selection, as published.
 
     Args:
-        final: predictions of the last layer.
+        found: predictions of the last layer, or the pairs that are selected already.
         image: its index.
         size: height and width within the padded batch.
         original_size: height and width of the results.
         config: of the model.
     """
-    scores, labels, queries = best_pairs(final, image, config)
+    scores, labels, queries = pairs_of(found, image, config)
     if config.stuff:
         things = torch.tensor([name not in config.stuff for name in config.classes])
         kept = things.to(labels.device, non_blocking=True)[labels].nonzero()[:, 0]
         scores, labels, queries = scores[kept], labels[kept], queries[kept]
     chosen, pairs = queries.unique(return_inverse=True)  # a query may be reported under several classes
     masks, boxes, certainties = RleMasks(original_size, []), [scores.new_zeros(0, 4)], [scores.new_zeros(0)]
-    for logits in enlarged(final, image, chosen, size, original_size):
+    for logits in enlarged(found, image, chosen, size, original_size):
         mask = logits > 0  # [M, H, W]
         masks.rles += encode(mask)
         boxes.append(boxes_around(mask))
@@ -56,15 +57,15 @@ def instances(
 
 
 def boxed_instances(
-    final: Predictions, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
+    found: Predictions | Candidates, image: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
 ) -> ImageDetections:
     """The same of queries that predict boxes beside their masks: scores are those of the classes alone (RF-DETR)."""
-    assert final.boxes is not None, "these predictions have no boxes"
-    scores, labels, queries = best_pairs(final, image, config)
-    boxes = in_pixels(box_convert(final.boxes[0, image, queries].float(), "cxcywh", "xyxy"), original_size)
+    assert found.boxes is not None, "these predictions have no boxes"
+    scores, labels, queries = pairs_of(found, image, config)
+    boxes = in_pixels(box_convert(found.boxes[0, image, queries].float(), "cxcywh", "xyxy"), original_size)
     chosen, pairs = queries.unique(return_inverse=True)
     masks = RleMasks(original_size, [])
-    for logits in stretched(final, image, chosen, size, original_size):
+    for logits in stretched(found, image, chosen, size, original_size):
         masks.rles += encode(logits > 0)  # [M, H, W]
     return ImageDetections(scores, labels, boxes, masks[pairs.tolist()])
 
@@ -166,7 +167,7 @@ def tracks(
     final: Predictions, video: int, size: tuple[int, int], original_size: tuple[int, int], config: Config
 ) -> ClipTracks:
     """The best pairs of a query and a class, by the score of the class alone, without those that are never seen."""
-    scores, labels, queries = best_pairs(final, video, config)
+    scores, labels, queries = pairs_of(final, video, config)
     chosen, pairs = queries.unique(return_inverse=True)
     resize = stretched if isinstance(config.loss, SequenceLossConfig) else enlarged
     masks = torch.cat([logits > 0 for logits in resize(final, video, chosen, size, original_size)])  # [M * T, H, W]
@@ -175,19 +176,17 @@ def tracks(
     return ClipTracks(scores[seen], labels[seen], masks[pairs[seen]])
 
 
-def best_pairs(final: Predictions, image: int, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, labels and queries ``[K]`` of the best pairs of a query and a class, in falling order of the score."""
-    classes = len(config.classes)
-    logits = final.logits[0, image].float()  # [Q, C or C + 1]
-    apart = isinstance(config.loss, SequenceLossConfig | InstanceLossConfig)  # a query may be of several classes
-    scores = logits.sigmoid() if apart else logits.softmax(-1)
-    scores = scores[:, :classes].flatten()  # [Q * C]
-    scores, kept = scores.topk(min(config.inference.limit, len(scores)))
-    return scores, kept % classes, kept // classes
+def pairs_of(found: Predictions | Candidates, image: int, config: Config) -> Pairs:
+    """Scores, labels and queries ``[K]`` of the best pairs of a query and a class of one image, best first."""
+    limit = config.inference.limit
+    if isinstance(found, Candidates):
+        scores, labels = found.scores[image, :limit], found.labels[image, :limit]
+        return Pairs(scores, labels, torch.arange(len(scores), device=scores.device))
+    return Pairs(*(x[0] for x in best_pairs(found.logits[0, image, None], config, limit)))
 
 
 def enlarged(
-    final: Predictions, image: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+    final: Predictions | Candidates, image: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> Iterator[Tensor]:
     """Mask logits ``[M, H, W]`` at the original size, a few at a time: all of ``queries`` (video: all frames of each).
 
@@ -204,7 +203,7 @@ def enlarged(
 
 
 def stretched(
-    final: Predictions, video: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
+    final: Predictions | Candidates, video: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> Iterator[Tensor]:
     """The same at once, as published for SeqFormer, whose masks have twice the size of a map, and RF-DETR."""
     assert final.masks is not None, "these predictions have no masks"

@@ -45,7 +45,7 @@ def track(
         original_size: height and width of the results.
         config: of the model; ``config.inference.window`` frames go through it together.
     """
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))  # an exported one
     shared = min(SHARED, config.inference.window // 2)
     numbers = count()
     ids: list[int] = []

@@ -132,7 +132,7 @@ class DabDetr(Detector):
         content = torch.cat([self.patterns.repeat_interleave(size, 0) for size in sizes])  # [P * Q, c]
         anchor = torch.cat([part.repeat(1, count, 1) for part in anchor.split(sizes, 1)], 1)  # [B, P * Q, 4]
         return Queries(
-            {"content": content.expand(len(anchor), -1, -1), "anchor": anchor},
+            {"content": content.expand(anchor.shape[0], -1, -1), "anchor": anchor},
             {name: count * size for name, size in queries.groups.items()},
             queries.coefficients,
         )

@@ -64,7 +64,7 @@ class SeqFormerDecoderLayer(nn.Module):
         Returns:
             Both contents after the layer.
         """
-        box_position = position.repeat_interleave(len(box_x) // len(x), 0)  # [B*T, Q, c]
+        box_position = position.repeat_interleave(box_x.shape[0] // x.shape[0], 0)  # [B*T, Q, c]
         query = x + position
         x = self.norm2(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
         query = box_x + box_position
@@ -73,9 +73,9 @@ class SeqFormerDecoderLayer(nn.Module):
         read = self.cross_attn.read(box_x + box_position, reference, memory.tokens, memory.shapes, memory.padding)
         box_x = self.box_feedforward(self.box_norm1(box_x + self.dropout(self.box_output_proj(read))))  # [B*T, Q, c]
 
-        weights = self.frame_weights(box_x).unflatten(0, (len(x), -1)).softmax(1)  # [B, T, Q, 1]
+        weights = self.frame_weights(box_x).unflatten(0, (x.shape[0], -1)).softmax(1)  # [B, T, Q, 1]
         # The weights of the frames sum to 1, so their mean is projected instead of every frame.
-        over_time = (weights * read.unflatten(0, (len(x), -1))).sum(1)  # [B, Q, c]
+        over_time = (weights * read.unflatten(0, (x.shape[0], -1))).sum(1)  # [B, Q, c]
         x = self.norm1(x + self.dropout(self.cross_attn.output_proj(over_time)))
         return self.feedforward(x), box_x
 
@@ -139,7 +139,7 @@ class SeqFormer(DeformableDetr):
             the references' centres ``[L, B*T, Q, 2]``.
         """
         assert start.position is not None
-        frames = len(memory.tokens) // len(start.content)
+        frames = memory.tokens.shape[0] // start.content.shape[0]
         x = start.content  # [B, Q, c]
         box_x = x.repeat_interleave(frames, 0)  # [B*T, Q, c]
         reference = start.reference.repeat_interleave(frames, 0)  # [B*T, Q, 2], then [B*T, Q, 4]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dqdet.types import Masks
+from dqdet.types import Masks, rows
 
 FEATURE_STRIDE = 8  # of the mask features, in pixels
 WIDTH = 8  # channels between the three dynamic layers
@@ -33,44 +33,49 @@ class DynamicMasks(Masks):
 
     def of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
         place = (layer, image, queries)
-        return dynamic_masks(self.embeddings[place], self.features[image], self.centres[place])
+        return dynamic_masks(self.embeddings[place][None], self.features[image, None], self.centres[place][None])[0]
+
+    def chosen(self, queries: Tensor) -> Tensor:
+        centres = rows(self.centres[0].flatten(2), queries).unflatten(2, (-1, 2))  # [B, K, T, 2]
+        return dynamic_masks(rows(self.embeddings[0], queries), self.features, centres)
 
     def narrow(self, axis: int, start: int, size: int) -> Self:
         return replace(super().narrow(axis, start, size), centres=self.centres.narrow(axis, start, size))
 
 
 def dynamic_masks(parameters: Tensor, features: Tensor, centres: Tensor) -> Tensor:
-    """Masks of M queries of one clip, from three 1x1 convolutions with ReLU between them.
+    """Masks of M queries of every clip, from three 1x1 convolutions with ReLU between them.
 
     The first layer also reads how far each cell is from the query's centre. It is linear, so its parts are added as
     maps that broadcast, and the features of a clip are never repeated for every query.
 
     Args:
-        parameters: ``[M, parameter_count(c)]``: all weights, then all biases.
-        features: ``[T, c, h, w]`` at stride 8.
-        centres: ``[M, T, 2]``, (x, y) in pixels.
+        parameters: ``[B, M, parameter_count(c)]``: all weights, then all biases.
+        features: ``[B, T, c, h, w]`` at stride 8.
+        centres: ``[B, M, T, 2]``, (x, y) in pixels.
 
     Returns:
-        Logits ``[M, T, 2h, 2w]``, at stride 4.
+        Logits ``[B, M, T, 2h, 2w]``, at stride 4.
     """
-    c = features.shape[1]
+    c = features.shape[2]
     with torch.autocast(features.device.type, enabled=False):  # half precision has too few digits for pixels
         parameters, features, centres = parameters.float(), features.float(), centres.float()
         sizes = [(2 + c) * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1]
-        first, second, third, *biases = parameters.split(sizes, 1)
-        of_place, of_features = first.unflatten(1, (WIDTH, 2 + c)).split([2, c], 2)  # [M, 8, 2], [M, 8, c]
-        x, y = (_offsets(centres[..., axis], features.shape[3 - axis]) for axis in (0, 1))  # [M, T, w], [M, T, h]
-        maps = torch.einsum("mkc,tchw->mkthw", of_features, features)
-        maps = maps + (of_place[:, :, 0, None, None] * x[:, None])[..., None, :]  # [M, 8, T, h, w]
-        maps = maps + (of_place[:, :, 1, None, None] * y[:, None] + biases[0][:, :, None, None])[..., None]
-        cells = maps.relu().flatten(2)  # [M, 8, T*h*w]
+        first, second, third, *biases = parameters.split(sizes, 2)
+        of_place, of_features = first.unflatten(2, (WIDTH, 2 + c)).split([2, c], 3)  # [B, M, 8, 2], [B, M, 8, c]
+        x, y = (_offsets(centres[..., axis], features.shape[4 - axis]) for axis in (0, 1))  # [B, M, T, w], [B, M, T, h]
+        maps = torch.einsum("bmkc,btchw->bmkthw", of_features, features)
+        maps = maps + (of_place[..., 0, None, None] * x[:, :, None])[..., None, :]  # [B, M, 8, T, h, w]
+        maps = maps + (of_place[..., 1, None, None] * y[:, :, None] + biases[0][..., None, None])[..., None]
+        cells = maps.relu().flatten(3).flatten(0, 1)  # [B*M, 8, T*h*w]
+        second, third, *biases = (x.flatten(0, 1) for x in (second, third, *biases))  # [B*M, ...]
         cells = torch.baddbmm(biases[1][..., None], second.unflatten(1, (WIDTH, WIDTH)), cells).relu()
-        logits = torch.baddbmm(biases[2][..., None], third[:, None], cells)  # [M, 1, T*h*w]
-        return upsample(logits.view(len(parameters), *maps.shape[2:]))
+        logits = torch.baddbmm(biases[2][..., None], third[:, None], cells)  # [B*M, 1, T*h*w]
+        return upsample(logits.view(*maps.shape[:2], *maps.shape[3:]))
 
 
 def _offsets(centres: Tensor, cells: int) -> Tensor:
-    """How far the centres of cells lie from those of queries along one axis, in pixels: ``[M, T] -> [M, T, cells]``."""
+    """How far the centres of cells lie from those of queries along one axis, in pixels: ``[..., T, cells]``."""
     return centres[..., None] - FEATURE_STRIDE * (torch.arange(cells, device=centres.device) + 0.5)
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from dqdet.types import Masks
+from dqdet.types import Masks, rows
 
 
 @dataclass
@@ -17,6 +17,9 @@ class ProductMasks(Masks):
 
     def of(self, layer: int | Tensor, image: int, queries: Tensor) -> Tensor:
         return torch.einsum("mc,...chw->m...hw", self.embeddings[layer, image, queries], self.features[image])
+
+    def chosen(self, queries: Tensor) -> Tensor:
+        return torch.einsum("bkc,b...chw->bk...hw", rows(self.embeddings[0], queries), self.features)
 
 
 @dataclass
@@ -32,6 +35,9 @@ class LayerMasks(Masks):
         # With the features of all layers, of which one is taken: fewer bytes than the features of every query.
         masks = torch.einsum("mc,lchw->mlhw", embeddings, self.features[:, image])  # [M, L, h, w]
         return masks[torch.arange(len(masks), device=masks.device), layer] + self.bias
+
+    def chosen(self, queries: Tensor) -> Tensor:
+        return torch.einsum("bkc,bchw->bkhw", rows(self.embeddings[0], queries), self.features[0]) + self.bias
 
     def narrow(self, axis: int, start: int, size: int) -> Self:
         narrowed = super().narrow(axis, start, size)

@@ -56,7 +56,7 @@ class WindowedVit(nn.Module):
         x = x.flatten(3, 4).flatten(0, 2)  # [B * windows^2, h' * w', C]
         if body.cls_token is not None:  # every window has one
             first = body.cls_token + body.pos_embed[:, :1]
-            x = torch.cat([first.expand(len(x), -1, -1), x], 1)  # [B * windows^2, 1 + h' * w', C]
+            x = torch.cat([first.expand(x.shape[0], -1, -1), x], 1)  # [B * windows^2, 1 + h' * w', C]
         maps = []
         for number, block in zip(range(self.config.taps[-1]), body.blocks, strict=False):
             everywhere = number in self.config.global_blocks

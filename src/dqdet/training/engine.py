@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import distributed as dist
+from torch import nn
 
 from dqdet.config import (
     Config,
@@ -41,8 +42,9 @@ from dqdet.config.effects import beyond_the_end, unused, without_effect
 from dqdet.data import check_files, open_dataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DISK_FULL, DqdetError, Interrupted, listed
+from dqdet.exporting.formats import is_exported
+from dqdet.exporting.model import ExportedModel
 from dqdet.models import create_model
-from dqdet.models.detector import Detector
 from dqdet.runs.folder import (
     LAST,
     LOGS,
@@ -152,24 +154,36 @@ def evaluate(run: Path, overrides: Overrides = (), out: Path | None = None) -> d
     of the classes and the predictions to ``out``, see `dqdet.training.recording`.
 
     Args:
-        run: folder of a run, or its ``last.ckpt``.
+        run: folder of a run, its ``last.ckpt``, or an exported file.
         overrides: of its configuration, for example ``data.root``; of `MEASURED` and `LOADED` options.
-        out: folder of the results, ``RUN/eval`` by default; results of an earlier evaluation are replaced.
+        out: folder of the results, by default ``RUN/eval``, or beside a file ``NAME-eval``; results of an earlier evaluation are replaced.
 
     Raises:
         DqdetError: the folder or the data is at fault, the data has classes that the model has not, an option would
             have no effect on a model that is trained, or the results cannot be written.
     """
     overrides = parse_overrides(overrides)
-    config = override_some(load_config(run), overrides, (*MEASURED, *LOADED), NOT_MEASURED)
+    allowed = (*MEASURED, *LOADED)
+    if is_exported(run):
+        exported = ExportedModel(run)
+        config = exported.configured(overrides, allowed, NOT_MEASURED)
+        _warn(unused(config, overrides))
+        return _measured(exported, config, run.with_name(f"{run.stem}-eval") if out is None else out)
+    config = override_some(load_config(run), overrides, allowed, NOT_MEASURED)
     _warn(unused(config, overrides))
     before = load_metrics(run)
     model, _ = load_folder(run)
-    with results_folder(run_folder(run) / "eval" if out is None else out, is_first_process()) as folder:
-        metrics = measure(model, config, folder)
-        rank_zero_only(write_metrics)(folder, metrics)
+    metrics = _measured(model, config, run_folder(run) / "eval" if out is None else out)
     if set(overrides) <= {"data.workers", "data.check"} and run.name != LAST and is_first_process():
         _keep_metrics(run_folder(run), before, metrics)
+    return metrics
+
+
+def _measured(model: nn.Module, config: Config, out: Path) -> dict[str, float]:
+    """The metrics of a model, which are written to ``out`` with its predictions."""
+    with results_folder(out, is_first_process()) as folder:
+        metrics = measure(model, config, folder)
+        rank_zero_only(write_metrics)(folder, metrics)
     return metrics
 
 
@@ -183,7 +197,7 @@ def _keep_metrics(run: Path, before: dict[str, float], metrics: dict[str, float]
         print(f"{METRICS} is left to the training that goes on: {error}", file=sys.stderr)
 
 
-def measure(model: Detector, config: Config, folder: Path | None = None) -> dict[str, float]:
+def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dict[str, float]:
     """The official metrics of a model on the validation split of ``config.data``.
 
     Args:

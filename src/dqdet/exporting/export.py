@@ -1,0 +1,52 @@
+"""From a trained model to a file that runs anywhere."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from dqdet.config import Config, override
+from dqdet.errors import DqdetError
+from dqdet.exporting.formats import FORMATS, Request, check_able
+from dqdet.exporting.meaning import Meaning, outputs
+from dqdet.exporting.network import Network
+from dqdet.exporting.tracing import trace
+from dqdet.formats.writing import replacing
+from dqdet.runs.sources import load_model
+
+
+def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | None = None, half: bool = False) -> None:
+    """Write the model of any source in a format; arguments and errors as of `dqdet.export`.
+
+    Args:
+        source: of the model.
+        out: file to write.
+        name: of the format.
+        size: height and width of images; None: any.
+        half: with weights in half precision.
+    """
+    model, config, _ = load_model(source)
+    config = config if size is None else of_size(config, size)
+    check_able(name, Request(config, size, half))
+    if half:
+        model = model.half()
+    program = trace(Network(model, config), model, config, size)
+    texts = Meaning(config, size, half).to_text()
+    write = import_module(f"dqdet.exporting.{FORMATS[name].module}").write
+    try:
+        with replacing(out) as unfinished:
+            write(program, list(outputs(config)), texts, unfinished)
+    except OSError as error:
+        raise DqdetError(f"{out}: cannot be written ({error.strerror}); choose another place or make space") from error
+
+
+def of_size(config: Config, size: tuple[int, int]) -> Config:
+    """A configuration that brings all images to one height and width.
+
+    Those of models that have learned squares are stretched, and frames, which have no padding; others keep their
+    proportions, and are padded.
+    """
+    stretched = config.data.square or config.data.val_fit == "stretch" or config.data.task == "video"
+    options = {"val_fit": "stretch" if stretched else "inside", "val_size": size, "val_divisor": 1}
+    options["val_pad"] = None if stretched else size
+    return override(config, {f"data.{name}": value for name, value in options.items()})
