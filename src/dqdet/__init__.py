@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dqdet.config import override_some, resolve
+from dqdet.config import Precision, override_some, resolve
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.exporting.formats import is_exported
 
@@ -81,7 +81,13 @@ def create(name: str | Path, **overrides: Any) -> nn.Module:
     return create_model(config).eval()
 
 
-def load(source: str | Path, device: torch.device | str | None = None, **overrides: Any) -> Predictor:
+def load(
+    source: str | Path,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    compile: bool = False,
+    **overrides: Any,
+) -> Predictor:
     """A trained model as a function from images to ``supervision.Detections``.
 
     Args:
@@ -91,12 +97,15 @@ def load(source: str | Path, device: torch.device | str | None = None, **overrid
             Hugging Face model of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR or Mask2Former; the
             name of such a folder on the hub, ``user/name``; or a file that `export` has written.
         device: by default the GPU, if there is one; an exported file runs where its runtime does.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of weights and features; boxes and scores are in single precision.
+        compile: compile the network at the first images, which takes a minute and more, and makes it faster.
         overrides: of its configuration, for example ``inference={"limit": 20}``, or ``data={"val_resize": 640}``.
 
     Raises:
         DqdetError: there is no such model, it is not whole, reading it would execute code, or an option is wrong or has
             no effect on a prediction.
     """
+    from dqdet.models.fast import made_fast
     from dqdet.predict.predictor import Predictor
     from dqdet.runs.folder import NOT_PREDICTED, PREDICTED
     from dqdet.runs.sources import load_model
@@ -105,9 +114,11 @@ def load(source: str | Path, device: torch.device | str | None = None, **overrid
         from dqdet.exporting.model import ExportedModel
 
         exported = ExportedModel(Path(source))
+        exported.refuse_changes(precision, compile)
         return Predictor(exported, exported.configured(overrides, PREDICTED, NOT_PREDICTED), device="cpu")
     model, config, metrics = load_model(source)
-    return Predictor(model, override_some(config, overrides, PREDICTED, NOT_PREDICTED), metrics, device=device)
+    config = override_some(config, overrides, PREDICTED, NOT_PREDICTED)
+    return Predictor(made_fast(model, precision, compile), config, metrics, device=device, trained=model)
 
 
 def convert(source: str | Path, out: str | Path) -> Path:
@@ -253,7 +264,13 @@ def train(
     return engine.train(resolve(name, overrides), None if out is None else Path(out), callbacks)
 
 
-def evaluate(folder: str | Path, out: str | Path | None = None, **overrides: Any) -> dict[str, float]:
+def evaluate(
+    folder: str | Path,
+    out: str | Path | None = None,
+    precision: Precision = "fp32",
+    compile: bool = False,
+    **overrides: Any,
+) -> dict[str, float]:
     """The official metrics of a run's model on the validation split, by name.
 
     ``AP``, ``AP50``, ..., ``AP/person`` are of boxes, masks (task instance) or tracks (task video), whatever the
@@ -268,6 +285,8 @@ def evaluate(folder: str | Path, out: str | Path | None = None, **overrides: Any
     Args:
         folder: of the run, or its ``last.ckpt``, which means the newest weights; or a file of `export`.
         out: folder of the results, by default ``FOLDER/eval``, or beside a file ``NAME-eval``.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of weights and features; boxes and scores are in single precision.
+        compile: compile the network at the first images, which takes a minute and more, and makes it faster.
         overrides: of its configuration, for example ``data={"root": "/data/other"}``.
 
     Raises:
@@ -276,4 +295,4 @@ def evaluate(folder: str | Path, out: str | Path | None = None, **overrides: Any
     """
     from dqdet.training import engine
 
-    return engine.evaluate(Path(folder), overrides, None if out is None else Path(out))
+    return engine.evaluate(Path(folder), overrides, None if out is None else Path(out), precision, compile)

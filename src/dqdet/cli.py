@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dqdet
-from dqdet.config import describe, explained, parse_overrides, preset_names, resolve
+from dqdet.config import Precision, describe, explained, parse_overrides, preset_names, resolve
 from dqdet.errors import DISK_FULL, DqdetError, Interrupted
 from dqdet.metrics.scores import is_score, shown
 
@@ -61,6 +61,12 @@ Source = Annotated[
         help="Folder of a run, official checkpoint, folder of a Hugging Face model, its name on the hub, or a file "
         "of `dqdet export`.",
     ),
+]
+FastPrecision = Annotated[
+    Precision, typer.Option(help="Of weights and features: bf16 is the fastest where the machine has it.")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first: a minute, then faster; for many images.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite results of another source.")]
 NewRun = Annotated[Path, typer.Option(help="Folder to write, as a run.")]
@@ -109,9 +115,11 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for metrics, a table of classes and the predictions, by default RUN/eval."),
     ] = None,
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
 ) -> None:
     """Measure a trained model on the validation split with the official metrics of its task."""
-    metrics = dqdet.evaluate(run, out, **_overrides(dqdet.evaluate, options))
+    metrics = dqdet.evaluate(run, out, precision, compile, **_overrides(dqdet.evaluate, options))
     summary = Table("metric", "value", title=str(run))
     of_classes: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
@@ -150,6 +158,8 @@ def predict(
     ids: Annotated[
         Path | None, typer.Option(metavar="ANNOTATIONS.json", help="COCO file with the ids of the images, for results.")
     ] = None,
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
     force: Force = False,
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
@@ -167,7 +177,7 @@ def predict(
     paths = [source for source in sources if source not in options]
     if not paths:
         raise DqdetError("nothing to look at; give images, folders, videos or addresses")
-    predictor = dqdet.load(model, **overrides)
+    predictor = dqdet.load(model, precision=precision, compile=compile, **overrides)
     failures = given.predict(predictor, paths, out, threshold, ids, force, say=lambda line: print(line, flush=True))
     for failure in failures:
         _complain(failure)

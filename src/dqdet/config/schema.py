@@ -70,6 +70,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_writ
 
 
 Task = Literal["detection", "instance", "panoptic", "video"]
+Precision = Literal["fp32", "bf16", "fp16"]  # of a trained model in use
 Context = Literal["backbone", "projected", "memory", "none"]
 Classification = Literal["focal", "cross_entropy", "iou_aware"]
 

@@ -61,6 +61,12 @@ class ExportedModel(nn.Module):
         self.meaning = Meaning.from_text(self.session.texts, str(file))
         self.config = self.meaning.config
 
+    def refuse_changes(self, precision: str, compiled: bool) -> None:
+        """Raise DqdetError if another precision or a compilation is asked for, which are made by the export."""
+        if precision != "fp32" or compiled:
+            given = f"precision={precision}" if precision != "fp32" else "compile"
+            raise DqdetError(f"{given}: {self.file} is what it was exported to; `dqdet export` has --half")
+
     def configured(self, overrides: Overrides, allowed: Sequence[str], reason: str) -> Config:
         """Its configuration with overrides, as `override_some`.
 

@@ -52,6 +52,14 @@ class FrozenNormConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight * self.scale[:, None, None, None], self.shift)
 
+    def folded(self) -> nn.Conv2d:
+        """A plain convolution with the same outputs, which does not train as this one does."""
+        conv = nn.Conv2d.__new__(nn.Conv2d)
+        conv.__dict__.update({**self.__dict__, "_parameters": {}, "_buffers": {}})
+        conv.weight = nn.Parameter(self.weight * self.scale[:, None, None, None], requires_grad=False)
+        conv.bias = nn.Parameter(self.shift.clone(), requires_grad=False)
+        return conv
+
 
 def freeze_norms(module: nn.Module) -> None:
     """Replace each convolution and the batch norm after it, in place, by one :class:`FrozenNormConv2d`."""

@@ -46,6 +46,7 @@ class Predictor:
         device: where to run; by default the GPU if there is one.
         batch: images that go through the model together, padded to a common size; by default 8, but 1 where
             results have masks, which take much memory in the size of photographs.
+        trained: the model as it was trained, which is what can be published, where ``model`` is a faster form of it.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Predictor:
         metrics: Mapping[str, float] | None = None,
         device: torch.device | str | None = None,
         batch: int | None = None,
+        trained: nn.Module | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
+        self.trained = trained or self.model
         self.config = config
         self.metrics = metrics or {}
         self.batch = batch or (8 if config.data.task == "detection" else 1)
@@ -199,7 +202,7 @@ class Predictor:
         Raises:
             DqdetError: the hub cannot be reached, or refuses it.
         """
-        return publish(name, self.model, self.config, self.metrics, private)
+        return publish(name, self.trained, self.config, self.metrics, private)
 
     def named(self, found: ImageDetections, threshold: float, size: tuple[int, int] | None = None) -> sv.Detections:
         """The detections above ``threshold`` with their class names; masks of the image reduced to ``size``, if given.

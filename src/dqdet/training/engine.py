@@ -31,6 +31,7 @@ from dqdet.config import (
     Config,
     DataConfig,
     Overrides,
+    Precision,
     TrainConfig,
     about_drops,
     override_some,
@@ -45,6 +46,7 @@ from dqdet.errors import DISK_FULL, DqdetError, Interrupted, listed
 from dqdet.exporting.formats import is_exported
 from dqdet.exporting.model import ExportedModel
 from dqdet.models import create_model
+from dqdet.models.fast import made_fast
 from dqdet.runs.folder import (
     LAST,
     LOGS,
@@ -147,7 +149,13 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         _fit(module, data, run, run / LAST, callbacks)
 
 
-def evaluate(run: Path, overrides: Overrides = (), out: Path | None = None) -> dict[str, float]:
+def evaluate(
+    run: Path,
+    overrides: Overrides = (),
+    out: Path | None = None,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+) -> dict[str, float]:
     """The official metrics of a run's task and model on the validation split.
 
     They are written to the run's ``metrics.json``, unless overrides make them those of something else; and with a table
@@ -156,7 +164,10 @@ def evaluate(run: Path, overrides: Overrides = (), out: Path | None = None) -> d
     Args:
         run: folder of a run, its ``last.ckpt``, or an exported file.
         overrides: of its configuration, for example ``data.root``; of `MEASURED` and `LOADED` options.
-        out: folder of the results, by default ``RUN/eval``, or beside a file ``NAME-eval``; results of an earlier evaluation are replaced.
+        out: folder of the results, by default ``RUN/eval``, or beside a file ``NAME-eval``; results of an earlier
+            evaluation are replaced.
+        precision: of weights and features.
+        compiled: compile the network at the first images.
 
     Raises:
         DqdetError: the folder or the data is at fault, the data has classes that the model has not, an option would
@@ -166,6 +177,7 @@ def evaluate(run: Path, overrides: Overrides = (), out: Path | None = None) -> d
     allowed = (*MEASURED, *LOADED)
     if is_exported(run):
         exported = ExportedModel(run)
+        exported.refuse_changes(precision, compiled)
         config = exported.configured(overrides, allowed, NOT_MEASURED)
         _warn(unused(config, overrides))
         return _measured(exported, config, run.with_name(f"{run.stem}-eval") if out is None else out)
@@ -173,8 +185,9 @@ def evaluate(run: Path, overrides: Overrides = (), out: Path | None = None) -> d
     _warn(unused(config, overrides))
     before = load_metrics(run)
     model, _ = load_folder(run)
-    metrics = _measured(model, config, run_folder(run) / "eval" if out is None else out)
-    if set(overrides) <= {"data.workers", "data.check"} and run.name != LAST and is_first_process():
+    metrics = _measured(made_fast(model, precision, compiled), config, run_folder(run) / "eval" if out is None else out)
+    as_trained = precision == "fp32" and set(overrides) <= {"data.workers", "data.check"}
+    if as_trained and run.name != LAST and is_first_process():
         _keep_metrics(run_folder(run), before, metrics)
     return metrics
 

@@ -1,0 +1,64 @@
+"""A trained network made ready to predict fast: constants folded, half precision, compiled graphs."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dqdet.config import Precision
+from dqdet.errors import DqdetError
+from dqdet.models.detector import Detector
+from dqdet.nn.backbone import FrozenNormConv2d, freeze_norms
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# What they tell has too many digits for half precision: places in an image, and scores, whose order decides.
+EXACT = {
+    *("class_head", "proposal_class_head"),
+    *("box_head", "proposal_box_head", "centre_head", "size_head", "reference_head", "reference_points"),
+    "mask_parameters",
+}
+
+
+def made_fast(model: Detector, precision: Precision = "fp32", compiled: bool = False) -> Detector:
+    """A copy of a model for inference alone, with the same outputs up to rounding.
+
+    Batch norms of the backbone become part of the convolutions before them. In half precision all but the heads of
+    boxes and classes is cast once, where autocast casts every weight in every pass.
+
+    Args:
+        model: in evaluation mode.
+        precision: of weights and features; boxes and scores are float32 in any.
+        compiled: by ``torch.compile``, at the first images; two graphs are for images of all sizes.
+
+    Raises:
+        DqdetError: there is no such precision.
+    """
+    if precision not in DTYPES:
+        raise DqdetError(f"precision={precision}: should be one of {', '.join(DTYPES)}")
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    freeze_norms(fast.backbone)
+    for module in fast.backbone.modules():
+        for name, child in module.named_children():
+            if isinstance(child, FrozenNormConv2d):
+                setattr(module, name, child.folded())
+    if precision != "fp32":
+        _cast(fast, DTYPES[precision])
+    if compiled:
+        fast.compile()
+    return fast
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    for path, module in model.named_modules():
+        exact = not EXACT.isdisjoint(path.split("."))
+        if exact and isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(_in_float32)
+        if not exact:
+            module._apply(lambda x: x.to(dtype) if x.is_floating_point() else x, recurse=False)
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.float() for x in inputs)

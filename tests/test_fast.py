@@ -1,0 +1,103 @@
+"""Networks made fast for inference: the same outputs as those that were trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import dqdet
+from dqdet.errors import DqdetError
+from dqdet.models import create_model
+from dqdet.models.fast import made_fast
+from dqdet.runs.folder import save_folder
+from tiny import tiny_family
+
+PRESETS = [
+    *("detr_r50", "conditional_detr_r50", "smca_detr_r50", "dab_detr_r50", "deformable_detr_r50_refine"),
+    *("dab_deformable_detr_r50", "dino_r50", "mask2former_r50_coco_instance", "video_mask2former_r50", "seqformer_r50"),
+]
+every_family = pytest.mark.parametrize("preset", PRESETS)
+
+
+def family(preset: str, **options):
+    """A model whose heads are no longer at their start, and images of two sizes for it."""
+    torch.manual_seed(0)
+    config = tiny_family(preset, classes=["cat", "dog"], queries__kind="modulated", **options)
+    model = create_model(config).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight += 0.02 * torch.randn_like(module.weight)
+            elif isinstance(module, nn.BatchNorm2d):  # not the identity that it starts as
+                module.running_mean += 0.1 * torch.randn_like(module.running_mean)
+                module.running_var *= 1 + 0.5 * torch.rand_like(module.running_var)
+    frames = (2,) if config.data.task == "video" else ()
+    images, padding = torch.randint(256, (2, *frames, 3, 64, 96), dtype=torch.uint8), torch.zeros(2, 64, 96).bool()
+    padding[1, :, 64:] = True
+    return model, images, padding
+
+
+def count_norms(model) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.backbone.modules())
+
+
+@every_family
+@torch.inference_mode()
+def test_folded_norms_change_nothing(preset):
+    model, images, padding = family(preset, model__backbone__freeze=False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected, found = model(images, padding), made_fast(model)(images, padding)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    if expected.boxes is not None:
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
+    assert count_norms(made_fast(model)) < count_norms(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())  # a copy was made
+
+
+@every_family
+@pytest.mark.usefixtures("same_proposals")
+@torch.inference_mode()
+def test_half_precision_keeps_scores_and_boxes_in_single_precision(preset):
+    model, images, padding = family(preset)
+    fast = made_fast(model, "bf16")
+    assert {parameter.dtype for parameter in fast.backbone.parameters()} == {torch.bfloat16}
+    expected, found = model(images, padding), fast(images, padding)
+    assert found.logits.dtype == torch.float32
+    assert (found.logits != found.logits.bfloat16()).float().mean() > 0.9
+    assert (found.logits - expected.logits).abs().mean() < 0.05
+    if expected.boxes is not None:
+        assert found.boxes.dtype == torch.float32
+        assert (found.boxes - expected.boxes).abs().mean() < 2e-3
+
+
+@torch.inference_mode()
+def test_compiled_is_equal():
+    model, images, padding = family("deformable_detr_r50_refine")
+    expected, found = model(images, padding), made_fast(model, compiled=True)(images, padding)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = tiny_family("deformable_detr_r50", classes=["cat", "dog"])
+    torch.manual_seed(0)
+    (tmp_path / "run").mkdir()
+    save_folder(tmp_path / "run", create_model(config), config, {})
+    return tmp_path / "run"
+
+
+def test_load_takes_a_precision(folder):
+    images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8)]
+    exact = dqdet.load(folder, device="cpu")(images, threshold=0)[0]
+    predictor = dqdet.load(folder, device="cpu", precision="bf16")
+    found = predictor(images, threshold=0)[0]
+    assert next(predictor.model.backbone.parameters()).dtype == torch.bfloat16
+    assert abs(found.confidence[0] - exact.confidence[0]) < 0.01
+    assert next(predictor.trained.backbone.parameters()).dtype == torch.float32  # what is published
+
+
+def test_unknown_precisions_are_refused(folder):
+    with pytest.raises(DqdetError, match="precision=int8: should be one of fp32, bf16, fp16"):
+        dqdet.load(folder, precision="int8")
