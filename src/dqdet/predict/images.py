@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ from dqdet.errors import DqdetError
 from dqdet.formats.image_files import read_image, write_image
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
+from dqdet.predict.ahead import ahead
 from dqdet.predict.output import Output, results_folder
-from dqdet.predict.predictor import Predictor, objects
+from dqdet.predict.predictor import Predictor, Prepared, objects
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Outcome, Segmentation
 
@@ -136,23 +138,38 @@ def predict_pictures(
         raise DqdetError(f"{out}: has the images, which would be overwritten; choose another folder for the results")
     tally = Tally("images", "segments" if predictor.config.data.task == "panoptic" else "objects")
     failures: list[DqdetError] = []
-    batches = [pictures[start : start + predictor.batch] for start in range(0, len(pictures), predictor.batch)]
+    size = predictor.batch
+
+    def read(picture: Picture) -> tuple[Picture, Image.Image, Prepared] | DqdetError:
+        try:
+            image = read_image(picture.file)
+        except DqdetError as error:
+            return error
+        return picture, image, predictor.prepared(image)
+
+    def predicted() -> Iterator[tuple[Picture, Image.Image, Outcome]]:
+        read_ahead = iter(in_progress(ahead(read, pictures, size), "predicting", len(pictures)))
+        while batch := [*islice(read_ahead, size)]:
+            failures.extend(one for one in batch if isinstance(one, DqdetError))
+            readable = [one for one in batch if not isinstance(one, DqdetError)]
+            if readable:
+                with tally.busy():
+                    outcomes = predictor.outcomes_of([prepared for *_, prepared in readable], threshold)
+                for (picture, image, _), outcome in zip(readable, outcomes, strict=True):
+                    yield picture, image, outcome
+
+    def draw(found: tuple[Picture, Image.Image, Outcome]) -> tuple[Picture, Image.Image, Outcome]:
+        picture, image, outcome = found
+        (out / picture.name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(out / picture.name, predictor.drawn(image, outcome, threshold))
+        return found
+
     with results_folder(out, sources, force) as output:
         results = ResultFiles(predictor, output)
-        for batch in in_progress(batches, "predicting", len(batches)):
-            readable = {}
-            for picture in batch:
-                try:
-                    readable[picture.name] = read_image(picture.file)
-                except DqdetError as error:
-                    failures.append(error)
-            outcomes = predictor.outcomes(list(readable.values()), threshold)
-            for (name, image), outcome in zip(readable.items(), outcomes, strict=True):
-                (out / name).parent.mkdir(parents=True, exist_ok=True)
-                write_image(out / name, predictor.drawn(image, outcome, threshold))
-                results.add(ids[name], name, image, outcome)
-                tally.add(predictor.shown(outcome, threshold))
-                output.done = f"{len(results.described)} of {len(pictures)} images are done"
+        for picture, image, outcome in ahead(draw, predicted(), size):
+            results.add(ids[picture.name], picture.name, image, outcome)
+            tally.add(predictor.shown(outcome, threshold))
+            output.done = f"{len(results.described)} of {len(pictures)} images are done"
         results.finish()
     say(f"{out}: {tally.line(predictor.shown_above(threshold))}")
     return failures

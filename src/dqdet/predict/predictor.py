@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import supervision as sv
@@ -23,7 +23,7 @@ from dqdet.inference import infer
 from dqdet.predict.addresses import fetch, is_address
 from dqdet.predict.pictures import annotated, resized, segments
 from dqdet.runs.hub import publish
-from dqdet.types import ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
+from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -34,6 +34,13 @@ Sizes = list[tuple[int, int]]
 
 # Of the longer side of a picture with what was found: smaller and larger images are resized
 SMALLEST_PICTURE, LARGEST_PICTURE = 640, 2560
+
+
+class Prepared(NamedTuple):
+    """An image that has been resized for a model."""
+
+    pixels: Tensor  # [3, h, w] uint8
+    size: tuple[int, int]  # height and width of the image itself
 
 
 class Predictor:
@@ -152,16 +159,21 @@ class Predictor:
         Raises:
             DqdetError: a file cannot be read as an image, the model is one of videos, or it predicts NaN.
         """
+        if self.config.data.task == "video":
+            raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
+        for batch in self._batches(images):
+            yield from self.outcomes_of(batch, threshold)
+
+    @torch.inference_mode()
+    def outcomes_of(self, batch: Sequence[Prepared], threshold: float | None = None) -> list[Outcome]:
+        """What was found in images that are prepared already and go through the model together, as :meth:`outcomes`."""
         config = self.config
         if threshold is not None:
             config = override(config, {"inference.object_threshold": threshold})
-        if self.config.data.task == "video":
-            raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
-        for predictions, sizes, original_sizes in self.predictions(images):
-            for outcome in infer(predictions, sizes, original_sizes, config):
-                found = objects(outcome)
-                check_finite([*found.scores.tolist(), *found.boxes.flatten().tolist()])
-                yield outcome
+        outcomes = infer(*self._predicted(batch), config)
+        for found in map(objects, outcomes):
+            check_finite([*found.scores.tolist(), *found.boxes.flatten().tolist()])
+        return outcomes
 
     def coefficients(self, images: Sequence[ImageSource]) -> Tensor:
         """The combination coefficients W of each image (Eq. 5), ``[B, m, r]`` on the CPU.
@@ -177,17 +189,27 @@ class Predictor:
         return torch.cat(coefficients)
 
     @torch.inference_mode()
-    def predictions(self, images: Sequence[ImageSource]) -> Iterator[tuple[Predictions, Sizes, Sizes]]:
+    def predictions(self, images: Sequence[ImageSource]) -> Iterator[tuple[Predictions | Candidates, Sizes, Sizes]]:
         """What the model gives for one batch after the other.
 
         With the images' heights and widths, first those within the padded batch, then those of the files.
         """
+        for batch in self._batches(images):
+            yield self._predicted(batch)
+
+    def _batches(self, images: Sequence[ImageSource]) -> Iterator[list[Prepared]]:
         for start in range(0, len(images), self.batch):
-            pictures = [as_image(image) for image in images[start : start + self.batch]]
-            inputs = [self.transform(picture).to(self.device) for picture in pictures]
-            sizes = [(image.shape[1], image.shape[2]) for image in inputs]
-            batch = pad_images(inputs, size=self.config.data.val_pad)
-            yield self.model(*batch), sizes, [(picture.height, picture.width) for picture in pictures]
+            yield [self.prepared(as_image(image)) for image in images[start : start + self.batch]]
+
+    def prepared(self, image: Image.Image) -> Prepared:
+        """An image as the model takes it."""
+        return Prepared(self.transform(image), (image.height, image.width))
+
+    def _predicted(self, prepared: Sequence[Prepared]) -> tuple[Predictions | Candidates, Sizes, Sizes]:
+        inputs = [one.pixels.to(self.device) for one in prepared]
+        sizes = [(image.shape[1], image.shape[2]) for image in inputs]
+        batch = pad_images(inputs, size=self.config.data.val_pad)
+        return self.model(*batch), sizes, [one.size for one in prepared]
 
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Publish the model with a card on the Hugging Face hub, from where ``dqdet.load(name)`` gets it.

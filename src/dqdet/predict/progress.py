@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -30,16 +31,25 @@ class Tally:
         self.names = items, found
         self.counts = [0, 0]
         self.start = time.perf_counter()
+        self.in_model = 0.0  # seconds
 
     def add(self, found: int, items: int = 1) -> None:
         self.counts[0] += items
         self.counts[1] += found
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While the model works."""
+        start = time.perf_counter()
+        yield
+        self.in_model += time.perf_counter() - start
+
     def line(self, threshold: float) -> str:
         """All of it, with the items a second: ``20 images with 31 objects above 0.5, 3.1 images/s``."""
         (items, found), (count, total) = self.names, self.counts
-        speed = count / max(time.perf_counter() - self.start, 1e-9)
+        seconds = max(time.perf_counter() - self.start, 1e-9)
         counted = (
             f"{number} {name if number != 1 else name[:-1]}" for number, name in ((count, items), (total, found))
         )
-        return f"{' with '.join(counted)} above {threshold:g}, {speed:.3g} {items}/s"
+        line = f"{' with '.join(counted)} above {threshold:g}, {count / seconds:.3g} {items}/s"
+        return f"{line}, the model busy {self.in_model / seconds:.0%} of the time" if self.in_model else line
