@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | Non
     texts = Meaning(config, size, half).to_text()
     write = import_module(f"dqdet.exporting.{FORMATS[name].module}").write
     try:
-        with replacing(out) as unfinished:
+        with replacing(out) as unfinished, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about itself
             write(program, list(outputs(config)), texts, unfinished)
     except OSError as error:
         raise DqdetError(f"{out}: cannot be written ({error.strerror}); choose another place or make space") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 import torch
@@ -38,7 +37,6 @@ def trace(network: Network, model: Detector, config: Config, size: tuple[int, in
         images |= {axes - 2: sides[0], axes - 1: sides[1]}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         return torch.export.export(network, example, dynamic_shapes=(images, {0: batch}), strict=False)
 
 
