@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import torch
-from test_vit_families import SMALL
-from tiny import tiny_family
 
 from dqdet.config import Config, resolve
-from dqdet.exporting.network import Network
-from dqdet.exporting.onnx_files import Session, write
-from dqdet.exporting.tracing import trace
-from dqdet.exporting.meaning import outputs
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
+from test_vit_families import SMALL
+from tiny import tiny_family
 
 CLASSES = ["cat", "dog", "bird"]
 BOXES = {

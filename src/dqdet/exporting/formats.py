@@ -40,25 +40,10 @@ class Format:
     unable: tuple[Unable, ...] = ()
 
 
-def _swin(request: Request) -> bool:
-    return "swin" in request.config.model.backbone.name and request.size is None
-
-
-WINDOWS = "windows of a Swin backbone are laid out for one size; give --size"
-
 FORMATS = {
-    "onnx": Format(
-        ".onnx", "onnx_files", ("onnx", "onnxscript"), ("onnxruntime",), "export", (Unable(_swin, WINDOWS),)
-    ),
-    "openvino": Format(
-        ".xml",
-        "openvino_files",
-        ("onnx", "onnxscript", "openvino"),
-        ("openvino",),
-        "openvino",
-        (Unable(_swin, WINDOWS),),
-    ),
-    "torch": Format(".pt2", "torch_files", (), (), "", (Unable(_swin, WINDOWS),)),
+    "onnx": Format(".onnx", "onnx_files", ("onnx", "onnxscript"), ("onnxruntime",), "export"),
+    "openvino": Format(".xml", "openvino_files", ("onnx", "onnxscript", "openvino"), ("openvino",), "openvino"),
+    "torch": Format(".pt2", "torch_files", (), (), ""),
 }
 
 

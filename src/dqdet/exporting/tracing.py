@@ -41,7 +41,7 @@ def trace(network: Network, model: Detector, config: Config, size: tuple[int, in
 
 
 def examples(model: Detector, config: Config, size: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and sizes to trace a network with: two images (clips of three frames), as large as the model is used to."""
+    """Two images (clips of three frames) and their sizes to trace a network with, as large as the model knows them."""
     if size is None:
         side = max(config.data.val_size or (config.data.val_resize,))
         side = -(-side // 64) * 64

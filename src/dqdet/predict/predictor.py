@@ -23,7 +23,7 @@ from dqdet.inference import infer
 from dqdet.predict.addresses import fetch, is_address
 from dqdet.predict.pictures import annotated, resized, segments
 from dqdet.runs.hub import publish
-from dqdet.types import ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
+from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -40,7 +40,8 @@ class Predictor:
     """Calls a model on images of any size and returns what it found, in pixels of each image.
 
     Args:
-        model: the ``nn.Module`` made by ``create_model(config)``, with its trained weights.
+        model: a `BatchModel`: the ``nn.Module`` made by ``create_model(config)``, with its trained weights, or an
+            `ExportedModel`.
         config: of that model, with its class names.
         metrics: what was measured of that model.
         device: where to run; by default the GPU if there is one.
@@ -166,15 +167,18 @@ class Predictor:
         Raises:
             DqdetError: the model's queries are no combinations.
         """
+        if not self._has_weights:
+            raise DqdetError("an exported model gives no coefficients; load the run that it was made from")
         coefficients = []
         for predictions, _, _ in self.predictions(images):
+            assert isinstance(predictions, Predictions)
             if predictions.coefficients is None:
                 raise DqdetError(f"a model with queries.kind={self.config.queries.kind} has no coefficients")
             coefficients.append(predictions.coefficients.cpu())
         return torch.cat(coefficients)
 
     @torch.inference_mode()
-    def predictions(self, images: Sequence[ImageSource]) -> Iterator[tuple[Predictions, Sizes, Sizes]]:
+    def predictions(self, images: Sequence[ImageSource]) -> Iterator[tuple[Predictions | Candidates, Sizes, Sizes]]:
         """What the model gives for one batch after the other.
 
         With the images' heights and widths, first those within the padded batch, then those of the files.
@@ -185,6 +189,10 @@ class Predictor:
             sizes = [(image.shape[1], image.shape[2]) for image in inputs]
             batch = pad_images(inputs, size=self.config.data.val_pad)
             yield self.model(*batch), sizes, [(picture.height, picture.width) for picture in pictures]
+
+    @property
+    def _has_weights(self) -> bool:
+        return next(self.model.parameters(), None) is not None
 
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Publish the model with a card on the Hugging Face hub, from where ``dqdet.load(name)`` gets it.
@@ -199,6 +207,8 @@ class Predictor:
         Raises:
             DqdetError: the hub cannot be reached, or refuses it.
         """
+        if not self._has_weights:
+            raise DqdetError("an exported model has no weights to publish; load the run that it was made from")
         return publish(name, self.model, self.config, self.metrics, private)
 
     def named(self, found: ImageDetections, threshold: float, size: tuple[int, int] | None = None) -> sv.Detections:

@@ -156,7 +156,8 @@ def evaluate(run: Path, overrides: Overrides = (), out: Path | None = None) -> d
     Args:
         run: folder of a run, its ``last.ckpt``, or an exported file.
         overrides: of its configuration, for example ``data.root``; of `MEASURED` and `LOADED` options.
-        out: folder of the results, by default ``RUN/eval``, or beside a file ``NAME-eval``; results of an earlier evaluation are replaced.
+        out: folder of the results, by default ``RUN/eval``, or beside a file ``NAME-eval``; results of an earlier
+            evaluation are replaced.
 
     Raises:
         DqdetError: the folder or the data is at fault, the data has classes that the model has not, an option would
