@@ -102,6 +102,20 @@ def test_other_programs_need_the_file_alone(folder, file):
         np.testing.assert_allclose(boxes[number], found.xyxy, atol=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [one.suffix for one in FORMATS.values()])
+def test_files_of_any_size_find_in_a_padded_batch_what_the_run_finds(folder, tmp_path, suffix):
+    if suffix == ".xml":
+        pytest.importorskip("openvino")
+    predictors = [dqdet.load(folder, device="cpu"), dqdet.load(dqdet.export(folder, tmp_path / f"model{suffix}"))]
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (height, 90, 3), dtype=np.uint8) for height in (64, 75, 101)]
+    for wanted, got in zip(*(predictor(images, 0.0) for predictor in predictors), strict=True):
+        np.testing.assert_allclose(got.confidence, wanted.confidence, atol=1e-4)
+        np.testing.assert_array_equal(got.class_id, wanted.class_id)
+        np.testing.assert_allclose(got.xyxy, wanted.xyxy, atol=0.02)
+
+
 def test_fewer_objects_can_be_asked_for_and_not_more(file):
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     assert len(dqdet.load(file, inference={"limit": 3})(image, 0.0)) == 3
@@ -181,6 +195,6 @@ def test_a_file_that_is_not_there_is_said(tmp_path):
 def test_a_size_that_the_model_cannot_take_is_refused(tmp_path):
     config = tiny_family("dino_r50", queries__count=100).model_copy(update={"classes": ["cat", "dog"]})
     save_folder(tmp_path / "run", create_model(config), config, {})
-    with pytest.raises(DqdetError, match="--size 32x48: the model cannot take such images .*queries.count=100"):
+    with pytest.raises(DqdetError, match=r"--size 32x48: the model cannot take such images .*queries\.count=100"):
         dqdet.export(tmp_path / "run", tmp_path / "model.onnx", size=(32, 48))
     assert not (tmp_path / "model.onnx").exists()

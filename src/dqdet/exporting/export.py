@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
-from dqdet.exporting.formats import FORMATS, Request, check_able
+from dqdet.exporting.formats import FORMATS
 from dqdet.exporting.meaning import Meaning, outputs
 from dqdet.exporting.network import Network
 from dqdet.exporting.tracing import trace
@@ -28,7 +28,6 @@ def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | Non
     """
     model, config, _ = load_model(source)
     config = config if size is None else of_size(config, size)
-    check_able(name, Request(config, size, half))
     if half:
         model = model.half()
     program = trace(Network(model, config), model, config, size)
