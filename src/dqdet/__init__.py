@@ -218,7 +218,8 @@ def export(
 
     name = formats.format_of(format, Path(out))
     size = (size, size) if isinstance(size, int) else size
-    formats.check_source(name, Path(source), size, half)
+    if is_exported(source):
+        raise DqdetError(f"{source}: is exported already; give the run that it was made from")
     from dqdet.exporting.export import export
 
     export(source, Path(out), name, size, half)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
-from dqdet.exporting.formats import FORMATS, Request, check_able
+from dqdet.exporting.formats import FORMATS
 from dqdet.exporting.meaning import Meaning, outputs
 from dqdet.exporting.network import Network
 from dqdet.exporting.tracing import trace
@@ -27,14 +28,14 @@ def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | Non
     """
     model, config, _ = load_model(source)
     config = config if size is None else of_size(config, size)
-    check_able(name, Request(config, size, half))
     if half:
         model = model.half()
     program = trace(Network(model, config), model, config, size)
     texts = Meaning(config, size, half).to_text()
     write = import_module(f"dqdet.exporting.{FORMATS[name].module}").write
     try:
-        with replacing(out) as unfinished:
+        with replacing(out) as unfinished, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about itself
             write(program, list(outputs(config)), texts, unfinished)
     except OSError as error:
         raise DqdetError(f"{out}: cannot be written ({error.strerror}); choose another place or make space") from error

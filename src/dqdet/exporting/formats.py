@@ -1,31 +1,12 @@
-"""The formats as data: what each one can carry, and why not. Nothing heavy is imported here."""
+"""The formats as data: their suffixes and what they need. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from dqdet.config import Config, from_yaml
 from dqdet.errors import DqdetError
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be exported."""
-
-    config: Config
-    size: tuple[int, int] | None  # height and width; None: any
-    half: bool
-
-
-@dataclass(frozen=True)
-class Unable:
-    """What a format cannot carry."""
-
-    where: Callable[[Request], bool]
-    because: str  # with what to do
 
 
 @dataclass(frozen=True)
@@ -37,28 +18,12 @@ class Format:
     writing: tuple[str, ...]  # packages that it needs to write them,
     opening: tuple[str, ...]  # and to open them
     extra: str  # of dqdet, that installs these
-    unable: tuple[Unable, ...] = ()
 
-
-def _swin(request: Request) -> bool:
-    return "swin" in request.config.model.backbone.name and request.size is None
-
-
-WINDOWS = "windows of a Swin backbone are laid out for one size; give --size"
 
 FORMATS = {
-    "onnx": Format(
-        ".onnx", "onnx_files", ("onnx", "onnxscript"), ("onnxruntime",), "export", (Unable(_swin, WINDOWS),)
-    ),
-    "openvino": Format(
-        ".xml",
-        "openvino_files",
-        ("onnx", "onnxscript", "openvino"),
-        ("openvino",),
-        "openvino",
-        (Unable(_swin, WINDOWS),),
-    ),
-    "torch": Format(".pt2", "torch_files", (), (), "", (Unable(_swin, WINDOWS),)),
+    "onnx": Format(".onnx", "onnx_files", ("onnx", "onnxscript"), ("onnxruntime",), "export"),
+    "openvino": Format(".xml", "openvino_files", ("onnx", "onnxscript", "openvino"), ("openvino",), "openvino"),
+    "torch": Format(".pt2", "torch_files", (), (), ""),
 }
 
 
@@ -86,22 +51,6 @@ def check_installed(what: str, wanted: Format, packages: tuple[str, ...]) -> Non
     """Raise DqdetError if packages that ``what`` needs are missing."""
     if missing := [package for package in packages if find_spec(package) is None]:
         raise DqdetError(f"{what} needs {' and '.join(missing)}: pip install 'dqdet[{wanted.extra}]'")
-
-
-def check_able(name: str, request: Request) -> None:
-    """Raise DqdetError if the format cannot carry what is asked for."""
-    for unable in FORMATS[name].unable:
-        if unable.where(request):
-            raise DqdetError(f"--format {name}: cannot carry this {request.config.model.family}: {unable.because}")
-
-
-def check_source(name: str, source: Path, size: tuple[int, int] | None, half: bool) -> None:
-    """Raise DqdetError if the format cannot carry what the configuration of a run says, before the run is loaded."""
-    if is_exported(source):
-        raise DqdetError(f"{source}: is exported already; give the run that it was made from")
-    file = source / "config.yaml"
-    if file.is_file():
-        check_able(name, Request(from_yaml(file.read_text(encoding="utf-8"), str(file)), size, half))
 
 
 def is_exported(path: str | Path) -> bool:

@@ -11,7 +11,13 @@ from torch.export import ExportedProgram
 from dqdet.exporting.tracing import INPUTS
 
 
-def write(program: ExportedProgram, outputs: Sequence[str], texts: Mapping[str, str], file: Path) -> None:
+def write(
+    program: ExportedProgram,
+    outputs: Sequence[str],
+    texts: Mapping[str, str],
+    file: Path,
+    whole_images: bool = True,
+) -> None:
     """Write a traced network.
 
     Args:
@@ -19,6 +25,7 @@ def write(program: ExportedProgram, outputs: Sequence[str], texts: Mapping[str, 
         outputs: their names.
         texts: what the file says of itself.
         file: to write.
+        whole_images: whether sizes may be left out, which means whole images.
     """
     import onnx_ir
     import torch
@@ -28,10 +35,10 @@ def write(program: ExportedProgram, outputs: Sequence[str], texts: Mapping[str, 
     )
     assert made is not None
     made.model.metadata_props.update(texts)
-    # Whole images need no sizes: what is larger than an image means all of it.
-    sizes = next(value for value in made.model.graph.inputs if value.name == "sizes")
-    sizes.const_value = onnx_ir.tensor(np.full((1, 2), 2**31 - 1), name="sizes")
-    made.model.graph.register_initializer(sizes)
+    if whole_images:  # by sizes that are larger than any image
+        sizes = next(value for value in made.model.graph.inputs if value.name == "sizes")
+        sizes.const_value = onnx_ir.tensor(np.full((1, 2), 2**31 - 1), name="sizes")
+        made.model.graph.register_initializer(sizes)
     made.save(file)
 
 

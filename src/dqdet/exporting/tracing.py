@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 import torch
@@ -38,12 +37,11 @@ def trace(network: Network, model: Detector, config: Config, size: tuple[int, in
         images |= {axes - 2: sides[0], axes - 1: sides[1]}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         return torch.export.export(network, example, dynamic_shapes=(images, {0: batch}), strict=False)
 
 
 def examples(model: Detector, config: Config, size: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and sizes to trace a network with: two images (clips of three frames), as large as the model is used to."""
+    """Two images (clips of three frames) and their sizes to trace a network with, as large as the model knows them."""
     if size is None:
         side = max(config.data.val_size or (config.data.val_resize,))
         side = -(-side // 64) * 64

@@ -58,7 +58,10 @@ def attend(
                 )
             )
         mixed = torch.cat(of_groups, 2)
-    return mixed.transpose(1, 2).flatten(2)  # [B, heads, Q, v] -> [B, Q, heads * v]
+    mixed = mixed.transpose(1, 2)  # [B, Q, heads, v]
+    if torch.compiler.is_exporting():  # or the layout that this kernel leaves in memory would be part of the program
+        mixed = mixed.clone(memory_format=torch.contiguous_format)
+    return mixed.flatten(2)
 
 
 def visible(sight: Sight, device: torch.device) -> Tensor:

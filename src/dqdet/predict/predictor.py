@@ -47,7 +47,8 @@ class Predictor:
     """Calls a model on images of any size and returns what it found, in pixels of each image.
 
     Args:
-        model: the ``nn.Module`` made by ``create_model(config)``, with its trained weights.
+        model: a `BatchModel`: the ``nn.Module`` made by ``create_model(config)``, with its trained weights, or an
+            `ExportedModel`.
         config: of that model, with its class names.
         metrics: what was measured of that model.
         device: where to run; by default the GPU if there is one.
@@ -181,8 +182,11 @@ class Predictor:
         Raises:
             DqdetError: the model's queries are no combinations.
         """
+        if not self._has_weights:
+            raise DqdetError("an exported model gives no coefficients; load the run that it was made from")
         coefficients = []
         for predictions, _, _ in self.predictions(images):
+            assert isinstance(predictions, Predictions)
             if predictions.coefficients is None:
                 raise DqdetError(f"a model with queries.kind={self.config.queries.kind} has no coefficients")
             coefficients.append(predictions.coefficients.cpu())
@@ -211,6 +215,10 @@ class Predictor:
         batch = pad_images(inputs, size=self.config.data.val_pad)
         return self.model(*batch), sizes, [one.size for one in prepared]
 
+    @property
+    def _has_weights(self) -> bool:
+        return next(self.model.parameters(), None) is not None
+
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Publish the model with a card on the Hugging Face hub, from where ``dqdet.load(name)`` gets it.
 
@@ -224,6 +232,8 @@ class Predictor:
         Raises:
             DqdetError: the hub cannot be reached, or refuses it.
         """
+        if not self._has_weights:
+            raise DqdetError("an exported model has no weights to publish; load the run that it was made from")
         return publish(name, self.trained, self.config, self.metrics, private)
 
     def named(self, found: ImageDetections, threshold: float, size: tuple[int, int] | None = None) -> sv.Detections:
