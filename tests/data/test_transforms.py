@@ -136,8 +136,8 @@ def test_boxes_follow_the_picture_through_the_whole_augmentation(sample, seed):
     image, boxes = result["image"], result["boxes"]
     assert type(image) is type(boxes) is torch.Tensor
     green = image[1] / 255  # [H, W] 0..1
-    if len(boxes) == 0:
-        assert green.max() < 0.01
+    if len(boxes) == 0:  # the soft edge of what a crop leaves out may shine in
+        assert green.max() < 0.5
     elif (green > 0.5).any():
         outwards = (boxes_of((green > 0.5)[None]) - boxes) * torch.tensor([-1, -1, 1, 1])
         assert outwards.max() <= 2.5  # boxes after a crop are whole pixels, and are then enlarged
