@@ -154,7 +154,7 @@ def predict(
     """
     from dqdet.predict import sources as given
 
-    options = [source for source in sources if OPTION.match(source) and not Path(source).exists()]
+    options = [source for source in sources if OPTION.match(source) and not os.path.exists(source)]
     overrides = _overrides(dqdet.load, options)
     if threshold is not None and "inference.object_threshold" in overrides:
         raise DqdetError("--threshold and inference.object_threshold are the same; leave out one of them")

@@ -320,6 +320,12 @@ def test_missing_images_are_listed_together(tmp_path):
     )
 
 
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path):
+    name = "a" * 300 + ".png"
+    write(tmp_path, document(images=[record(1, file_name=name)]), files=("1.png",))
+    assert "1 of 1 images are missing" in error_of(tmp_path)
+
+
 def test_images_in_subfolders_are_found(tmp_path):
     write(tmp_path, document(images=[record(1, file_name="day/1.png")]), files=())
     (tmp_path / "images/train/day").mkdir()

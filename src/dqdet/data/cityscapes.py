@@ -8,6 +8,7 @@ the official conversion to panoptic maps writes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,9 @@ def find_folders(config: DataConfig, split: Split) -> tuple[Path, Path]:
     root, name = Path(config.root), getattr(config, split) or split
     faults = []
     for part, archive in ARCHIVES.items():
-        if not (root / part).is_dir():
+        if not os.path.isdir(root / part):
             faults.append(f"no folder {part} (unpack {archive} there, or set data.root)")
-        elif not (root / part / name).is_dir():
+        elif not os.path.isdir(root / part / name):
             faults.append(f"no folder {part}/{name} (unpack {archive} there, or set data.{split})")
     if faults:
         raise DqdetError(f"{root}: {'; '.join(faults)}")

@@ -36,14 +36,14 @@ def find_split(config: DataConfig, split: Split, layouts: Layouts) -> tuple[Path
     if config.root is None:
         raise DqdetError("data.root is not set: give the folder of the data set, such as data.root=/data/coco")
     root = Path(config.root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DqdetError(f"{root}: no such folder; set data.root to the folder of the data set")
     if not any(root.iterdir()):
         raise DqdetError(f"{root}: the folder is empty; set data.root to the folder of the data set")
     chosen = getattr(config, split)
     places = [place for name in ([chosen] if chosen else SPLIT_NAMES[split]) for place in layouts(root, name)]
     for file, folders in places:
-        if file.is_file():
+        if os.path.isfile(file):
             return file, first_folder(folders, f"{file}: the folder with its images is missing")
     looked = ", ".join(str(file.relative_to(root)) for file, _ in places)
     raise DqdetError(
@@ -54,7 +54,7 @@ def find_split(config: DataConfig, split: Split, layouts: Layouts) -> tuple[Path
 def first_folder(folders: Sequence[Path], complaint: str) -> Path:
     """The first of ``folders`` that exists; raises DqdetError with ``complaint`` if none does."""
     for folder in folders:
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return folder
     raise DqdetError(f"{complaint}; looked for {listed(folders)}")
 
@@ -74,7 +74,7 @@ def refuse(file: Path, faults: list[str], files: dict[str, tuple[Path, list[Any]
         present = set(os.listdir(folder))
         names = [record.get("file_name") for record in records if isinstance(record, dict)]
         missing = [
-            name for name in names if is_text(name) and name not in present and not (folder / str(name)).is_file()
+            name for name in names if is_text(name) and name not in present and not os.path.isfile(folder / str(name))
         ]
         if missing:
             complaints.append(

@@ -118,7 +118,7 @@ class YoutubeVisDataset(VideoDataset):
     def __init__(self, config: DataConfig, split: Split, seed: int = 0) -> None:
         super().__init__(config, split, seed)
         self.annotation_file, folder = find_split(config, split, _layouts)
-        document = self._read_document()
+        document = read_document(self.annotation_file, "video")
         frames = _frames(document["videos"])
         refuse(self.annotation_file, _find_faults(document), {"frames": (folder, frames)})
         if not document["annotations"]:
@@ -137,11 +137,6 @@ class YoutubeVisDataset(VideoDataset):
         self.frames = CocoImages(frames, self.annotation_file, folder, "video")
         self._set_tracks([a for a in document["annotations"] if not a.get("iscrowd")], [v["id"] for v in videos])
         self.set_videos([v["id"] for v in videos], lengths, self.frames.aspect_ratios[self.first_frames[:-1]])
-
-    def _read_document(self) -> dict[str, Any]:
-        document = read_document(self.annotation_file, "video")
-        document["annotations"] = document.get("annotations") or []  # null in the official validation split
-        return document
 
     def _set_tracks(self, tracks: list[dict[str, Any]], video_ids: list[int]) -> None:
         """Arrays with a row for each object in each frame that shows it, those of a frame one after the other."""
@@ -195,7 +190,7 @@ class YoutubeVisDataset(VideoDataset):
 
     def ground_truth(self) -> dict[str, Any]:
         """The annotation file, with the fields that evaluation needs and some tools leave out."""
-        document = self._read_document()
+        document = read_document(self.annotation_file, "video")
         document.setdefault("info", {})
         for video in document["videos"]:
             video.setdefault("length", len(video["file_names"]))

@@ -188,7 +188,7 @@ def image_files(source: Path) -> list[Path]:
     Raises:
         DqdetError: there is no such file or folder, or no image in it.
     """
-    if source.is_dir():
+    if os.path.isdir(source):
         try:
             files = sorted(file for file in source.iterdir() if is_image_name(file) and not file.is_dir())
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def submit(run: str | Path, file: str | Path, overrides: Overrides = (), force: 
         DqdetError: the run is none of a video model, the data is at fault, an option would have no effect, or the file
             exists or cannot be written.
     """
-    if Path(file).exists() and not force:
+    if os.path.exists(file) and not force:
         raise DqdetError(f"{file}: exists already; choose another name, or overwrite it with --force")
     config = override_some(load_config(Path(run)), overrides, MEASURED, NOT_MEASURED)
     if config.data.task != "video":

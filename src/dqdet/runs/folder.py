@@ -178,7 +178,7 @@ def save_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 def run_folder(path: Path) -> Path:
     """The folder of a run that is meant by one of its files, such as its weights; any other path as it is."""
-    of_run = path.name in (CONFIG, WEIGHTS, METRICS, LAST) and (path.parent / CONFIG).is_file()
+    of_run = path.name in (CONFIG, WEIGHTS, METRICS, LAST) and os.path.isfile(path.parent / CONFIG)
     return path.parent if of_run else path
 
 
@@ -209,7 +209,7 @@ def load_config(path: Path) -> Config:
         DqdetError: there is none, or it cannot be read.
     """
     path = run_folder(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DqdetError(f"{path}: no such folder; give the folder of a run")
     file = path / CONFIG
     if not file.is_file():
