@@ -14,6 +14,7 @@ from dqdet.config.length import drop_places, total_steps
 from dqdet.config.presets import changes
 from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
 
+DETECTION_FILES = ("coco", "yolo", "voc", "labelme")  # formats of detection, whose images are listed one by one
 FILLED = ("classes", "category_ids", "stuff")  # from the data set
 TRAINED = ("modulated", "grouped")  # kinds of queries with groups that train beside those of inference
 DYNAMIC = ("modulated", "generated", "shared")  # those that look at a map
@@ -61,7 +62,8 @@ UNUSED = (
         lambda c: c.data.task != "panoptic",
     ),
     # The images that become clips are COCO's.
-    Unused(("data.skip_empty",), "data.kind", lambda c: c.data.kind != "coco" and c.data.clips.images is None),
+    Unused(("data.skip_empty",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES and not c.data.clips.images),
+    Unused(("data.val_share",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES),
     Unused(("data.skip_empty",), "data.task", lambda c: c.data.kind == "coco" and c.data.task == "panoptic"),
     Unused(("data.hue", "data.permute_channels"), "data.colour", lambda c: not c.data.colour),
     Unused(("data.resize", "data.crop"), "data.jitter", lambda c: c.data.jitter is not None),

@@ -45,7 +45,7 @@ PREPARED = tuple(f"data.{name}" for name in DataConfig.model_fields if name.star
 
 # The options that matter to a model that is trained: where the data is, how large its images are, what is reported.
 MEASURED = (
-    *(f"data.{name}" for name in ("kind", "task", "root", "val")),
+    *(f"data.{name}" for name in ("kind", "task", "root", "val", "val_share")),
     *PREPARED,
     *(f"data.scenes.{name}" for name in ("size", "val_images", "frames", "seed")),
     "inference",

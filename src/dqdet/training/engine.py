@@ -216,7 +216,7 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _place(data: DataConfig) -> str:
-    return f"data.root={data.root}" if data.kind == "coco" else f"data.kind={data.kind}"
+    return f"data.kind={data.kind}" if data.root is None else f"data.root={data.root}"
 
 
 def _open_data(config: Config) -> DataModule:
