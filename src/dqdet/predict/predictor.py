@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
+from dqdet.drawing.pictures import annotated, resized, segments
 from dqdet.errors import DqdetError
 from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.predict.addresses import fetch, is_address
-from dqdet.predict.pictures import annotated, resized, segments
 from dqdet.runs.hub import publish
 from dqdet.types import ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 

@@ -13,6 +13,7 @@ import pycocotools.mask
 import supervision as sv
 from PIL import Image
 
+from dqdet.drawing.pictures import annotated
 from dqdet.errors import DqdetError
 from dqdet.formats.results import video_results
 from dqdet.formats.writing import replacing
@@ -20,7 +21,6 @@ from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.frames import Video, open_video, video_writer
 from dqdet.predict.images import ResultFiles
 from dqdet.predict.output import Output, results_folder
-from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Track
