@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,6 +21,9 @@ import dqdet
 from dqdet.config import DataConfig, describe, explained, parse_overrides, preset_names, resolve
 from dqdet.errors import DISK_FULL, DqdetError, Interrupted, printable
 from dqdet.metrics.scores import is_score, shown
+
+if TYPE_CHECKING:
+    from dqdet.predict.predictor import Predictor
 
 HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
 
@@ -135,12 +138,12 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
     threshold: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            min=0,
-            max=1,
+            metavar="SCORE|auto",
             show_default="0.5, of panoptic maps inference.object_threshold",
-            help="Lowest score of objects that are drawn, and of the segments of panoptic maps.",
+            help="Lowest score of objects that are drawn, and of the segments of panoptic maps; auto: that of "
+            "each class which `dqdet eval` found to be best.",
         ),
     ] = None,
     ids: Annotated[
@@ -164,7 +167,8 @@ def predict(
     if not paths:
         raise DqdetError("nothing to look at; give images, folders, videos or addresses")
     predictor = dqdet.load(model, **overrides)
-    failures = given.predict(predictor, paths, out, threshold, ids, force, say=lambda line: print(line, flush=True))
+    limit = None if threshold is None else _threshold(threshold, model, predictor)
+    failures = given.predict(predictor, paths, out, limit, ids, force, say=lambda line: print(line, flush=True))
     for failure in failures:
         _complain(failure)
     if len(failures) > 1:
@@ -172,6 +176,22 @@ def predict(
         _complain(DqdetError(f"{len(names)} files failed, the others are done: {', '.join(names)}"))
     if failures:
         raise typer.Exit(1)
+
+
+def _threshold(given: str, model: str, predictor: Predictor) -> float | list[float]:
+    if given == "auto":
+        from dqdet.runs.folder import load_thresholds
+
+        if predictor.config.data.task not in ("detection", "instance"):
+            raise DqdetError("--threshold auto is for boxes and instance masks; give a number")
+        return load_thresholds(Path(model), predictor.config.classes)
+    try:
+        threshold = float(given)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise DqdetError(f"--threshold {given}: neither a score in 0..1 nor auto")
+    return threshold
 
 
 @app.command()
@@ -334,7 +354,7 @@ def _data_options(root: Path, preset: str, options: list[str] | None) -> DataCon
     config = resolve(preset, {"data.kind": given.get("data.kind") or kind_of(root), "data.root": str(root)} | given)
     if config.data.kind not in SIGNS or config.data.task not in ("detection", "instance"):
         raise DqdetError(
-            f"data.kind={config.data.kind} with data.task={config.data.task}: only boxes (data.task=detection) and masks "
+            f"data.kind={config.data.kind} with data.task={config.data.task}: only boxes (detection) and masks "
             f"(instance) of {', '.join(SIGNS)}"
         )
     return config.data

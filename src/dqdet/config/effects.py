@@ -69,6 +69,7 @@ UNUSED = (
     Unused(("data.resize", "data.crop"), "data.jitter", lambda c: c.data.jitter is not None),
     Unused(("train.drop", "train.drop_steps"), "train.schedule", lambda c: c.train.schedule == "poly"),
     Unused(("train.power",), "train.schedule", lambda c: c.train.schedule != "poly"),
+    Unused(("train.pictures",), "data.task", lambda c: c.data.task in ("panoptic", "video")),
     Unused(("train.offsets_lr",), "model.family", lambda c: "points" not in type(c.model).model_fields),
     Unused(("train.decay_norms",), "train.weight_decay", lambda c: c.train.weight_decay == 0),
 )
@@ -133,6 +134,8 @@ def beyond_the_end(config: Config, steps_per_epoch: int) -> Iterator[str]:
             f"train.validate_every={train.validate_every} epochs is beyond the end (step {end} of {steps_per_epoch} an "
             "epoch): the last model alone is measured"
         )
+    if train.patience is not None and train.patience * train.validate_every * steps_per_epoch >= end:
+        yield f"train.patience={train.patience} is beyond the end: the training has no more validations"
 
 
 def _sizes(config: Config) -> Iterator[str]:

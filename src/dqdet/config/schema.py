@@ -656,6 +656,12 @@ class TrainConfig(Section):
     """Decay a step of averaged weights, which are validated and kept; null: no averaging."""
     validate_every: Count = 1
     """Epochs between validations."""
+    patience: Count | None = None
+    """Validations without a better one after which the training ends; null: it has its whole length."""
+    pictures: CountOrZero = 0
+    """Validation images, the same ones each time, that are drawn with what the model finds, some ten times in a
+    training; of boxes and instance masks; 0: none.
+    """
     seed: Seed = 0
     """Of initial weights, order, augmentation and dropout; the same one gives the same training."""
 

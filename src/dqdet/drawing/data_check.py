@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import supervision as sv
 from PIL import Image
 
 from dqdet.config import DataConfig
@@ -15,7 +14,7 @@ from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import Split
 from dqdet.data.overview import Overview, duplicates, overview
 from dqdet.drawing.overview import overview_page, sheet
-from dqdet.drawing.pictures import annotated
+from dqdet.drawing.pictures import annotated, objects
 from dqdet.errors import DqdetError, listed
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -110,13 +109,9 @@ def _sheet(dataset: CocoDataset) -> Image.Image:
             sample = dataset.read(index)
         except DqdetError:  # among the faults
             continue
-        labels = sample["labels"].numpy()
-        masks = sample["masks"].numpy().astype(bool) if "masks" in sample else None
-        objects = sv.Detections(
-            sample["boxes"].numpy(), masks, class_id=labels, data={"class_name": np.array(dataset.classes)[labels]}
-        )
+        shown = objects(sample["boxes"], sample["labels"], dataset.classes, sample.get("masks"))
         picture = sample["image"]
         assert isinstance(picture, Image.Image)
         longer = round(WIDTH * max(1, picture.height / picture.width))
-        pictures.append(annotated(picture, objects, longer))
+        pictures.append(annotated(picture, shown, longer))
     return sheet(pictures) if pictures else Image.new("RGB", (WIDTH, WIDTH), "white")
