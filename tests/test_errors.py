@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import hotcoco
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
@@ -21,8 +22,6 @@ from dqdet.metrics.errors import (
     match,
     mean_precision,
 )
-
-hotcoco = pytest.importorskip("hotcoco", reason="hotcoco is not installed")
 
 NAMES = dict(zip(KINDS, ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), strict=True))  # there
 

@@ -5,9 +5,9 @@ import re
 from html import unescape
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
-from dqdet import cli  # noqa: F401  # so that the command is there
 from dqdet.metrics.scores import shown
 from dqdet.training import engine, report
 from tiny import tiny
@@ -80,8 +80,6 @@ def test_a_browser_shows_it_and_no_request_leaves_the_page(evaluated):
 
 
 def test_predict_draws_what_is_above_the_threshold_of_its_class(evaluated, run, tmp_path):
-    import PIL.Image
-
     PIL.Image.new("RGB", (64, 64), "teal").save(tmp_path / "x.png")
     options = [evaluated, tmp_path / "x.png", "--threshold", "auto"]
     file = evaluated / "thresholds.json"
