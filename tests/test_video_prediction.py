@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from dqdet.config import Config, DataConfig, InferenceConfig, MaskLossConfig, VideoMask2FormerConfig
 from dqdet.data import open_dataset
+from dqdet.drawing.pictures import PALETTE
 from dqdet.errors import DqdetError
 from dqdet.formats import rle
 from dqdet.inference.windows import WindowTracks, best_tracks
 from dqdet.models import create_model
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.predict.frames import VideoFile, is_video_file, open_video, video_writer
-from dqdet.predict.pictures import PALETTE
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.submission import submit, write_submission
 from dqdet.predict.videos import find_tracks, predict_video

@@ -27,11 +27,11 @@ SPLIT_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid
 Layouts = Callable[[Path, str], Iterator[tuple[Path, list[Path]]]]
 
 
-def find_split(config: DataConfig, split: Split, layouts: Layouts) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split.
+def root_of(config: DataConfig) -> Path:
+    """The folder of the data set.
 
     Raises:
-        DqdetError: the root, the annotation file or the image folder is missing; says what was looked for.
+        DqdetError: it is not given, does not exist or is empty.
     """
     if config.root is None:
         raise DqdetError("data.root is not set: give the folder of the data set, such as data.root=/data/coco")
@@ -40,6 +40,16 @@ def find_split(config: DataConfig, split: Split, layouts: Layouts) -> tuple[Path
         raise DqdetError(f"{root}: no such folder; set data.root to the folder of the data set")
     if not any(root.iterdir()):
         raise DqdetError(f"{root}: the folder is empty; set data.root to the folder of the data set")
+    return root
+
+
+def find_split(config: DataConfig, split: Split, layouts: Layouts) -> tuple[Path, Path]:
+    """Annotation file and image folder of a split.
+
+    Raises:
+        DqdetError: the root, the annotation file or the image folder is missing; says what was looked for.
+    """
+    root = root_of(config)
     chosen = getattr(config, split)
     places = [place for name in ([chosen] if chosen else SPLIT_NAMES[split]) for place in layouts(root, name)]
     for file, folders in places:

@@ -9,6 +9,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from dqdet.drawing.pictures import Threshold
+
 Item = TypeVar("Item")
 
 
@@ -35,11 +37,12 @@ class Tally:
         self.counts[0] += items
         self.counts[1] += found
 
-    def line(self, threshold: float) -> str:
+    def line(self, threshold: Threshold) -> str:
         """All of it, with the items a second: ``20 images with 31 objects above 0.5, 3.1 images/s``."""
         (items, found), (count, total) = self.names, self.counts
         speed = count / max(time.perf_counter() - self.start, 1e-9)
         counted = (
             f"{number} {name if number != 1 else name[:-1]}" for number, name in ((count, items), (total, found))
         )
-        return f"{' with '.join(counted)} above {threshold:g}, {speed:.3g} {items}/s"
+        limit = f"{threshold:g}" if isinstance(threshold, float | int) else "the threshold of their class"
+        return f"{' with '.join(counted)} above {limit}, {speed:.3g} {items}/s"

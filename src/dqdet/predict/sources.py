@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dqdet.drawing.pictures import Threshold
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.image_files import image_files, is_image_name
 from dqdet.formats.records import is_id, is_text
@@ -24,7 +25,7 @@ def predict(
     predictor: Predictor,
     sources: Sequence[str | Path],
     out: Path,
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
     annotations: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
