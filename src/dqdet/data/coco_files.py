@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
+from torchvision import tv_tensors
 
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
-from dqdet.formats.image_files import read_image
+from dqdet.formats.image_files import read_pixels
 from dqdet.formats.image_headers import header_faults
 from dqdet.formats.records import is_text
 
@@ -129,8 +129,8 @@ class CocoImages:
         faults = header_faults(self.folder, self.file_names.tolist(), [(h, w) for h, w in self.sizes.tolist()])
         return [f"{self.folder}: {fault}" for fault in faults]
 
-    def read(self, index: int) -> PIL.Image.Image:
-        """The image in RGB, upright as its EXIF orientation says, unless the record has its size as stored.
+    def read(self, index: int) -> tv_tensors.Image:
+        """The image ``[3, H, W]`` (uint8, RGB), upright as EXIF says, unless the record has its size as stored.
 
         Raises:
             DqdetError: it cannot be read, or has another size than its record.
@@ -138,13 +138,13 @@ class CocoImages:
         file = self.folder / self.file_names[index]
         advice = f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
         height, width = self.sizes[index].tolist()
-        image = read_image(file, advice, (width, height), lambda: self._warn(file))
-        if image.size != (width, height):
+        image = read_pixels(file, advice, (width, height), lambda: self._warn(file))
+        if image.shape[1:] != (height, width):
             raise DqdetError(
-                f"{file}: is {image.width} x {image.height} pixels, but {self.kind} {self.ids[index]} of "
+                f"{file}: is {image.shape[2]} x {image.shape[1]} pixels, but {self.kind} {self.ids[index]} of "
                 f"{self.annotation_file} is {width} x {height}; correct one of them"
             )
-        return image
+        return tv_tensors.Image(image)
 
     def _warn(self, file: Path) -> None:
         if self.unwarned.acquire(block=False):

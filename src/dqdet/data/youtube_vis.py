@@ -22,7 +22,6 @@ import numpy as np
 import pycocotools.mask
 import torch
 from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dqdet.config import DataConfig
 from dqdet.data.clips import Clip, VideoDataset
@@ -174,7 +173,7 @@ class YoutubeVisDataset(VideoDataset):
         rows = np.concatenate([np.arange(first, stop) for first, stop in spans])  # [M]
         boxes = torch.from_numpy(self.boxes[rows])
         clip: Clip = {
-            "image": tv_tensors.Video(torch.stack([pil_to_tensor(self.frames.read(number)) for number in numbers])),
+            "image": tv_tensors.Video(torch.stack([self.frames.read(number) for number in numbers])),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": torch.from_numpy(self.labels[rows]),
             "tracks": torch.from_numpy(self.tracks[rows]),
