@@ -23,12 +23,11 @@ from gpu.table import make_table
 PIECES = {"check": check, "speed": speed, "sampling": sampling, "training": training}
 
 
-def find_device(name: str) -> torch.device:
-    if name == "cpu":
+def check_device(device: torch.device) -> None:
+    if device.type == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks for a card: trainings take one if there is one
     elif not torch.cuda.is_available():
         raise DqdetError("no CUDA device, or a PyTorch without CUDA; --device cpu --tiny tries the script without one")
-    return torch.device(name)
 
 
 def main() -> None:
@@ -39,14 +38,18 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--table", type=Path, help="write the table of all measurements to this file")
+    parser.add_argument("--note", default="", help="what a reader of the table has to know of these measurements")
     options = parser.parse_args()
 
-    setting = Setting(find_device(options.device), options.tiny)
-    folder = Folder(options.out, setting)
+    folder = Folder(options.out)
+    setting = Setting(torch.device(options.device), options.tiny)
+    if options.pieces:
+        check_device(setting.device)
+        folder.check(setting)
     for piece in options.pieces:
-        run_piece(piece, PIECES[piece].measurements(setting), folder, options.minutes)
+        run_piece(piece, PIECES[piece].measurements(setting), folder, setting, options.minutes)
     if options.table:
-        options.table.write_text(make_table(folder, setting), encoding="utf-8")
+        options.table.write_text(make_table(folder, setting, options.note), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from dqdet.cli import HEADLINE
 from dqdet.config import parse_overrides
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
+from dqdet.drawing.pictures import coefficient_figure, ground_truth, side_by_side
 from dqdet.metrics.scores import shown
-from dqdet.predict.pictures import coefficient_figure, ground_truth, side_by_side
 from dqdet.predict.predictor import Predictor
 
 PICTURES = 6

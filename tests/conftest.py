@@ -23,6 +23,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def without_figures():
+    """Their drawing would take longer than many trainings here; test_watching.py and test_report.py put it back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dqdet.training.watching.Curves.draw", lambda self, trainer: None)
+        patch.setattr("dqdet.training.engine.write_report", lambda *given: None)
+        yield
+
+
 @pytest.fixture
 def same_proposals(monkeypatch):
     """Rounding changes which cells of an encoder are the best, a choice: here that of the first model is repeated."""

@@ -227,6 +227,12 @@ def test_video_models_track_and_submit(run, tmp_path, pictures):
     assert {entry["video_id"] for entry in results} == {1, 2}
     assert {len(entry["segmentations"]) for entry in results} == {3}
 
+    (out / "model.safetensors").unlink()  # last.ckpt has weights of its own: the same ones after one epoch
+    status, _, err = run("submit", out / "last.ckpt", tmp_path / "last.zip", "data.scenes.val_images=2")
+    assert (status, err) == (0, "")
+    with zipfile.ZipFile(tmp_path / "last.zip") as archive:
+        assert json.loads(archive.read("results.json")) == results
+
 
 def test_models_are_converted_and_upgraded(run, tmp_path):
     run("train", "scenes_tiny", *SMALL, "train.steps=1", "queries.kind=static", "--out", tmp_path / "static")

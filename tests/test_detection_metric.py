@@ -1,8 +1,10 @@
 """Metrics must be those of the official evaluation, for any results, in one process or several."""
 
+import copy
 import json
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +12,7 @@ import torch.multiprocessing as mp
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dqdet.metrics import detection
 from dqdet.metrics.detection import SUMMARY, DetectionMetric, coco_results
 from dqdet.types import ImageDetections
 
@@ -84,6 +87,106 @@ def random_case(seed: int) -> tuple[dict, list[dict]]:
             results.append({**where, "bbox": box, "score": score()})
     categories = [{"id": number, "name": f"class {number}"} for number in (9, 2, 5)]
     return {"images": images, "annotations": annotations, "categories": categories}, results
+
+
+def official_arrays(ground_truth: dict, results: list[dict], iou_type: str) -> dict[str, np.ndarray]:
+    """All precisions and recalls of pycocotools."""
+    official = COCO()
+    official.dataset = copy.deepcopy(ground_truth)
+    official.createIndex()
+    evaluation = COCOeval(official, official.loadRes(copy.deepcopy(results)), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return {name: evaluation.eval[name] for name in ("precision", "recall")}
+
+
+def odd_objects(random: np.random.Generator, image: dict, classes: int) -> list[dict]:
+    """Polygons in and out of the image, and both kinds of run lengths; areas at the limits of sizes; crowds."""
+    height, width = image["height"], image["width"]
+    objects = []
+    for number in range(random.integers(12)):
+        if random.random() < 0.5:
+            centre, radius = random.uniform(-20, [width + 20, height + 20]), random.uniform(0.2, 60)
+            points = centre + radius * random.normal(0, 1, (random.integers(3, 9), 2))
+            segmentation = [(points * 2).round() / 2, points][number % 2].reshape(1, -1).tolist()
+            mask = pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, height, width))
+        else:
+            pixels = random.random((height, width)) < random.random()
+            mask = pycocotools.mask.encode(np.asfortranarray(pixels, dtype=np.uint8))
+            flat = pixels.T.ravel()
+            changes = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+            counts = [0] * bool(flat[0]) + np.diff(changes).tolist()
+            segmentation = {"size": [height, width], "counts": [counts, mask["counts"].decode()][number % 2]}
+        area = random.choice([pycocotools.mask.area(mask), 0, 32**2, 32**2 - 1e-7, 96**2, 1e5, 1e10])
+        objects.append(
+            {
+                "image_id": image["id"],
+                "category_id": int(random.integers(1, classes + 1)),
+                "segmentation": segmentation,
+                "mask": pycocotools.mask.decode(mask),
+                "bbox": pycocotools.mask.toBbox(mask).tolist(),
+                "area": float(area),
+                "iscrowd": int(random.random() < 0.2),
+            }
+        )
+    return objects
+
+
+def near_objects(random: np.random.Generator, known: dict, iou_type: str, classes: int) -> list[dict]:
+    """Entries of results near an object, some of another class, with scores of which many are equal."""
+    entries = []
+    for _ in range(random.integers(4)):
+        category = known["category_id"] if random.random() < 0.8 else int(random.integers(1, classes + 1))
+        entry = {"image_id": known["image_id"], "category_id": category, "score": round(random.random(), 1)}
+        if iou_type == "bbox":
+            box = np.array(known["bbox"]) + random.normal(0, random.choice([0, 0.5, 3]), 4)
+            entry["bbox"] = box.clip([-99, -99, 0, 0]).tolist()
+        else:
+            moved = np.roll(known["mask"], random.integers(-2, 3, 2), (0, 1))
+            mask = pycocotools.mask.encode(np.asfortranarray(moved))
+            entry["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
+        entries.append(entry)
+    return entries
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_every_precision_is_that_of_pycocotools(iou_type, monkeypatch):
+    """Of 40 odd data sets, whose images come in any order; in all classes, sizes and limits, not only the averages."""
+    compared = []
+    summary = detection.summary
+
+    def recorded(precision, recall, names):
+        compared.append({"precision": precision, "recall": recall})
+        return summary(precision, recall, names)
+
+    monkeypatch.setattr(detection, "summary", recorded)
+    defined = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        classes = int(random.integers(1, 4))
+        images = [
+            {"id": n, "height": h, "width": w} for n, (h, w) in enumerate(random.integers(1, 140, (5, 2)).tolist())
+        ]
+        objects = [known for image in images for known in odd_objects(random, image, classes)]
+        results = [entry for known in objects for entry in near_objects(random, known, iou_type, classes)]
+        if not results:
+            continue
+        ground_truth = {
+            "images": images,
+            "annotations": [
+                {"id": n, **{key: known[key] for key in known if key != "mask"}} for n, known in enumerate(objects, 1)
+            ],
+            "categories": [{"id": number, "name": str(number)} for number in range(1, classes + 1)],
+        }
+        metric = DetectionMetric(ground_truth, range(1, classes + 1), iou_type)
+        for image_id in random.permutation(5).tolist():
+            metric.add(image_id, [entry for entry in results if entry["image_id"] == image_id])
+        metric.compute()
+        official = official_arrays(ground_truth, results, iou_type)
+        for name, values in compared.pop().items():
+            np.testing.assert_allclose(values, official[name], rtol=0, atol=1e-9)
+        defined += (official["precision"] > 0).sum()
+    assert defined > 10_000
 
 
 @pytest.mark.parametrize("seed", range(3))

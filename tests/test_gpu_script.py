@@ -67,10 +67,10 @@ def test_a_family_is_timed_in_turns(setting, tmp_path):
     from gpu.measurements import Folder, run_piece
     from gpu.table import make_table
 
-    folder = Folder(tmp_path, setting)
+    folder = Folder(tmp_path)
     name = "deformable_detr_r50-fp32-1-inference"
     chosen = [m for m in speed.measurements(setting) if m.name in ("peak", name)]
-    run_piece("speed", chosen, folder, minutes=1)
+    run_piece("speed", chosen, folder, setting, minutes=1)
     result = folder.read("speed", name)
     assert "error" not in result
     assert list(result["seconds"]) == ["transformers", "static", "modulated", "queries alone"]
@@ -83,7 +83,7 @@ def test_a_family_is_timed_in_turns(setting, tmp_path):
 def test_what_fails_is_kept_and_tried_again_last(setting, tmp_path):
     from gpu.measurements import Folder, Measurement, run_piece
 
-    folder = Folder(tmp_path, setting)
+    folder = Folder(tmp_path)
     begun = []
 
     def measurement(name: str, fails: bool) -> Measurement:
@@ -97,7 +97,9 @@ def test_what_fails_is_kept_and_tried_again_last(setting, tmp_path):
 
     def run(minutes: float, fails: bool) -> list[str]:
         begun.clear()
-        run_piece("speed", [measurement("bad", fails), *(measurement(x, False) for x in "ab")], folder, minutes)
+        run_piece(
+            "speed", [measurement("bad", fails), *(measurement(x, False) for x in "ab")], folder, setting, minutes
+        )
         return list(begun)
 
     assert run(minutes=0, fails=True) == []
@@ -112,9 +114,9 @@ def test_what_fails_is_kept_and_tried_again_last(setting, tmp_path):
 def test_measurements_of_two_cards_are_not_mixed(setting, tmp_path):
     from gpu.measurements import Folder
 
-    Folder(tmp_path, setting).write("sampling", "copy", {})
-    with pytest.raises(DqdetError, match=r"copy.json: measured with tiny True, now False; choose another folder"):
-        Folder(tmp_path, setting._replace(tiny=False))
+    Folder(tmp_path).write("sampling", "copy", {}, setting)
+    with pytest.raises(DqdetError, match=r"measured with tiny True, now False; choose another folder"):
+        Folder(tmp_path).check(setting._replace(tiny=False))
 
 
 def test_aims_that_were_missed_are_marked(setting):

@@ -259,26 +259,22 @@ def test_more_classes_do_not_change_what_is_found(tmp_path, monkeypatch):
             never = state[name][:1] * 0 - (30 if name.endswith("bias") else 0)
             state[name] = torch.cat([never, state[name].flip(0), never])
     wider.load_state_dict(state)
-    metrics = []
+    entries = []
 
     class Recorded(DetectionMetric):
-        def compute(self):
-            metrics.append(self)
-            return super().compute()
+        def _match(self, image_id, found):
+            entries.extend(found)
+            super()._match(image_id, found)
 
     monkeypatch.setattr("dqdet.training.evaluation.DetectionMetric", Recorded)
+    measured = []
     for name, (network, settings) in {"model": (model, config), "wider": (wider, more)}.items():
         save_folder(tmp_path / name, network, settings, {})
+        entries.clear()
         dqdet.evaluate(tmp_path / name)
-    expected, found = (
-        sorted(
-            (entry["image_id"], entry["category_id"], entry["score"])
-            for entries in metric.results.values()
-            for entry in entries
-            if entry["category_id"] > 0
-        )
-        for metric in metrics
-    )
+        known = [entry for entry in entries if entry["category_id"] > 0]
+        measured.append(sorted((entry["image_id"], entry["category_id"], entry["score"]) for entry in known))
+    expected, found = measured
     assert len(expected) == 4 * 5 * 8  # images, queries, classes
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

@@ -176,3 +176,43 @@ def test_messages_on_a_terminal_are_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().err == "error: a\\nb\\x1b[31m\\ud800: wrong\n"
+
+
+LONG = "a" * 300  # characters, more than the name of a file may have
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train scenes_tiny init={0}",
+        "train scenes_tiny data.kind=coco data.root={0}",
+        "train scenes_tiny data.kind=coco data.root=. data.train={0}",
+        "train mask2former_r50_cityscapes_instance data.root={0}",
+        "train scenes_tiny model.backbone.name=resnet18 model.backbone.weights={0}",
+        "train {0}",
+        "train --resume {0}",
+        "eval {0}",
+        "predict {0} x.png --out out",
+        "predict {run} {0} --out out",
+        "predict {run} x.png --out {0}",
+        "predict {run} x.png --ids {0} --out out",
+        "submit {0} results.zip",
+        "convert {0} --out out",
+        "convert {run} --out {0}",
+        "upgrade {0} --out out",
+        "fold {0} --out out",
+        "presets {0}",
+        "study combinations --model {0} --out out",
+        "study combinations --out {0}",
+    ],
+)
+def test_names_that_no_file_can_have(trained, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("x.png")
+    monkeypatch.setattr(sys, "argv", ["dqdet", *command.format(LONG, run=trained).split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    complaint = capsys.readouterr().err.splitlines()
+    assert ended.value.code in (1, 2)
+    assert "aaaa" in complaint[-1]
+    assert "Traceback" not in "".join(complaint)

@@ -69,10 +69,11 @@ def with_few_objects(config: Config, count: int) -> list[int]:
     return [i for i in range(len(dataset)) if 1 <= len(dataset[i][1].labels) <= 4][:count]
 
 
-def test_boxes_in_eight_images_of_coco(shared):
+@pytest.mark.parametrize(("images", "steps"), [(4, 100), pytest.param(8, 200, marks=pytest.mark.slow)])
+def test_boxes_in_images_of_coco(shared, images, steps):
     data = {"kind": "coco", "root": str(shared / "data" / "coco_real"), **resized(128)}
     config = resolve("scenes_tiny", {"data": data, "queries": {"count": 30}})
-    assert memorised(config, with_few_objects(config, 8), steps=200)["AP50"] > 0.9
+    assert memorised(config, with_few_objects(config, images), steps)["AP50"] > 0.9
 
 
 @pytest.mark.slow
@@ -113,9 +114,8 @@ def test_panoptic_maps_of_two_images_of_coco(shared, tmp_path):
     assert memorised(config, [0, 1], steps=350)["PQ"] > 0.9
 
 
-@pytest.mark.parametrize(
-    ("preset", "options"), [("scenes_tiny_video", {}), pytest.param("seqformer_r50", SEQFORMER, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "options"), [("scenes_tiny_video", {}), ("seqformer_r50", SEQFORMER)])
 def test_tracks_in_two_videos(preset, options):
     # Clips are whole videos here, because only training items have masks.
     config = override(

@@ -12,8 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from dqdet.config import DataConfig
 from dqdet.data.transforms import make_transform
-from dqdet.metrics.panoptic import PanopticMap
-from dqdet.predict.pictures import (
+from dqdet.drawing.pictures import (
     PALETTE,
     annotated,
     coefficient_figure,
@@ -21,6 +20,7 @@ from dqdet.predict.pictures import (
     segments,
     side_by_side,
 )
+from dqdet.metrics.panoptic import PanopticMap
 from dqdet.types import Target
 
 CLASSES = ["cat", "dog", "bird"]

@@ -18,19 +18,22 @@ from torch import Tensor, nn
 
 from dqdet.config import Config, DataConfig, InferenceConfig, MaskLossConfig, VideoMask2FormerConfig
 from dqdet.data import open_dataset
+from dqdet.drawing.pictures import PALETTE
 from dqdet.errors import DqdetError
 from dqdet.formats import rle
 from dqdet.inference.windows import WindowTracks, best_tracks
+from dqdet.models import create_model
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.predict.frames import VideoFile, is_video_file, open_video, video_writer
-from dqdet.predict.pictures import PALETTE
 from dqdet.predict.predictor import Predictor
-from dqdet.predict.submission import write_submission
+from dqdet.predict.submission import submit, write_submission
 from dqdet.predict.videos import find_tracks, predict_video
+from dqdet.runs.folder import save_folder
 from dqdet.training.evaluation import make_evaluation
 from dqdet.types import ClipTracks, Predictions, Track
 from test_segmentation_results import ColourSegmenter, evaluated
 from test_segmentation_results import predictor as image_predictor
+from tiny import tiny_family
 from whole_tracks import decode_frames, whole
 
 WIDTH, HEIGHT = 96, 64
@@ -448,6 +451,20 @@ def youtube_vis(tmp_path):
                 document["annotations"].append(track | {"segmentations": masks, "iscrowd": 0})
     (root / "val.json").write_text(json.dumps(document))
     return root
+
+
+def test_submit_looks_at_the_headers_of_all_frames(youtube_vis, tmp_path):
+    """Before it looks for tracks: the faulty frame is one of the last video's."""
+    known = {"classes": ["red", "blue"], "category_ids": [3, 40]}
+    data = {"data__root": str(youtube_vis), "data__val_resize": HEIGHT, "data__max_size": WIDTH}
+    config = tiny_family("video_mask2former_r50", **data, **known)
+    save_folder(tmp_path / "run", create_model(config), config, {})
+    faulty = youtube_vis / "val" / "JPEGImages" / "12" / "00005.png"
+    Image.new("RGB", (WIDTH + 1, HEIGHT)).save(faulty)
+    with pytest.raises(DqdetError, match=r"^1 image files cannot be used: .*12/00005\.png.*data\.check=false"):
+        submit(tmp_path / "run", tmp_path / "results.zip")
+    with pytest.raises(DqdetError, match=rf"^{faulty}: is {WIDTH + 1} x {HEIGHT} pixels, but"):
+        submit(tmp_path / "run", tmp_path / "results.zip", ["data.check=false", "data.workers=0"])
 
 
 def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vis, tmp_path):

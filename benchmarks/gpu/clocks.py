@@ -12,7 +12,7 @@ from timing import Seconds, by_events, by_wall_clock, take_turns
 Run = Callable[[], object]
 
 REPEATS = (5, 30)  # at least, at most
-ENOUGH = 15.0  # seconds for all repeats of all runs
+ENOUGH = 4.0  # seconds for all repeats of all runs
 IN_A_ROW = 20  # runs of a kernel, which alone is shorter than its launch
 
 

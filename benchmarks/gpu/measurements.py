@@ -30,6 +30,11 @@ class Setting(NamedTuple):
             return torch.cuda.get_device_name(self.device)
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What results can be compared with others of."""
+        return {"card": self.card, "torch": torch.__version__, "tiny": self.tiny}
+
 
 class Measurement(NamedTuple):
     """Something to be measured.
@@ -42,20 +47,25 @@ class Measurement(NamedTuple):
 
 
 class Folder:
-    """Results of one card, ``PIECE/NAME.json``.
+    """Results of one card, one version of PyTorch and one size, ``PIECE/NAME.json``."""
 
-    Raises:
-        DqdetError: the folder has those of another card, of another version of PyTorch, or of another size.
-    """
-
-    def __init__(self, folder: Path, setting: Setting) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.origin = {"card": setting.card, "torch": torch.__version__, "tiny": setting.tiny}
-        for file in sorted(folder.glob("*/*.json")):
-            other = json.loads(file.read_text())
-            if differing := [key for key, value in self.origin.items() if other[key] != value]:
-                found = ", ".join(f"{key} {other[key]}, now {self.origin[key]}" for key in differing)
-                raise DqdetError(f"{file}: measured with {found}; choose another folder with --out")
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the results that are there were measured with; empty where there are none."""
+        for file in sorted(self.folder.glob("*/*.json")):
+            found = json.loads(file.read_text())
+            return {key: found[key] for key in ("card", "torch", "tiny")}
+        return {}
+
+    def check(self, setting: Setting) -> None:
+        """Raise DqdetError if the results are not of this card, version and size."""
+        now, earlier = setting.origin, self.origin
+        if differing := [key for key in earlier if earlier[key] != now[key]]:
+            found = ", ".join(f"{key} {earlier[key]}, now {now[key]}" for key in differing)
+            raise DqdetError(f"{self.folder}: measured with {found}; choose another folder with --out")
 
     def file(self, piece: str, name: str) -> Path:
         return self.folder / piece / f"{name}.json"
@@ -65,12 +75,12 @@ class Folder:
         file = self.file(piece, name)
         return json.loads(file.read_text()) if file.exists() else None
 
-    def write(self, piece: str, name: str, result: Result) -> None:
+    def write(self, piece: str, name: str, result: Result, setting: Setting) -> None:
         file = self.file(piece, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps({"name": name, **self.origin, "date": now, **result}, indent=1))
+        unfinished.write_text(json.dumps({"name": name, **setting.origin, "date": now, **result}, indent=1))
         unfinished.replace(file)
 
 
@@ -79,7 +89,9 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
-def run_piece(piece: str, measurements: Sequence[Measurement], folder: Folder, minutes: float) -> None:
+def run_piece(
+    piece: str, measurements: Sequence[Measurement], folder: Folder, setting: Setting, minutes: float
+) -> None:
     """Measure what is not there yet; after so many minutes nothing new is begun.
 
     What has failed is tried again, but last.
@@ -97,7 +109,7 @@ def run_piece(piece: str, measurements: Sequence[Measurement], folder: Folder, m
             result = measure()
         except Exception as error:  # the others go on, whatever it is
             result = {"error": one_line(error)}
-        folder.write(piece, name, result)
+        folder.write(piece, name, result, setting)
         took = f"{time.monotonic() - begun:.1f} s"
         print(f"{piece}: {name}: {took}{', ' + result['error'] if 'error' in result else ''}", flush=True)
         clean_up()

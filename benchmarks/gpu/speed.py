@@ -34,7 +34,8 @@ TINY_PRESETS = ("deformable_detr_r50",)
 
 PHOTOGRAPH = (800, 1066)  # height, width: of 640 x 480 with its shorter side resized to 800
 PADDED = (800, 1088)  # as Mask2Former pads it
-SMALL = (320, 416)  # where equality is checked
+SQUARES = {"lw_detr_small": (640, 640), "rf_detr_nano": (384, 384)}  # of presets that are published for these
+SMALL = (320, 416)  # where equality is checked, if not in such a square
 TINY = (64, 96)
 
 
@@ -82,7 +83,9 @@ def measure_equality(setting: Setting, preset: str) -> Result:
     use_tf32(False)
     family = load(preset, setting.device)
     families.set_mode(family.models, "inference")
-    family.check_equal(family.models, family.criterion, family.make_batch(TINY if setting.tiny else SMALL, 1))
+    family.check_equal(
+        family.models, family.criterion, family.make_batch(TINY if setting.tiny else SQUARES.get(preset, SMALL), 1)
+    )
     return {"preset": preset, "equal": list(family.models)}
 
 
@@ -145,7 +148,7 @@ def conditions(
 ) -> tuple[torch.autocast | None, Batch]:
     """Autocast, if the precision needs it, and the batch."""
     autocast = torch.autocast(setting.device.type, torch.bfloat16) if precision == "bf16" else None
-    size = TINY if setting.tiny else PADDED if preset == MASK2FORMER else PHOTOGRAPH
+    size = TINY if setting.tiny else SQUARES.get(preset, PADDED if preset == MASK2FORMER else PHOTOGRAPH)
     return autocast, family.make_batch(size, batch)
 
 

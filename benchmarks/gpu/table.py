@@ -18,7 +18,7 @@ STEP_COST = 1.15  # of modulated over static queries in a step, at most; the pap
 INFERENCE_COST = 1.01  # the same at inference
 
 
-def make_table(folder: Folder, setting: Setting) -> str:
+def make_table(folder: Folder, setting: Setting, note: str = "") -> str:
     """The whole document.
 
     Raises:
@@ -37,6 +37,7 @@ def make_table(folder: Folder, setting: Setting) -> str:
         f"Measured on {origin['card']}, PyTorch {origin['torch']}, {days}.{size} Again: `make gpu`, which goes on with "
         "what is missing in `runs/gpu`; with an empty folder it measures everything anew. Times are medians; behind "
         "± is half of the range of the middle half.",
+        *(["", note] if note else []),
         *(line for section in sections for line in section),
         "",
     ]
@@ -93,8 +94,9 @@ def speeds(folder: Folder, setting: Setting) -> list[str]:
     peaks = (folder.read("speed", "peak") or {}).get("flops", {})
     against = [r for r in results if "flops" in r]  # of all kinds in turns
     sentences = [
-        "A step is forward, loss and backward pass. Images are 800x1066 (Mask2Former: 800x1088), fp32 is with TF32, "
-        "bf16 is autocast. Kinds of queries take turns; compiled models are timed alone.",
+        "A step is forward, loss and backward pass. Images are 800x1066 (Mask2Former: 800x1088, LW-DETR: 640x640, "
+        "RF-DETR: 384x384), fp32 is with TF32, bf16 is autocast. Kinds of queries take turns; compiled "
+        "models are timed alone.",
         "Shares of peak are of a large matrix product in that precision: "
         + ", ".join(f"{precision} {flops / 1e12:.3g} TFLOP/s" for precision, flops in peaks.items())
         + ". Sampling counts in the forward pass alone.",

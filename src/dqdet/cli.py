@@ -11,22 +11,27 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import dqdet
-from dqdet.config import Precision, describe, explained, parse_overrides, preset_names, resolve
-from dqdet.errors import DISK_FULL, DqdetError, Interrupted
+from dqdet.config import DataConfig, Precision, describe, explained, parse_overrides, preset_names, resolve
+from dqdet.errors import DISK_FULL, DqdetError, Interrupted, printable
 from dqdet.metrics.scores import is_score, shown
+
+if TYPE_CHECKING:
+    from dqdet.predict.predictor import Predictor
 
 HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
 
 OPTION = re.compile(r"[a-z_]+(\.[a-z_]+)*=")  # what an argument begins with that is an option, and no file
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, help="Look at data sets, and convert them.")
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> None:
@@ -147,12 +152,12 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
     threshold: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            min=0,
-            max=1,
+            metavar="SCORE|auto",
             show_default="0.5, of panoptic maps inference.object_threshold",
-            help="Lowest score of objects that are drawn, and of the segments of panoptic maps.",
+            help="Lowest score of objects that are drawn, and of the segments of panoptic maps; auto: that of "
+            "each class which `dqdet eval` found to be best.",
         ),
     ] = None,
     ids: Annotated[
@@ -170,7 +175,7 @@ def predict(
     """
     from dqdet.predict import sources as given
 
-    options = [source for source in sources if OPTION.match(source) and not Path(source).exists()]
+    options = [source for source in sources if OPTION.match(source) and not os.path.exists(source)]
     overrides = _overrides(dqdet.load, options)
     if threshold is not None and "inference.object_threshold" in overrides:
         raise DqdetError("--threshold and inference.object_threshold are the same; leave out one of them")
@@ -178,7 +183,8 @@ def predict(
     if not paths:
         raise DqdetError("nothing to look at; give images, folders, videos or addresses")
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides)
-    failures = given.predict(predictor, paths, out, threshold, ids, force, say=lambda line: print(line, flush=True))
+    limit = None if threshold is None else _threshold(threshold, model, predictor)
+    failures = given.predict(predictor, paths, out, limit, ids, force, say=lambda line: print(line, flush=True))
     for failure in failures:
         _complain(failure)
     if len(failures) > 1:
@@ -186,6 +192,22 @@ def predict(
         _complain(DqdetError(f"{len(names)} files failed, the others are done: {', '.join(names)}"))
     if failures:
         raise typer.Exit(1)
+
+
+def _threshold(given: str, model: str, predictor: Predictor) -> float | list[float]:
+    if given == "auto":
+        from dqdet.runs.folder import load_thresholds
+
+        if predictor.config.data.task not in ("detection", "instance"):
+            raise DqdetError("--threshold auto is for boxes and instance masks; give a number")
+        return load_thresholds(Path(model), predictor.config.classes)
+    try:
+        threshold = float(given)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise DqdetError(f"--threshold {given}: neither a score in 0..1 nor auto")
+    return threshold
 
 
 @app.command()
@@ -312,6 +334,74 @@ def study(
         **_overrides(studies.study, options),
     )
     print(found.text(), end="")
+
+
+DataSet = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the data set: COCO, YOLO, VOC or LabelMe.")]
+
+
+@data.command("check")
+def check_data(
+    root: DataSet,
+    options: Options = None,
+    preset: Annotated[str, typer.Option(help="Sizes of objects are those for this one.")] = "deformable_detr_r50",
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with figures and annotated images.")
+    ] = None,
+) -> None:
+    """Read everything, and print what is there and what is wrong: exit status 1, if there is anything."""
+    from dqdet.drawing.data_check import check
+
+    checked = check(_data_options(root, preset, options))
+    table = Table("", *checked.splits, title=str(root))
+    for row in checked.table():
+        table.add_row(*map(printable, row))
+    _show(table)
+    if page is not None:
+        from dqdet.runs.folder import write_file
+
+        write_file(page, checked.page(str(root)).encode())
+    for fault in checked.faults:
+        _complain(DqdetError(fault))
+    if checked.faults:
+        raise typer.Exit(1)
+
+
+@data.command("convert")
+def convert_data(
+    root: DataSet,
+    out: Annotated[Path, typer.Option(help="Folder to write, with copies of the images.")],
+    options: Options = None,
+) -> None:
+    """Write a data set as COCO has it: annotations/instances_SPLIT.json and images/SPLIT."""
+    from dqdet.data import open_dataset
+    from dqdet.data.coco import CocoDataset
+    from dqdet.data.conversion import write_coco
+
+    config = _data_options(root, "deformable_detr_r50", options)
+    splits: dict[str, CocoDataset] = {}
+    for split in ("train", "val"):
+        dataset = open_dataset(config, split)
+        assert isinstance(dataset, CocoDataset)
+        splits[split] = dataset
+    write_coco(splits, out)
+    sizes = ", ".join(f"{split} {len(dataset)} images" for split, dataset in splits.items())
+    _show(f"{out}: {config.kind} as COCO, {sizes}, {len(splits['train'].classes)} classes")
+
+
+def _data_options(root: Path, preset: str, options: list[str] | None) -> DataConfig:
+    """The options of a data set, whose format is found by its files unless it is given."""
+    from dqdet.data.kinds import SIGNS, kind_of
+
+    given = parse_overrides(options or [])
+    if others := [path for path in given if not path.startswith("data.") or path == "data.root"]:
+        raise DqdetError(f"{', '.join(others)}: give the folder and options that begin with data.")
+    config = resolve(preset, {"data.kind": given.get("data.kind") or kind_of(root), "data.root": str(root)} | given)
+    if config.data.kind not in SIGNS or config.data.task not in ("detection", "instance"):
+        raise DqdetError(
+            f"data.kind={config.data.kind} with data.task={config.data.task}: only boxes (detection) and masks "
+            f"(instance) of {', '.join(SIGNS)}"
+        )
+    return config.data
 
 
 @app.command()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from dqdet.adapters import transformers as adapter
 from dqdet.config import Config, resolve
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
+from dqdet.models.lw_detr import LwDetr
 from dqdet.runs.folder import save_folder
 from dqdet.runs.sources import load_model
 
@@ -48,11 +50,37 @@ MODULATED: dict[str, dict[str, Any]] = {
     "deformable_detr_r50 none": {"queries.context": "none"},
     "deformable_detr_r50 static": {"queries.kind": "static"},
 }
+OF_RESNETS = ("model.backbone.name", "model.encoder_layers")
+WITHOUT_ENCODER = {option: value for option, value in SMALL.items() if option not in OF_RESNETS}
+LW_DETR: dict[str, Any] = {
+    "model.backbone.name": "cae_tiny",
+    "model.backbone.positions": 3,
+    "model.backbone.global_blocks": [0],
+    "model.backbone.taps": [1, 3],
+    "model.cross_heads": 8,
+}
+RF_DETR: dict[str, Any] = {
+    "model.backbone.positions": 4,
+    "model.backbone.global_blocks": [2],
+    "model.backbone.taps": [1, 3],
+    "model.cross_heads": 8,
+    "data.square": False,
+}
+GROUPS = {
+    "lw_detr_tiny": LW_DETR,
+    "lw_detr_tiny levels": LW_DETR | {"model.scales": [2.0, 0.5], "queries.context": "projected"},
+    "lw_detr_tiny none": LW_DETR | {"queries.context": "none"},
+    "lw_detr_tiny grouped": LW_DETR | {"queries.kind": "grouped"},
+    "lw_detr_tiny static": LW_DETR | {"queries.kind": "static"},
+    "rf_detr_nano": RF_DETR,
+    "rf_detr_seg_nano": RF_DETR | {"model.backbone.windows": 2, "queries.context": "projected"},
+}
 
 
 def build(name: str) -> tuple[Detector, Config]:
     torch.manual_seed(0)
-    config = resolve(name.split()[0], SMALL | MODULATED[name])
+    options = SMALL | MODULATED[name] if name in MODULATED else WITHOUT_ENCODER | GROUPS[name]
+    config = resolve(name.split()[0], options)
     model = create_model(config).eval()
     with torch.no_grad():  # away from initial values that hide mistakes
         for parameter in model.parameters():
@@ -60,11 +88,21 @@ def build(name: str) -> tuple[Detector, Config]:
     return model, config
 
 
+def inputs(model: Detector) -> tuple[Tensor, Tensor]:
+    """Two images, the second with padding. Theirs of whole windows must be square, or RF-DETR's are mixed up."""
+    height, width = (128 // model.divisor * model.divisor,) * 2 if isinstance(model, LwDetr) else (96, 128)
+    images = torch.randn(2, 3, height, width)
+    padding = torch.zeros(2, height, width, dtype=torch.bool)
+    padding[1, :, 90:] = True
+    images[1, :, :, 90:] = 0
+    return images, padding
+
+
 def found_by_ours(model: Detector, images: Tensor, padding: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
         final = model(images, padding).final
-    found = {"logits": final.logits[0]}
-    return found | ({"boxes": final.boxes[0]} if final.masks is None else {"masks": final.masks.all()[0]})
+    found = {"logits": final.logits[0]} | ({} if final.boxes is None else {"boxes": final.boxes[0]})
+    return found | ({} if final.masks is None else {"masks": final.masks.all()[0]})
 
 
 def found_by_theirs(model: transformers.PreTrainedModel, images: Tensor, padding: Tensor) -> dict[str, Tensor]:
@@ -72,24 +110,29 @@ def found_by_theirs(model: transformers.PreTrainedModel, images: Tensor, padding
         output = model(pixel_values=images, pixel_mask=(~padding).long())
     if "masks_queries_logits" in output:
         return {"logits": output.class_queries_logits, "masks": output.masks_queries_logits}
-    return {"logits": output.logits, "boxes": output.pred_boxes}
+    found = {"logits": output.logits, "boxes": output.pred_boxes}
+    return found | ({"masks": output.pred_masks} if "pred_masks" in output else {})
 
 
-@pytest.mark.parametrize("name", MODULATED)
+SLOW = ("rf_detr_seg_nano",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODULATED | GROUPS]
+)
 def test_there_and_back(name, tmp_path):
     model, config = build(name)
     save_folder(tmp_path / "ours", model, config, {})
-    images = torch.randn(2, 3, 96, 128)
-    padding = torch.zeros(2, 96, 128, dtype=torch.bool)
-    padding[1, :, 90:] = True
-    images[1, :, :, 90:] = 0
+    images, padding = inputs(model)
     expected = found_by_ours(model, images, padding)
 
     adapter.convert(tmp_path / "ours", tmp_path / "theirs")
-    if config.queries.kind == "static":
-        theirs = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / "theirs")
+    architecture = json.loads((tmp_path / "theirs" / "config.json").read_text())["architectures"][0]
+    if config.queries.kind == "static" or (name in GROUPS and config.queries.kind == "grouped"):
+        theirs = getattr(transformers, architecture).from_pretrained(tmp_path / "theirs")
     else:
         theirs = adapter.load(tmp_path / "theirs")
+    assert type(theirs).__name__ == architecture
     assert list(theirs.config.id2label.values()) == config.classes
     found = found_by_theirs(theirs, images, padding)
     assert found.keys() == expected.keys()
@@ -99,13 +142,44 @@ def test_there_and_back(name, tmp_path):
 
     back = load_model(tmp_path / "theirs")
     assert back.config.queries.kind == config.queries.kind
-    if config.queries.kind != "static":
+    if isinstance(theirs, adapter.Modulated):
         assert back.config.queries == config.queries
         assert back.config.loss.beta == config.loss.beta
     assert back.config.classes == config.classes
     for key, wanted in found_by_ours(back.model, images, padding).items():
         scale = wanted.abs().max().clamp(min=1).item()
         torch.testing.assert_close(wanted, expected[key], rtol=0, atol=1e-5 * scale)
+
+
+@torch.no_grad()
+def test_groups_find_the_same_in_training():
+    """Every group of queries of LW-DETR, with the proposals of its own head."""
+    model, config = build("lw_detr_tiny")
+    theirs = adapter.to_transformers(model, config)
+    images, padding = inputs(model)
+    for one in (model, theirs):
+        one.train()
+        for norm in one.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eval()
+    expected, found = model(images, padding), found_by_theirs(theirs, images, padding)
+    assert expected.logits.shape[2] == 7 * (1 + 3)
+    torch.testing.assert_close(found["logits"], expected.logits[-1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["boxes"], expected.boxes[-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queries.basic": "whole"}, "queries.kind=modulated with queries.basic=whole: lw_detr of transformers trains"),
+        ({"queries.kind": "generated"}, "queries.kind=generated with .* can be converted"),
+        ({"queries.context": "memory"}, "context=memory: it has no such map; there are backbone, projected, none"),
+    ],
+)
+def test_queries_that_their_groups_have_no_place_for(options, message):
+    config = resolve("lw_detr_tiny", WITHOUT_ENCODER | LW_DETR | options)
+    with pytest.raises(DqdetError, match=message):
+        adapter.to_transformers(create_model(config), config)
 
 
 def test_families_and_backbones_that_are_not_there(tmp_path):
@@ -115,6 +189,10 @@ def test_families_and_backbones_that_are_not_there(tmp_path):
     config = resolve("detr_r50", SMALL | {"model.backbone.name": "test_resnet"})
     with pytest.raises(DqdetError, match=r"model.backbone.name=test_resnet: models with resnet18, .* converted only"):
         adapter.to_transformers(create_model(config), config)
+    config = resolve("rf_detr_nano", WITHOUT_ENCODER | RF_DETR)
+    model, config.model.backbone.name = create_model(config), "test_vit"
+    with pytest.raises(DqdetError, match=r"name=test_vit: models with vit_small_patch14_dinov2, .* converted only"):
+        adapter.to_transformers(model, config)
     config = resolve("dab_detr_r50", SMALL | {"model.temperature": 20.5})
     with pytest.raises(DqdetError, match=r"model.temperature=20.5: transformers has whole numbers only"):
         adapter.to_transformers(create_model(config), config)

@@ -203,6 +203,51 @@ def test_pipeline():
     assert max(item["score"] for item in found) == pytest.approx(scores.max().item(), abs=1e-5)
 
 
+PROCESSORS = {
+    MASK2FORMER: transformers.Mask2FormerImageProcessor,
+    "RfDetrForInstanceSegmentation": transformers.RfDetrImageProcessor,
+}
+TASKS = {
+    "semantic": {},
+    "instance": {"threshold": 0.0},
+    "panoptic": {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [*((MASK2FORMER, task) for task in TASKS), ("RfDetrForInstanceSegmentation", "instance")]
+)
+@torch.no_grad()
+def test_post_processing_of_every_task(name, task):
+    """By the class's own image processor: what it makes of a modulated model is what it made of the model before."""
+    processor = PROCESSORS[name]()
+    post_process = getattr(processor, f"post_process_{task}_segmentation")
+    model = build(name)
+    given = inputs(model)
+
+    def found() -> list[Any]:
+        output = model(**given)
+        if name == MASK2FORMER:  # queries of a random model are alike: their differences made large
+            masks, classes = output.masks_queries_logits, output.class_queries_logits
+            output.masks_queries_logits = (
+                3 * (masks - masks.mean((2, 3), keepdim=True)) / masks.std((2, 3), keepdim=True)
+            )
+            output.class_queries_logits = 3 * (classes - classes.mean(1, keepdim=True)) / classes.std(1, keepdim=True)
+        return post_process(output, target_sizes=[(48, 64), (40, 50)], **TASKS[task])
+
+    before = found()
+    adapter.modulate(model)
+    for old, new in zip(before, found(), strict=True):
+        if task == "semantic":
+            assert len(old.unique()) > 1
+            assert torch.equal(old, new)
+        else:
+            assert torch.equal(old["segmentation"], new["segmentation"])
+            assert 0 < len(old["segments_info"]) == len(new["segments_info"]) <= QUERIES
+            for one, other in zip(old["segments_info"], new["segments_info"], strict=True):
+                assert other == one | {"score": pytest.approx(one["score"], abs=1e-4)}
+
+
 def test_push_to_hub_writes_what_load_reads(tmp_path, monkeypatch):
     """All but the transfer."""
     model = modulated(DETR)

@@ -69,7 +69,9 @@ def test_real_data_as_pycocotools_reads_it(shared, name, split, file):
         labels = [dataset.category_ids[label] for label in dataset.labels[start:stop]]
         assert labels == [a["category_id"] for a in expected]
         if sample is not None:
-            assert sample["image"].size == (width, height)
+            pixels = PIL.Image.open(dataset.images.folder / reference.imgs[image_id]["file_name"]).convert("RGB")
+            np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
+            assert sample["image"].shape == (3, height, width)
             assert torch.equal(sample["boxes"], torch.tensor(dataset.boxes[start:stop]))
     assert dataset.ground_truth()["annotations"] == reference.dataset["annotations"]
 
@@ -165,7 +167,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     write(tmp_path, document(images=[record(1, file_name=f"1.{suffix}")]))
     PIL.Image.new(mode, (60, 40)).save(tmp_path / f"images/train/1.{suffix}")
     dataset = opened(tmp_path, resize=[40])
-    assert dataset.read(0)["image"].mode == "RGB"
+    assert dataset.read(0)["image"].shape == (3, 40, 60)
     assert dataset[0][0].shape[0] == 3
 
 
@@ -174,7 +176,7 @@ def test_exif_orientation_is_not_applied_where_the_recorded_size_is_as_stored(tm
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     PIL.Image.new("RGB", (60, 40)).save(tmp_path / "images/train/1.jpg", exif=exif)
-    assert opened(tmp_path).read(0)["image"].size == (60, 40)
+    assert opened(tmp_path).read(0)["image"].shape == (3, 40, 60)
 
 
 def turned(root: Path, size: tuple[int, int], images: list[dict]) -> None:
@@ -188,7 +190,7 @@ def turned(root: Path, size: tuple[int, int], images: list[dict]) -> None:
 
 def test_exif_orientation_is_applied_where_the_recorded_size_is_that_of_the_turned_picture(tmp_path, caplog):
     turned(tmp_path, (40, 60), [record(1)])
-    assert opened(tmp_path).read(0)["image"].size == (60, 40)
+    assert opened(tmp_path).read(0)["image"].shape == (3, 40, 60)
     assert caplog.records == []
 
 
@@ -320,11 +322,17 @@ def test_missing_images_are_listed_together(tmp_path):
     )
 
 
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path):
+    name = "a" * 300 + ".png"
+    write(tmp_path, document(images=[record(1, file_name=name)]), files=("1.png",))
+    assert "1 of 1 images are missing" in error_of(tmp_path)
+
+
 def test_images_in_subfolders_are_found(tmp_path):
     write(tmp_path, document(images=[record(1, file_name="day/1.png")]), files=())
     (tmp_path / "images/train/day").mkdir()
     PIL.Image.new("RGB", (60, 40)).save(tmp_path / "images/train/day/1.png")
-    assert opened(tmp_path).read(0)["image"].size == (60, 40)
+    assert opened(tmp_path).read(0)["image"].shape == (3, 40, 60)
 
 
 def read_error(root: Path) -> str:

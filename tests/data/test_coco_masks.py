@@ -70,7 +70,7 @@ def test_real_masks_as_pycocotools_reads_them(shared, caplog):
         ]
         sample = dataset.read(index)
         assert type(sample["masks"]) is tv_tensors.Mask
-        assert sample["masks"].shape == (len(annotations), *sample["image"].size[::-1])
+        assert sample["masks"].shape == (len(annotations), *sample["image"].shape[1:])
         assert sample["masks"].dtype == torch.uint8
         for mask, annotation in zip(sample["masks"], annotations, strict=True):
             assert np.array_equal(mask, reference.annToMask(annotation))

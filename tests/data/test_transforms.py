@@ -60,7 +60,7 @@ def sample_of(height: int, width: int, boxes: list[list[int]]) -> dict:
         pixels[y0:y1, x0:x1, 1] = 255 - 40 * i
         masks[i, y0:y1, x0:x1] = 1
     return {
-        "image": PIL.Image.fromarray(pixels),
+        "image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)),
         "boxes": tv_tensors.BoundingBoxes(
             torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=(height, width)
         ),
@@ -115,7 +115,7 @@ def test_masks_and_boxes_agree_in_flip_and_crop(sample, seed):
     result = transform(sample)
     assert torch.equal(boxes_of(result["masks"]), result["boxes"])
     height, width = result["masks"].shape[-2:]
-    assert result["image"].size == (width, height)
+    assert result["image"].shape == (3, height, width)
     assert 8 <= height <= 40
     assert 8 <= width <= 40
 
@@ -125,7 +125,7 @@ def test_masks_and_boxes_agree_in_resize(sample, shorter, longest):
     result = RandomShorterSide([shorter], longest)(sample)
     if result["masks"].any():  # a thin object may fall between the pixels of a smaller mask
         assert (boxes_of(result["masks"]) - result["boxes"]).abs().max() <= 1
-    assert result["image"].size == result["masks"].shape[:0:-1]
+    assert result["image"].shape[1:] == result["masks"].shape[1:]
 
 
 @settings(max_examples=60)
@@ -137,7 +137,7 @@ def test_boxes_follow_the_picture_through_the_whole_augmentation(sample, seed):
     assert type(image) is type(boxes) is torch.Tensor
     green = image[1] / 255  # [H, W] 0..1
     if len(boxes) == 0:
-        assert green.max() < 0.01
+        assert green.max() <= 0.5  # the blurred edge of what a crop has left out
     elif (green > 0.5).any():
         outwards = (boxes_of((green > 0.5)[None]) - boxes) * torch.tensor([-1, -1, 1, 1])
         assert outwards.max() <= 2.5  # boxes after a crop are whole pixels, and are then enlarged
@@ -156,7 +156,7 @@ def test_labels_and_masks_stay_with_their_boxes_when_others_vanish():
     assert result["labels"].tolist() == [1, 3]
     assert result["boxes"].tolist() == [[10, 10, 25, 30], [5, 5, 8, 9]]
     assert torch.equal(boxes_of(result["masks"]), result["boxes"])
-    assert result["image"].size == (40, 40)
+    assert result["image"].shape == (3, 40, 40)
 
 
 def drawn(transform, sample: dict, count: int) -> list[dict]:
@@ -279,18 +279,18 @@ def test_boxes_enclose_what_a_crop_leaves_of_the_masks():
 @given(one_object(), st.integers(0, 9999))
 def test_jitter_scales_to_a_part_of_the_window_and_keeps_the_shape(sample, seed):
     torch.manual_seed(seed)
-    height, width = sample["image"].size[::-1]
+    height, width = sample["image"].shape[1:]
     result = RandomScale((50, 100), (0.2, 1.5))(sample)
     h, w = result["masks"].shape[1:]
     share = max(h / 50, w / 100)
     assert 0.2 - 0.5 / 50 <= share <= 1.5 + 0.5 / 50
     assert abs(h / height - w / width) * min(height, width) <= 1.01  # both sides are rounded
-    assert result["image"].size == (w, h)
+    assert result["image"].shape == (3, h, w)
 
 
 def test_jitter_covers_its_whole_range():
     transform = RandomScale((100, 100), (0.1, 2.0))
-    sides = [max(result["image"].size) for result in drawn(transform, sample_of(30, 60, [[0, 0, 9, 9]]), 300)]
+    sides = [max(result["image"].shape[1:]) for result in drawn(transform, sample_of(30, 60, [[0, 0, 9, 9]]), 300)]
     assert 10 <= min(sides) <= 15
     assert 195 <= max(sides) <= 200
     assert np.quantile(sides, [0.25, 0.5, 0.75]) == pytest.approx([57, 105, 152], abs=15)  # uniform
@@ -428,9 +428,9 @@ def test_jitter_pads_with_grey_and_leaves_boxes_and_masks_where_they_are():
     sample = masked(sample_of(40, 60, [[10, 5, 30, 25]]), torch.zeros(1, 40, 60))
     sample["masks"][0, 5:25, 10:30] = 1
     result = PadTo((64, 50))(sample)
-    image, masks = v2.functional.pil_to_tensor(result["image"]), result["masks"]
+    image, masks = result["image"], result["masks"]
     assert image.shape[1:] == masks.shape[1:] == result["boxes"].canvas_size == (64, 60)  # never smaller
-    assert torch.equal(image[:, :40], v2.functional.pil_to_tensor(sample["image"]))
+    assert torch.equal(image[:, :40], sample["image"])
     assert (image[:, 40:] == 128).all()
     assert torch.equal(masks[:, :40], sample["masks"])
     assert not masks[:, 40:].any()

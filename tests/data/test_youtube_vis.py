@@ -151,6 +151,13 @@ def test_the_official_format_is_read_as_the_official_evaluation_does(tmp_path, s
     assert metrics["AR10"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("tracks", [True, 0, {}, "", 1.5])
+def test_tracks_are_a_list(tmp_path, tracks):
+    root = written(tmp_path, document() | {"annotations": tracks})
+    with pytest.raises(DqdetError, match=r"train.json: not in COCO's video format \(no list 'annotations'\)"):
+        opened(root)
+
+
 @pytest.mark.parametrize("missing", [None, "left out"])
 def test_a_validation_split_without_annotations_can_be_used(tmp_path, caplog, missing):
     annotations = document() | {"annotations": None}

@@ -24,8 +24,16 @@ def make_inputs(device, dtype, shapes: Shapes, heads: int, width: int, queries: 
     cells = sum(height * width for height, width in shapes)
     value = torch.randn(2, cells, heads, width, generator=generator).to(device, dtype)
     locations = torch.rand(2, queries, heads, len(shapes), points, 2, generator=generator) * 1.4 - 0.2
+    locations = off_the_lines(locations, shapes)
     weights = torch.rand(2, queries, heads, len(shapes), points, generator=generator)
     return [value, locations.to(device), weights.to(device)]
+
+
+def off_the_lines(locations: Tensor, shapes: Shapes) -> Tensor:
+    """Points a hundredth of a cell away from the lines through cells' centres, where the gradient by places jumps."""
+    sizes = torch.tensor([(width, height) for height, width in shapes])[:, None]  # [L, 1, 2]
+    cells = locations * sizes - 0.5
+    return (cells.floor() + (cells - cells.floor()).clamp(0.01, 0.99) + 0.5) / sizes
 
 
 def assert_equals_the_reference(inputs: list[Tensor], shapes: Shapes) -> None:

@@ -15,6 +15,7 @@ from transformers import (
     DetrImageProcessor,
     Mask2FormerImageProcessor,
     ResNetConfig,
+    RfDetrImageProcessor,
 )
 
 import dqdet
@@ -39,6 +40,8 @@ PROCESSORS = {
     "dab_detr": ConditionalDetrImageProcessor,
     "deformable_detr": DeformableDetrImageProcessor,
     "mask2former": Mask2FormerImageProcessor,
+    "lw_detr": DeformableDetrImageProcessor,
+    "rf_detr": RfDetrImageProcessor,
 }
 PREPARATIONS = {
     "shorter side": {"size": SMALL},
@@ -90,6 +93,8 @@ def noise(size: tuple[int, int]) -> Image.Image:
 def test_images_are_prepared_as_in_transformers(tmp_path, family, name):
     if family == "mask2former" and name == "not resized":
         pytest.skip("refused, see below")
+    if family == "rf_detr" and name == "not rescaled":
+        pytest.skip("theirs ends in an error")
     theirs = PROCESSORS[family](**PREPARATIONS[name])
     theirs.save_pretrained(tmp_path)
     found = read_preparation(tmp_path, PUBLISHED[family].huggingface)

@@ -179,7 +179,7 @@ def test_training(pair):
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         scale = expected[name].abs().max().clamp(min=1e-3)
         torch.testing.assert_close(
-            gradient / scale, expected[name] / scale, rtol=0, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+            gradient / scale, expected[name] / scale, rtol=0, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 
@@ -281,5 +281,5 @@ def test_masks_in_training(segmentation):
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         scale = expected[name].abs().max().clamp(min=1e-3)
         torch.testing.assert_close(
-            gradient / scale, expected[name] / scale, rtol=0, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+            gradient / scale, expected[name] / scale, rtol=0, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
         )

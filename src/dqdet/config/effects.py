@@ -14,6 +14,7 @@ from dqdet.config.length import drop_places, total_steps
 from dqdet.config.presets import changes
 from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
 
+DETECTION_FILES = ("coco", "yolo", "voc", "labelme")  # formats of detection, whose images are listed one by one
 FILLED = ("classes", "category_ids", "stuff")  # from the data set
 TRAINED = ("modulated", "grouped")  # kinds of queries with groups that train beside those of inference
 DYNAMIC = ("modulated", "generated", "shared")  # those that look at a map
@@ -61,12 +62,14 @@ UNUSED = (
         lambda c: c.data.task != "panoptic",
     ),
     # The images that become clips are COCO's.
-    Unused(("data.skip_empty",), "data.kind", lambda c: c.data.kind != "coco" and c.data.clips.images is None),
+    Unused(("data.skip_empty",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES and not c.data.clips.images),
+    Unused(("data.val_share",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES),
     Unused(("data.skip_empty",), "data.task", lambda c: c.data.kind == "coco" and c.data.task == "panoptic"),
     Unused(("data.hue", "data.permute_channels"), "data.colour", lambda c: not c.data.colour),
     Unused(("data.resize", "data.crop"), "data.jitter", lambda c: c.data.jitter is not None),
     Unused(("train.drop", "train.drop_steps"), "train.schedule", lambda c: c.train.schedule == "poly"),
     Unused(("train.power",), "train.schedule", lambda c: c.train.schedule != "poly"),
+    Unused(("train.pictures",), "data.task", lambda c: c.data.task in ("panoptic", "video")),
     Unused(("train.offsets_lr",), "model.family", lambda c: "points" not in type(c.model).model_fields),
     Unused(("train.decay_norms",), "train.weight_decay", lambda c: c.train.weight_decay == 0),
 )
@@ -131,6 +134,8 @@ def beyond_the_end(config: Config, steps_per_epoch: int) -> Iterator[str]:
             f"train.validate_every={train.validate_every} epochs is beyond the end (step {end} of {steps_per_epoch} an "
             "epoch): the last model alone is measured"
         )
+    if train.patience is not None and train.patience * train.validate_every * steps_per_epoch >= end:
+        yield f"train.patience={train.patience} is beyond the end: the training has no more validations"
 
 
 def _sizes(config: Config) -> Iterator[str]:

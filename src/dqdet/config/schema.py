@@ -520,6 +520,9 @@ class ClipsConfig(Section):
 
 TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
     "coco": ("detection", "instance", "panoptic"),
+    "yolo": ("detection", "instance"),
+    "voc": ("detection", "instance"),
+    "labelme": ("detection", "instance"),
     "cityscapes": ("instance", "panoptic"),
     "youtube_vis": ("video",),
     "scenes": ("detection", "instance", "panoptic", "video"),
@@ -527,7 +530,7 @@ TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
 
 
 class DataConfig(Section):
-    kind: Literal["coco", "cityscapes", "youtube_vis", "scenes"] = "coco"
+    kind: Literal["coco", "yolo", "voc", "labelme", "cityscapes", "youtube_vis", "scenes"] = "coco"
     """Format of the data set; scenes is generated."""
     task: Task = "detection"
     """What is annotated, learned and measured: boxes, masks, panoptic maps or tracks."""
@@ -537,6 +540,8 @@ class DataConfig(Section):
     """Name of the training split; null: train2017 or train, whichever there is."""
     val: Text | None = None
     """Name of the validation split; null: val2017, val, valid or test, whichever there is."""
+    val_share: Annotated[Real, Field(gt=0, lt=1)] = 0.2
+    """Share of the images, drawn by their names, that are for validation where a data set has no splits."""
     resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))
     """Shorter sides of training images in pixels, one drawn an image."""
     square: bool = False
@@ -652,6 +657,12 @@ class TrainConfig(Section):
     """Decay a step of averaged weights, which are validated and kept; null: no averaging."""
     validate_every: Count = 1
     """Epochs between validations."""
+    patience: Count | None = None
+    """Validations without a better one after which the training ends; null: it has its whole length."""
+    pictures: CountOrZero = 0
+    """Validation images, the same ones each time, that are drawn with what the model finds, some ten times in a
+    training; of boxes and instance masks; 0: none.
+    """
     seed: Seed = 0
     """Of initial weights, order, augmentation and dropout; the same one gives the same training."""
 

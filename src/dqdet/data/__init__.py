@@ -19,6 +19,7 @@ DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
     ("coco", "detection"): CocoDataset,
     ("coco", "instance"): CocoDataset,
     ("coco", "panoptic"): CocoPanopticDataset,
+    **{(kind, task): CocoDataset for kind in ("yolo", "voc", "labelme") for task in ("detection", "instance")},
     ("cityscapes", "instance"): CityscapesDataset,
     ("cityscapes", "panoptic"): CityscapesDataset,
     ("youtube_vis", "video"): YoutubeVisDataset,

@@ -8,9 +8,11 @@ the official conversion to panoptic maps writes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+from torchvision import tv_tensors
 
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
@@ -18,7 +20,7 @@ from dqdet.data.segments import SegmentsDataset, as_sample
 from dqdet.data.transforms import Sample
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.cityscapes import CLASSES, LABELS, labels_of, unknown
-from dqdet.formats.image_files import opened_image, read_image, sizes
+from dqdet.formats.image_files import opened_image, read_pixels, sizes
 from dqdet.formats.image_headers import header_faults
 from dqdet.types import PanopticMap
 
@@ -39,9 +41,9 @@ def find_folders(config: DataConfig, split: Split) -> tuple[Path, Path]:
     root, name = Path(config.root), getattr(config, split) or split
     faults = []
     for part, archive in ARCHIVES.items():
-        if not (root / part).is_dir():
+        if not os.path.isdir(root / part):
             faults.append(f"no folder {part} (unpack {archive} there, or set data.root)")
-        elif not (root / part / name).is_dir():
+        elif not os.path.isdir(root / part / name):
             faults.append(f"no folder {part}/{name} (unpack {archive} there, or set data.{split})")
     if faults:
         raise DqdetError(f"{root}: {'; '.join(faults)}")
@@ -159,7 +161,8 @@ class CityscapesDataset(SegmentsDataset):
     def read(self, index: int) -> Sample:
         panoptic = self.panoptic(index)
         height, width = panoptic.ids.shape
-        return as_sample(read_image(self._image_file(index), ADVICE, (width, height)), panoptic, self.category_ids)
+        image = tv_tensors.Image(read_pixels(self._image_file(index), ADVICE, (width, height)))
+        return as_sample(image, panoptic, self.category_ids)
 
     def _image_file(self, index: int) -> Path:
         return self.image_folder / self.file_names[index]

@@ -104,7 +104,7 @@ class VideoDataset(DetectionDataset):
 
 def clip_target(rows: Target, clip: Clip) -> Target:
     """The objects of a clip, from a target with one row for each object and frame that shows it."""
-    frames = len(clip["image"])  # type: ignore[arg-type]
+    frames = len(clip["image"])
     tracks, objects = clip["tracks"].unique(return_inverse=True)  # [N], [M]
 
     def stacked(values: Tensor) -> Tensor:  # [M, ...] -> [N, T, ...]

@@ -1,9 +1,17 @@
-"""Data sets in COCO's detection and instance format, as downloaded or as exported by annotation tools.
+"""Data sets in COCO's detection and instance format, as downloaded or as exported by annotation tools, and those of
+other formats (YOLO, Pascal VOC, LabelMe) as COCO would have them.
 
 Two layouts of a split are found under the root folder:
 
-- ``annotations/instances_{split}.json`` with the images in ``{split}`` or ``images/{split}`` (COCO),
+- ``annotations/instances_{split}.json`` with the images in ``{split}`` or ``images/{split}`` (COCO; CVAT, whose
+  splits are called Train, Validation and Test),
 - ``{split}/_annotations.coco.json`` with the images beside it (Roboflow).
+
+Where neither has a split, a set without splits is divided into two (``data.val_share``):
+
+- ``annotations/instances_default.json`` with the images in ``images/default`` or ``images`` (CVAT),
+- ``result.json`` with the images that it names, mostly in ``images`` (Label Studio),
+- ``_annotations.coco.json`` with the images beside it.
 
 What cannot be used is an error that lists all faults at once. What the official loaders mend is mended: boxes are
 clipped to their image, and objects without area inside it, or whose polygons enclose no pixel, are left out of the
@@ -13,7 +21,8 @@ targets. ``ground_truth`` stays as in the file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +31,13 @@ import torch
 from torchvision import tv_tensors
 
 from dqdet.config import DataConfig
-from dqdet.data.coco_files import CocoImages, find_split, refuse
+from dqdet.data.annotations import Annotations, divided
+from dqdet.data.coco_files import SPLIT_NAMES, CocoImages, find_split, first_folder, refuse
 from dqdet.data.dataset import DetectionDataset, Split
+from dqdet.data.labelme import read_labelme
 from dqdet.data.transforms import Sample
+from dqdet.data.voc import read_voc
+from dqdet.data.yolo import read_yolo
 from dqdet.errors import listed, value_text
 from dqdet.formats.masks import CompressedMasks, compress, mask_area, segmentation_fault
 from dqdet.formats.records import (
@@ -43,9 +56,68 @@ from dqdet.formats.records import (
 logger = logging.getLogger(__name__)
 
 
+CVAT = {"train": "Train", "val": "Validation", "test": "Test"}  # what it calls these splits
+
+
 def _layouts(root: Path, name: str) -> Iterator[tuple[Path, list[Path]]]:
     yield root / "annotations" / f"instances_{name}.json", [root / name, root / "images" / name]
     yield root / name / "_annotations.coco.json", [root / name]
+    if name in CVAT:
+        of_cvat = CVAT[name]
+        yield root / "annotations" / f"instances_{of_cvat}.json", [root / "images" / of_cvat, root / "images"]
+
+
+def _undivided(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    images = root / "images"
+    yield root / "annotations" / "instances_default.json", [images / "default", images]
+    yield root / "result.json", [root]
+    yield root / "_annotations.coco.json", [root]
+
+
+def _find_undivided(config: DataConfig) -> tuple[Path, Path] | None:
+    """Annotation file and image folder of a set without splits, if that is what the root folder has."""
+    if config.root is None or config.train or config.val:
+        return None
+    root = Path(config.root)
+    names = [name for split in SPLIT_NAMES.values() for name in split]
+    if any(file.is_file() for name in names for file, _ in _layouts(root, name)):
+        return None
+    for file, folders in _undivided(root):
+        if file.is_file():
+            return file, first_folder(folders, f"{file}: the folder with its images is missing")
+    return None
+
+
+def read_coco(config: DataConfig, split: Split) -> Annotations:
+    """The annotations of a split.
+
+    Raises:
+        DqdetError: they are missing, or no document of COCO; of a set without splits also if they are faulty.
+    """
+    if found := _find_undivided(config):
+        file, folder = found
+        document = _with_slashes(read_document(file))
+        refuse(file, find_faults(document, masks=config.task == "instance"), {})
+        return Annotations(file, folder, divided(document, split, config.val_share))
+    file, folder = find_split(config, split, _layouts)
+    return Annotations(file, folder, read_document(file))
+
+
+def _with_slashes(document: dict[str, Any]) -> dict[str, Any]:
+    r"""Label Studio on Windows writes ``images\name.jpg``."""
+    for image in document["images"]:
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if isinstance(name, str) and "\\" in name:
+            image["file_name"] = name.replace("\\", "/")
+    return document
+
+
+READERS: dict[str, Callable[[DataConfig, Split], Annotations]] = {
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "voc": read_voc,
+    "labelme": read_labelme,
+}
 
 
 def _annotation_fault(annotation: dict[str, Any], image_ids: set[int], category_ids: set[int]) -> str | None:
@@ -84,8 +156,9 @@ def find_faults(document: dict[str, Any], masks: bool) -> list[str]:
 
 
 class CocoDataset(DetectionDataset):
-    """A split of a data set in COCO format, with masks in the instance task; see the module's docstring.
+    """A split of a data set in COCO format, or in one that becomes it (`READERS`); see the module's docstring.
 
+    The instance task has masks.
     Items are in the order of the image ids, labels in the order of the category ids. Images without objects
     are kept, except in training with ``config.skip_empty``. Crowd annotations are no targets, but part of
     ``ground_truth``, because the official evaluation ignores detections that lie in them. Files are converted to RGB
@@ -100,23 +173,24 @@ class CocoDataset(DetectionDataset):
     def __init__(self, config: DataConfig, split: Split, seed: int = 0) -> None:
         super().__init__(config, split, seed)
         self.task = config.task
-        self.annotation_file, folder = find_split(config, split, _layouts)
-        document = read_document(self.annotation_file)
-        faults = find_faults(document, masks=self.task == "instance")
+        self.read_annotations = partial(READERS[config.kind], config, split)
+        annotations = self.read_annotations()
+        self.annotation_file, folder, document = annotations.file, annotations.folder, annotations.document
+        faults = annotations.faults or find_faults(document, masks=self.task == "instance")
         refuse(self.annotation_file, faults, {"images": (folder, document["images"])})
 
         categories = sorted(document["categories"], key=lambda category: category["id"])
         self.classes = [category["name"] for category in categories]
         self.category_ids = [category["id"] for category in categories]
-        annotations = [a for a in document["annotations"] if not a.get("iscrowd")]
+        objects = [a for a in document["annotations"] if not a.get("iscrowd")]
         records = document["images"]
         if config.skip_empty and split == "train":
-            shown = {annotation["image_id"] for annotation in annotations}
+            shown = {one["image_id"] for one in objects}
             records = [record for record in records if record["id"] in shown]
         self.images = CocoImages(records, self.annotation_file, folder)
         self.image_ids = self.images.ids
         self.aspect_ratios = self.images.aspect_ratios
-        self._set_objects(annotations)
+        self._set_objects(objects)
 
     def _set_objects(self, annotations: list[dict[str, Any]]) -> None:
         """Arrays of all objects, those of an image one after the other and in the order of the file."""
@@ -149,7 +223,8 @@ class CocoDataset(DetectionDataset):
         self.starts = np.searchsorted(images[order], np.arange(len(self.image_ids) + 1))
 
     def _warn(self, what: str, annotations: list[dict[str, Any]], dropped: np.ndarray) -> None:
-        if ids := [annotations[position]["id"] for position in np.flatnonzero(dropped)]:
+        places = [annotations[position] for position in np.flatnonzero(dropped)]
+        if ids := [place.get("place", place["id"]) for place in places]:
             logger.warning(
                 f"{self.annotation_file}: {len(ids)} of {len(annotations)} {what} inside their "
                 f"image and are left out of the targets: annotations {listed(ids)}"
@@ -175,11 +250,12 @@ class CocoDataset(DetectionDataset):
         return len(self.labels) > 0
 
     def ground_truth(self) -> dict[str, Any]:
-        """The annotation file, with the fields that evaluation needs and some tools leave out."""
-        document = read_document(self.annotation_file)
+        """The annotations, with the fields that evaluation needs and some tools leave out."""
+        document = self.read_annotations().document
         document.setdefault("info", {})
         sizes = dict(zip(self.image_ids, self.images.sizes.tolist(), strict=True))
         for annotation in document["annotations"]:
+            annotation.pop("place", None)
             annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
             if "area" not in annotation and self.task == "instance":
                 size = sizes[annotation["image_id"]]

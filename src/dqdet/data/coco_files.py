@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
+from torchvision import tv_tensors
 
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
-from dqdet.formats.image_files import read_image
+from dqdet.formats.image_files import read_pixels
 from dqdet.formats.image_headers import header_faults
 from dqdet.formats.records import is_text
 
@@ -27,23 +27,33 @@ SPLIT_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid
 Layouts = Callable[[Path, str], Iterator[tuple[Path, list[Path]]]]
 
 
+def root_of(config: DataConfig) -> Path:
+    """The folder of the data set.
+
+    Raises:
+        DqdetError: it is not given, does not exist or is empty.
+    """
+    if config.root is None:
+        raise DqdetError("data.root is not set: give the folder of the data set, such as data.root=/data/coco")
+    root = Path(config.root)
+    if not os.path.isdir(root):
+        raise DqdetError(f"{root}: no such folder; set data.root to the folder of the data set")
+    if not any(root.iterdir()):
+        raise DqdetError(f"{root}: the folder is empty; set data.root to the folder of the data set")
+    return root
+
+
 def find_split(config: DataConfig, split: Split, layouts: Layouts) -> tuple[Path, Path]:
     """Annotation file and image folder of a split.
 
     Raises:
         DqdetError: the root, the annotation file or the image folder is missing; says what was looked for.
     """
-    if config.root is None:
-        raise DqdetError("data.root is not set: give the folder of the data set, such as data.root=/data/coco")
-    root = Path(config.root)
-    if not root.is_dir():
-        raise DqdetError(f"{root}: no such folder; set data.root to the folder of the data set")
-    if not any(root.iterdir()):
-        raise DqdetError(f"{root}: the folder is empty; set data.root to the folder of the data set")
+    root = root_of(config)
     chosen = getattr(config, split)
     places = [place for name in ([chosen] if chosen else SPLIT_NAMES[split]) for place in layouts(root, name)]
     for file, folders in places:
-        if file.is_file():
+        if os.path.isfile(file):
             return file, first_folder(folders, f"{file}: the folder with its images is missing")
     looked = ", ".join(str(file.relative_to(root)) for file, _ in places)
     raise DqdetError(
@@ -54,7 +64,7 @@ def find_split(config: DataConfig, split: Split, layouts: Layouts) -> tuple[Path
 def first_folder(folders: Sequence[Path], complaint: str) -> Path:
     """The first of ``folders`` that exists; raises DqdetError with ``complaint`` if none does."""
     for folder in folders:
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return folder
     raise DqdetError(f"{complaint}; looked for {listed(folders)}")
 
@@ -74,7 +84,7 @@ def refuse(file: Path, faults: list[str], files: dict[str, tuple[Path, list[Any]
         present = set(os.listdir(folder))
         names = [record.get("file_name") for record in records if isinstance(record, dict)]
         missing = [
-            name for name in names if is_text(name) and name not in present and not (folder / str(name)).is_file()
+            name for name in names if is_text(name) and name not in present and not os.path.isfile(folder / str(name))
         ]
         if missing:
             complaints.append(
@@ -119,8 +129,8 @@ class CocoImages:
         faults = header_faults(self.folder, self.file_names.tolist(), [(h, w) for h, w in self.sizes.tolist()])
         return [f"{self.folder}: {fault}" for fault in faults]
 
-    def read(self, index: int) -> PIL.Image.Image:
-        """The image in RGB, upright as its EXIF orientation says, unless the record has its size as stored.
+    def read(self, index: int) -> tv_tensors.Image:
+        """The image ``[3, H, W]`` (uint8, RGB), upright as EXIF says, unless the record has its size as stored.
 
         Raises:
             DqdetError: it cannot be read, or has another size than its record.
@@ -128,13 +138,13 @@ class CocoImages:
         file = self.folder / self.file_names[index]
         advice = f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
         height, width = self.sizes[index].tolist()
-        image = read_image(file, advice, (width, height), lambda: self._warn(file))
-        if image.size != (width, height):
+        image = read_pixels(file, advice, (width, height), lambda: self._warn(file))
+        if image.shape[1:] != (height, width):
             raise DqdetError(
-                f"{file}: is {image.width} x {image.height} pixels, but {self.kind} {self.ids[index]} of "
+                f"{file}: is {image.shape[2]} x {image.shape[1]} pixels, but {self.kind} {self.ids[index]} of "
                 f"{self.annotation_file} is {width} x {height}; correct one of them"
             )
-        return image
+        return tv_tensors.Image(image)
 
     def _warn(self, file: Path) -> None:
         if self.unwarned.acquire(block=False):

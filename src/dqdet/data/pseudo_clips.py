@@ -121,8 +121,7 @@ class PseudoClips(DetectionDataset):
         sample = self.images.read(int(self.usable[index]))
         labels = torch.from_numpy(self.labels)[sample["labels"]]
         known = labels >= 0
-        image = v2.functional.to_image(sample["image"])
-        return pseudo_clip(image, tv_tensors.Mask(sample["masks"][known]), labels[known], self.count)
+        return pseudo_clip(sample["image"], tv_tensors.Mask(sample["masks"][known]), labels[known], self.count)
 
     def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:
         return clip_target(super().target(sample, original_size, image_id), sample)  # type: ignore[arg-type]

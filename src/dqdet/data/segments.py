@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from scipy.ndimage import find_objects
 from torch import Tensor
@@ -41,11 +40,11 @@ def _objects(panoptic: PanopticMap, segments: list[dict[str, Any]]) -> tuple[Ten
     return masks, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
-def as_sample(image: PIL.Image.Image, panoptic: PanopticMap, category_ids: Sequence[int]) -> Sample:
+def as_sample(image: tv_tensors.Image, panoptic: PanopticMap, category_ids: Sequence[int]) -> Sample:
     """An image with the segments of the given categories as its objects, with masks; crowds are none.
 
     Args:
-        image: of the size of the map.
+        image: ``[3, H, W]`` uint8, of the size of the map.
         panoptic: every segment of the list has a pixel in the map.
         category_ids: the category of each label.
     """

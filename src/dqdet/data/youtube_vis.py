@@ -22,7 +22,6 @@ import numpy as np
 import pycocotools.mask
 import torch
 from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dqdet.config import DataConfig
 from dqdet.data.clips import Clip, VideoDataset
@@ -118,7 +117,7 @@ class YoutubeVisDataset(VideoDataset):
     def __init__(self, config: DataConfig, split: Split, seed: int = 0) -> None:
         super().__init__(config, split, seed)
         self.annotation_file, folder = find_split(config, split, _layouts)
-        document = self._read_document()
+        document = read_document(self.annotation_file, "video")
         frames = _frames(document["videos"])
         refuse(self.annotation_file, _find_faults(document), {"frames": (folder, frames)})
         if not document["annotations"]:
@@ -137,11 +136,6 @@ class YoutubeVisDataset(VideoDataset):
         self.frames = CocoImages(frames, self.annotation_file, folder, "video")
         self._set_tracks([a for a in document["annotations"] if not a.get("iscrowd")], [v["id"] for v in videos])
         self.set_videos([v["id"] for v in videos], lengths, self.frames.aspect_ratios[self.first_frames[:-1]])
-
-    def _read_document(self) -> dict[str, Any]:
-        document = read_document(self.annotation_file, "video")
-        document["annotations"] = document.get("annotations") or []  # null in the official validation split
-        return document
 
     def _set_tracks(self, tracks: list[dict[str, Any]], video_ids: list[int]) -> None:
         """Arrays with a row for each object in each frame that shows it, those of a frame one after the other."""
@@ -179,7 +173,7 @@ class YoutubeVisDataset(VideoDataset):
         rows = np.concatenate([np.arange(first, stop) for first, stop in spans])  # [M]
         boxes = torch.from_numpy(self.boxes[rows])
         clip: Clip = {
-            "image": tv_tensors.Video(torch.stack([pil_to_tensor(self.frames.read(number)) for number in numbers])),
+            "image": tv_tensors.Video(torch.stack([self.frames.read(number) for number in numbers])),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": torch.from_numpy(self.labels[rows]),
             "tracks": torch.from_numpy(self.tracks[rows]),
@@ -195,7 +189,7 @@ class YoutubeVisDataset(VideoDataset):
 
     def ground_truth(self) -> dict[str, Any]:
         """The annotation file, with the fields that evaluation needs and some tools leave out."""
-        document = self._read_document()
+        document = read_document(self.annotation_file, "video")
         document.setdefault("info", {})
         for video in document["videos"]:
             video.setdefault("length", len(video["file_names"]))

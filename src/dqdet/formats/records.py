@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 from dqdet.errors import DqdetError, printable, value_text
 
-# YouTube-VIS does not publish all annotations.
 LISTS = {
     "detection": ("images", "categories", "annotations"),
     "panoptic": ("images", "categories", "annotations"),
-    "video": ("videos", "categories"),
+    "video": ("videos", "categories", "annotations"),
 }
 
 LONGEST_SIDE = 65_535  # of an image in pixels, the most that JPEG has
@@ -35,6 +34,8 @@ _NUMBERS = {int, float}
 def read_document(file: Path, format: Literal["detection", "panoptic", "video"] = "detection") -> dict[str, Any]:
     """A COCO annotation file, or one of YouTube-VIS: a dictionary with the lists that its format needs.
 
+    YouTube-VIS does not publish all annotations: where its files have none, or null, the list is empty.
+
     Raises:
         DqdetError: the file cannot be read, is not JSON, or is not in COCO's format.
     """
@@ -46,6 +47,8 @@ def read_document(file: Path, format: Literal["detection", "panoptic", "video"] 
         raise DqdetError(f"{file}: not valid JSON ({error}); download or export it again") from error
     except RecursionError as error:
         raise DqdetError(f"{file}: lists or objects are nested too deeply; export it as COCO JSON") from error
+    if format == "video" and isinstance(document, dict) and document.get("annotations") is None:
+        document["annotations"] = []
     for kind in LISTS[format]:
         if not isinstance(document, dict) or not isinstance(document.get(kind), list):
             raise DqdetError(f"{file}: not in COCO's {format} format (no list {kind!r}); export it as COCO JSON")

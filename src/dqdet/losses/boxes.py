@@ -26,13 +26,19 @@ def generalized_iou(a: Tensor, b: Tensor, epsilon: float = 0.0) -> Tensor:
     """
     a, b = corners(a), corners(b)
     overlap, union = _overlap_and_union(a, b)
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    hull = _area(torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2]))
     return overlap / (union + epsilon) - (hull - union) / (hull + epsilon)
 
 
 def _overlap_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Areas ``[...]``, from corners ``[..., 4]``."""
-    area_a = (a[..., 2:] - a[..., :2]).prod(-1)
-    area_b = (b[..., 2:] - b[..., :2]).prod(-1)
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    area_a = _area(a[..., 2:] - a[..., :2])
+    area_b = _area(b[..., 2:] - b[..., :2])
+    overlap = _area((torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0))
     return overlap, area_a + area_b - overlap
+
+
+def _area(sides: Tensor) -> Tensor:
+    """``[..., 2] -> [...]``; the backward pass of ``prod`` would ask the device whether there are zeros, and wait."""
+    width, height = sides.unbind(-1)
+    return width * height

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
+from hotcoco import StreamingEval
 
-from dqdet.formats.results import IouType, StoredResults, coco_results
-from dqdet.metrics.processes import from_first
+from dqdet.formats.results import Entries, IouType, coco_results
+from dqdet.metrics.processes import from_first, to_first
 from dqdet.types import ImageDetections
-
-CATEGORIES_AT_ONCE = 10
 
 # In the order of the official summary.
 AVERAGE_PRECISION = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 AVERAGE_RECALL = ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 SUMMARY = AVERAGE_PRECISION + AVERAGE_RECALL
+
+UNKNOWN = 0  # the number of all categories that a data set has not
 
 
 def numbers(records: Sequence[dict[str, Any]]) -> dict[int, int]:
@@ -26,11 +26,11 @@ def numbers(records: Sequence[dict[str, Any]]) -> dict[int, int]:
 
 
 class DetectionMetric:
-    """Collects detections image by image and compares them with the ground truth of a data set.
+    """Compares detections with the ground truth of a data set, image by image as they come.
 
-    Works over several processes: each updates with its own images, and ``compute`` gives every process the
-    metrics of all of them. An image that several processes saw, as a distributed sampler makes happen to
-    equalise their shares, counts once. Results are kept on disk.
+    Of an image its matches are kept, a few KiB. Works over several processes: each updates with its own images, and
+    ``compute`` gives every process the metrics of all of them. An image that several processes saw, as a distributed
+    sampler makes happen to equalise their shares, counts once.
 
     Args:
         ground_truth: a data set in COCO's JSON structure, at the size to which detections refer.
@@ -41,45 +41,58 @@ class DetectionMetric:
     best = "AP"
 
     def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int], iou_type: IouType = "bbox") -> None:
-        # The evaluation keeps all ids as doubles, marks matches by annotation id, 0 meaning none, and writes into the
-        # annotations: it gets copies, numbered from 1.
+        # The evaluation marks matches by annotation id, 0 meaning none, and has no negative ids: all are numbered.
         self.image_numbers = numbers(ground_truth["images"])
-        self.category_numbers = categories = numbers(ground_truth["categories"])
-        self.category_ids = list(category_ids)
-        annotations = [
-            {
-                **annotation,
-                "id": number,
-                "image_id": self.image_numbers[annotation["image_id"]],
-                "category_id": categories[annotation["category_id"]],
+        self.category_numbers = numbers(ground_truth["categories"])
+        self.label_numbers = [self.category_numbers.get(category_id, UNKNOWN) for category_id in category_ids]
+        names = {self.category_numbers[category["id"]]: category["name"] for category in ground_truth["categories"]}
+        self.names = [names[number] for number in sorted(names)]
+        self.images = {
+            image["id"]: {
+                "id": self.image_numbers[image["id"]],
+                "height": int(image["height"]),
+                "width": int(image["width"]),
             }
-            for number, annotation in enumerate(ground_truth["annotations"], 1)
-        ]
-        self.ground_truth = COCO(
-            {
-                **ground_truth,
-                "images": [{**image, "id": self.image_numbers[image["id"]]} for image in ground_truth["images"]],
-                "categories": [{**c, "id": categories[c["id"]]} for c in ground_truth["categories"]],
-                "annotations": annotations,
-            }
-        )
+            for image in ground_truth["images"]
+        }
+        shape = ("bbox",) if iou_type == "bbox" else ("bbox", "segmentation")
+        self.objects: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in self.images}
+        for number, annotation in enumerate(ground_truth["annotations"], 1):
+            self.objects[annotation["image_id"]].append(
+                {
+                    "id": number,
+                    "image_id": self.image_numbers[annotation["image_id"]],
+                    "category_id": self.category_numbers[annotation["category_id"]],
+                    "area": annotation["area"],
+                    "iscrowd": int(annotation.get("iscrowd", 0)),
+                    **{key: annotation[key] for key in shape},
+                }
+            )
         self.iou_type: IouType = iou_type
         self.reset()
 
     def reset(self) -> None:
-        self.results = StoredResults()
+        categories = [{"id": number, "name": name} for number, name in enumerate(self.names, 1)]
+        self.matches = StreamingEval(categories, self.iou_type)
 
     def update(self, image_ids: Sequence[int], detections: Sequence[ImageDetections]) -> None:
         for image_id, found in zip(image_ids, detections, strict=True):
-            self.add(image_id, coco_results(image_id, found, self.category_ids, self.iou_type))
+            number = self.image_numbers[image_id]
+            self._match(image_id, coco_results(number, found, self.label_numbers, self.iou_type))
 
-    def add(self, image_id: int, entries: Sequence[dict[str, Any]]) -> None:
-        """What an official results file has of an image; categories that the data set has not do not count."""
-        image = self.image_numbers[image_id]
-        self.results[image_id] = [
-            {**entry, "image_id": image, "category_id": self.category_numbers.get(entry["category_id"], 0)}
-            for entry in entries
+    def add(self, image_id: int, entries: Entries) -> None:
+        """What an official results file has of an image."""
+        number = self.image_numbers[image_id]
+        numbered = [
+            {**e, "image_id": number, "category_id": self.category_numbers.get(e["category_id"], UNKNOWN)}
+            for e in entries
         ]
+        self._match(image_id, numbered)
+
+    def _match(self, image_id: int, entries: Entries) -> None:
+        """Entries with our numbers for ids; of categories that the data set has not they do not count."""
+        known = [entry for entry in entries if entry["category_id"] != UNKNOWN]
+        self.matches.update([self.images[image_id]], self.objects[image_id], known)
 
     def compute(self) -> dict[str, float]:
         """The metrics over all images given to ``update``, in any process, since the last ``reset``.
@@ -89,48 +102,36 @@ class DetectionMetric:
             ``AR100``, ``AR_small``, ...) and, for each class, ``AP/name``, ``AP50/name``, ``AP75/name`` and
             ``AR100/name``; -1 where there is no ground truth to measure, as in the official evaluation.
         """
-        self.results.gather()
-        return from_first(self._evaluate)
+        shares = to_first(self.matches.to_bytes())
+        return from_first(lambda: self._evaluate(shares))
 
-    def _evaluate(self) -> dict[str, float]:
-        category_ids = sorted(self.ground_truth.getCatIds())
-        if not category_ids:
+    def _evaluate(self, shares: Sequence[bytes]) -> dict[str, float]:
+        if not self.names:
             return dict.fromkeys(SUMMARY, -1.0)
-        # Categories do not depend on each other. The evaluation needs several times the memory of the entries, so
-        # it gets those of a few categories at a time.
-        parts = []
-        for start in range(0, len(category_ids), CATEGORIES_AT_ONCE):
-            chosen = category_ids[start : start + CATEGORIES_AT_ONCE]
-            entries = [entry for image in self.results.values() for entry in image if entry["category_id"] in chosen]
-            evaluation = COCOeval_faster(self.ground_truth, self.ground_truth.loadRes(entries), iouType=self.iou_type)
-            evaluation.params.imgIds = sorted(self.image_numbers[image_id] for image_id in self.results)
-            evaluation.params.catIds = chosen
-            evaluation.evaluate()
-            evaluation.accumulate()
-            parts.append(evaluation.eval)
-        evaluation.params.catIds = category_ids
-        evaluation.eval = {
-            "precision": np.concatenate([part["precision"] for part in parts], axis=2),  # [T, R, K, areas, limits]
-            "recall": np.concatenate([part["recall"] for part in parts], axis=1),  # [T, K, areas, limits]
-        }
-        evaluation.summarize()
-        return summary(evaluation)
+        evaluation = StreamingEval.merge(map(StreamingEval.from_bytes, shares)).finalize()
+        evaluation.accumulate()
+        assert evaluation.eval is not None
+        return summary(evaluation.eval["precision"], evaluation.eval["recall"], self.names)
 
 
-def summary(evaluation: COCOeval_faster) -> dict[str, float]:
-    """The metrics of ``DetectionMetric.compute`` from an evaluation that has been summarised."""
-    metrics = dict(zip(SUMMARY, evaluation.stats.tolist(), strict=True))
+def summary(precision: np.ndarray, recall: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The metrics of ``DetectionMetric.compute`` from what official evaluations accumulate; -1 is undefined.
 
-    # Axes: IoU thresholds, recall thresholds (precision only), categories, areas (first: all),
-    # maximum numbers of detections (last: 100).
-    precision = evaluation.eval["precision"][..., 0, -1]  # [T, R, K]
-    recall = evaluation.eval["recall"][..., 0, -1]  # [T, K]
-    for k, category in enumerate(evaluation.cocoGt.loadCats(evaluation.params.catIds)):
-        name = category["name"]
-        metrics[f"AP/{name}"] = _mean_of_defined(precision[:, :, k])
-        metrics[f"AP50/{name}"] = _mean_of_defined(precision[0, :, k])
-        metrics[f"AP75/{name}"] = _mean_of_defined(precision[5, :, k])
-        metrics[f"AR100/{name}"] = _mean_of_defined(recall[:, k])
+    Args:
+        precision: ``[T, R, K, areas, limits]``, for 10 IoU thresholds, 101 recalls, all categories, the areas all,
+            small, medium and large, and at most 1, 10 and 100 detections.
+        recall: ``[T, K, areas, limits]``, the greatest.
+        names: of the K categories.
+    """
+    most = precision[..., -1]  # [T, R, K, areas]
+    averages = [most[..., 0], most[0, ..., 0], most[5, ..., 0], *(most[..., area] for area in (1, 2, 3))]
+    recalls = [recall[..., 0, 0], recall[..., 0, 1], recall[..., 0, 2], *(recall[..., area, 2] for area in (1, 2, 3))]
+    metrics = dict(zip(SUMMARY, map(_mean_of_defined, averages + recalls), strict=True))
+    for k, name in enumerate(names):
+        metrics[f"AP/{name}"] = _mean_of_defined(most[:, :, k, 0])
+        metrics[f"AP50/{name}"] = _mean_of_defined(most[0, :, k, 0])
+        metrics[f"AP75/{name}"] = _mean_of_defined(most[5, :, k, 0])
+        metrics[f"AR100/{name}"] = _mean_of_defined(recall[:, k, 0, 2])
     return metrics
 
 

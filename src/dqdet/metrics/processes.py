@@ -23,6 +23,15 @@ def gathered(results: dict[int, Result]) -> dict[int, Result]:
     return {image_id: result for share in shares for image_id, result in share.items()}
 
 
+def to_first(share: Result) -> list[Result]:
+    """The shares of all processes in the first one; in the others nothing."""
+    if not dist.is_initialized():
+        return [share]
+    shares = [share] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(share, shares)
+    return shares or []
+
+
 def from_first(compute: Callable[[], Result]) -> Result:
     """What the first process computes, in every process."""
     if not dist.is_initialized():

@@ -9,11 +9,13 @@ average, with other limits, and crowd tracks are met by IoU, as all others are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
 import pycocotools.mask
-from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from dqdet.formats.masks import as_rle
 from dqdet.formats.results import StoredResults
@@ -22,8 +24,7 @@ from dqdet.metrics.processes import from_first
 from dqdet.types import Rle, Track
 
 # Limits of the mean area of a track, in pixels
-AREAS = {"small": [0, 128**2], "medium": [128**2, 256**2], "large": [256**2, 1e5**2]}
-NO_BOX = [0, 0, 1, 1]  # for the evaluation, which asks for one but does not use it
+AREAS = [[0, 1e5**2], [0, 128**2], [128**2, 256**2], [256**2, 1e5**2]]  # all, small, medium, large
 
 Masks = dict[int, Rle]  # frame -> mask of a track
 
@@ -57,12 +58,11 @@ def track_ious(found: Sequence[Masks], truth: Sequence[Masks]) -> np.ndarray:
     return shared / np.maximum(union, 1)
 
 
-class TrackEvaluation(COCOeval_faster):
+class TrackEvaluation(COCOeval):
     """COCO's evaluation of tracks that know their IoU with those of the ground truth."""
 
-    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list[float]:
-        found = self.dt_dataset.get_instances([imgId], [catId], True)[0][0]
-        best = sorted(found, key=lambda track: -track["score"])[: self.params.maxDets[-1]]
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray:
+        best = sorted(self._dts[imgId, catId], key=lambda track: -track["score"])[: self.params.maxDets[-1]]
         return np.array([track["ious"] for track in best])
 
 
@@ -85,33 +85,36 @@ class VideoMetric:
         categories = numbers(ground_truth["categories"])
         self.category_numbers = [categories.get(category_id, 0) for category_id in category_ids]
         self.categories = [{**c, "id": categories[c["id"]]} for c in ground_truth["categories"]]
+        self.names = [c["name"] for c in sorted(self.categories, key=lambda category: category["id"])]
         self.videos = [
             {"id": self.video_numbers[video["id"]], "height": video["height"], "width": video["width"]}
             for video in ground_truth["videos"]
         ]
         sizes = {video["id"]: (video["height"], video["width"]) for video in ground_truth["videos"]}
         self.truths: dict[tuple[int, int], list[Masks]] = {}  # of the numbers of video and category
-        tracks = []
-        for number, annotation in enumerate(ground_truth["annotations"], 1):
+        self.tracks = []
+        for annotation in ground_truth["annotations"]:
             size = sizes[annotation["video_id"]]
             masks = {frame: as_rle(s, *size) for frame, s in enumerate(annotation["segmentations"]) if s is not None}
             video, category = self.video_numbers[annotation["video_id"]], categories[annotation["category_id"]]
             self.truths.setdefault((video, category), []).append(masks)
-            tracks.append(
+            self.tracks.append(
                 {
-                    "id": number,
                     "image_id": video,
                     "category_id": category,
                     "iscrowd": annotation.get("iscrowd", 0),
                     "area": _mean_area(_areas(masks.values())),
-                    "bbox": NO_BOX,
                 }
             )
-        self.ground_truth = self._dataset(tracks)
         self.reset()
 
     def _dataset(self, tracks: list[dict[str, Any]]) -> COCO:
-        return COCO({"images": self.videos, "annotations": tracks, "categories": self.categories})
+        """Tracks, with ids of their own from 1, as the evaluation reads them."""
+        dataset = COCO()
+        numbered = [{"id": number, **track} for number, track in enumerate(tracks, 1)]
+        dataset.dataset = {"images": self.videos, "annotations": numbered, "categories": self.categories}
+        dataset.createIndex()
+        return dataset
 
     def reset(self) -> None:
         self.results = StoredResults()
@@ -132,7 +135,6 @@ class VideoMetric:
                     "score": track.score,
                     "iscrowd": 0,
                     "area": _mean_area(_areas(track.masks.values())),
-                    "bbox": NO_BOX,
                     "ious": ious[number],
                 }
                 for number, track in enumerate(tracks)
@@ -149,8 +151,10 @@ class VideoMetric:
 
     def _evaluate(self) -> dict[str, float]:
         tracks = [track for video in self.results.values() for track in video]
-        numbered = [{"id": number, **track} for number, track in enumerate(tracks, 1)]
-        evaluation = TrackEvaluation(self.ground_truth, self._dataset(numbered), iouType="bbox", ranges=AREAS)
-        evaluation.params.imgIds = sorted(self.video_numbers[video_id] for video_id in self.results)
-        evaluation.run()
-        return summary(evaluation)
+        with redirect_stdout(None):
+            evaluation = TrackEvaluation(self._dataset(self.tracks), self._dataset(tracks), "bbox")
+            evaluation.params.areaRng = AREAS
+            evaluation.params.imgIds = [self.video_numbers[video_id] for video_id in self.results]
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return summary(evaluation.eval["precision"], evaluation.eval["recall"], self.names)

@@ -54,7 +54,9 @@ class Detector(nn.Module, ABC):
                 torch.stack([torch.full((), 255 * value, device=images.device) for value in values])[:, None, None]
                 for values in (self.mean, self.std)
             )
-            images = images.float().sub_(mean).div_(std).masked_fill_(empty, 0)
+            # Their bytes may lie as decoders leave them, pixel by pixel.
+            images = images.to(torch.float32, memory_format=torch.contiguous_format)
+            images = images.sub_(mean).div_(std).masked_fill_(empty, 0)
             images = images.to(next((parameter.dtype for parameter in self.parameters()), torch.float32))
         if self.divisor > 1:
             height, width = padding.shape[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -196,7 +197,7 @@ def open_video(source: Path) -> Video:
 
 def is_video_file(source: Path) -> bool:
     """Whether it is a file, but no single picture."""
-    if not source.is_file():
+    if not os.path.isfile(source):
         return False
     count = count_pages(source)
     return count > 1 or (count == 0 and not is_image_name(source))

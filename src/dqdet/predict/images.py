@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dqdet.drawing.pictures import Threshold
 from dqdet.errors import DqdetError
 from dqdet.formats.image_files import read_image, write_image
 from dqdet.formats.panoptic import write_ids
@@ -97,7 +98,7 @@ def predict_pictures(
     pictures: Sequence[Picture],
     sources: Sequence[str | Path],
     out: Path,
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
     ids: Mapping[str, int] | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,

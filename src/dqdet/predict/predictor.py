@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
+from dqdet.drawing.pictures import Threshold, above, annotated, detected, segments
 from dqdet.errors import DqdetError
 from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.predict.addresses import fetch, is_address
-from dqdet.predict.pictures import annotated, resized, segments
 from dqdet.runs.hub import publish
 from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
@@ -75,11 +75,11 @@ class Predictor:
         self.transform = make_transform(config.data, train=False)
 
     @overload  # a str is also a sequence of str
-    def __call__(self, images: ImageSource, threshold: float = 0.5) -> sv.Detections: ...  # type: ignore[overload-overlap]
+    def __call__(self, images: ImageSource, threshold: Threshold = 0.5) -> sv.Detections: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, images: Sequence[ImageSource], threshold: float = 0.5) -> list[sv.Detections]: ...
+    def __call__(self, images: Sequence[ImageSource], threshold: Threshold = 0.5) -> list[sv.Detections]: ...
     def __call__(
-        self, images: ImageSource | Sequence[ImageSource], threshold: float = 0.5
+        self, images: ImageSource | Sequence[ImageSource], threshold: Threshold = 0.5
     ) -> sv.Detections | list[sv.Detections]:
         """The objects that score above ``threshold``, best first; of a panoptic model the things.
 
@@ -88,7 +88,7 @@ class Predictor:
                 array ``[H, W, 3]`` (uint8, RGB), a tensor ``[3, H, W]`` (uint8, or floating-point in 0..1), or a list
                 of these. Files and PIL images are turned upright as their EXIF orientation says; coordinates refer to
                 that. Of a PIL image with several frames it is the current one.
-            threshold: in 0..1.
+            threshold: in 0..1, or one of each class.
 
         Returns:
             boxes in pixels (``xyxy``), ``class_id`` (index into ``config.classes``), ``confidence``,
@@ -150,7 +150,7 @@ class Predictor:
             yield outcome
 
     @torch.inference_mode()
-    def outcomes(self, images: Sequence[ImageSource], threshold: float | None = None) -> Iterator[Outcome]:
+    def outcomes(self, images: Sequence[ImageSource], threshold: Threshold | None = None) -> Iterator[Outcome]:
         """What was found in each image, however low its score, as evaluation needs it.
 
         Args:
@@ -166,10 +166,10 @@ class Predictor:
             yield from self.outcomes_of(batch, threshold)
 
     @torch.inference_mode()
-    def outcomes_of(self, batch: Sequence[Prepared], threshold: float | None = None) -> list[Outcome]:
+    def outcomes_of(self, batch: Sequence[Prepared], threshold: Threshold | None = None) -> list[Outcome]:
         """What was found in images that are prepared already and go through the model together, as :meth:`outcomes`."""
         config = self.config
-        if threshold is not None:
+        if isinstance(threshold, float | int):
             config = override(config, {"inference.object_threshold": threshold})
         outcomes = infer(*self._predicted(batch), config)
         for found in map(objects, outcomes):
@@ -236,7 +236,7 @@ class Predictor:
             raise DqdetError("an exported model has no weights to publish; load the run that it was made from")
         return publish(name, self.trained, self.config, self.metrics, private)
 
-    def named(self, found: ImageDetections, threshold: float, size: tuple[int, int] | None = None) -> sv.Detections:
+    def named(self, found: ImageDetections, threshold: Threshold, size: tuple[int, int] | None = None) -> sv.Detections:
         """The detections above ``threshold`` with their class names; masks of the image reduced to ``size``, if given.
 
         Args:
@@ -244,19 +244,7 @@ class Predictor:
             threshold: in 0..1.
             size: width and height.
         """
-        kept = found.scores > threshold
-        labels = found.labels[kept].cpu().numpy()
-        masks = None
-        if found.masks is not None:
-            of_kept = found.masks[kept.nonzero()[:, 0].tolist()]
-            masks = of_kept.decoded() if size is None else resized(of_kept, size)
-        return sv.Detections(
-            xyxy=found.boxes[kept].cpu().numpy(),
-            mask=masks,
-            class_id=labels,
-            confidence=found.scores[kept].cpu().numpy(),
-            data={"class_name": np.array(self.config.classes)[labels]},
-        )
+        return detected(found, self.config.classes, threshold, size)
 
     def described(self, panoptic: PanopticMap) -> PanopticMap:
         """With what :meth:`panoptic` says about segments."""
@@ -268,19 +256,19 @@ class Predictor:
             described.append({**segment, "name": name, "isthing": int(name not in self.config.stuff), "area": area})
         return PanopticMap(panoptic.ids, described)
 
-    def shown(self, outcome: Outcome, threshold: float | None) -> int:
+    def shown(self, outcome: Outcome, threshold: Threshold | None) -> int:
         """How many segments or objects a picture shows."""
         if isinstance(outcome, Segmentation):
             return len(outcome.panoptic.segments)
-        return int((objects(outcome).scores > self.shown_above(threshold)).sum())
+        return int(above(objects(outcome), self.shown_above(threshold)).sum())
 
-    def shown_above(self, threshold: float | None) -> float:
+    def shown_above(self, threshold: Threshold | None) -> Threshold:
         """The score that pictures show objects, segments or tracks above, where ``threshold`` may leave it open."""
         if threshold is not None:
             return threshold
         return self.config.inference.object_threshold if self.config.data.task == "panoptic" else THRESHOLD
 
-    def drawn(self, image: Image.Image, outcome: Outcome, threshold: float | None) -> Image.Image:
+    def drawn(self, image: Image.Image, outcome: Outcome, threshold: Threshold | None) -> Image.Image:
         """The image with all segments of a panoptic map, or the objects above ``threshold``.
 
         Small images are enlarged, so that labels can be read; large ones are reduced, because all masks are there at

@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from dqdet.drawing.pictures import Threshold
+
 Item = TypeVar("Item")
 
 
@@ -44,12 +46,13 @@ class Tally:
         yield
         self.in_model += time.perf_counter() - start
 
-    def line(self, threshold: float) -> str:
+    def line(self, threshold: Threshold) -> str:
         """All of it, with the items a second: ``20 images with 31 objects above 0.5, 3.1 images/s``."""
         (items, found), (count, total) = self.names, self.counts
         seconds = max(time.perf_counter() - self.start, 1e-9)
         counted = (
             f"{number} {name if number != 1 else name[:-1]}" for number, name in ((count, items), (total, found))
         )
-        line = f"{' with '.join(counted)} above {threshold:g}, {count / seconds:.3g} {items}/s"
+        limit = f"{threshold:g}" if isinstance(threshold, float | int) else "the threshold of their class"
+        line = f"{' with '.join(counted)} above {limit}, {count / seconds:.3g} {items}/s"
         return f"{line}, the model busy {self.in_model / seconds:.0%} of the time" if self.in_model else line

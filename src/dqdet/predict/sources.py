@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dqdet.drawing.pictures import Threshold
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.image_files import image_files, is_image_name
 from dqdet.formats.records import is_id, is_text
@@ -24,7 +25,7 @@ def predict(
     predictor: Predictor,
     sources: Sequence[str | Path],
     out: Path,
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
     annotations: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -65,7 +66,7 @@ def predict(
         if of_videos:
             videos = _distinct(video for path in given for video in _videos(path))
         else:
-            videos = [path for path in given if path.is_file() and is_video_file(path)]
+            videos = [path for path in given if is_video_file(path)]
         images = [path for path in given if path not in videos and not of_videos]
         pictures = named(_distinct(file for path in images for file in _images(path, out)), given, downloads)
         if pictures:
@@ -106,7 +107,7 @@ def _paths(source: str | Path, downloads: Path, addresses: dict[str, str], failu
             failures.append(error)
             return []
     path = Path(source)
-    if path.exists() or not glob.has_magic(str(source)):
+    if os.path.exists(path) or not glob.has_magic(str(source)):
         return [path]
     if not (matches := sorted(glob.glob(str(source), recursive=True))):
         raise DqdetError(f"{source}: no file or folder has such a name; give an image, a video or a folder of images")
@@ -115,7 +116,7 @@ def _paths(source: str | Path, downloads: Path, addresses: dict[str, str], failu
 
 def _images(path: Path, out: Path) -> list[Path]:
     """A file itself, or the images in a folder and its subfolders, without hidden ones and those in ``out``."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return image_files(path)
     files = []
     for folder, subfolders, names in os.walk(path, onerror=_unreadable):
@@ -131,13 +132,13 @@ def _unreadable(error: OSError) -> None:
 
 def _videos(path: Path) -> list[Path]:
     """A file or a folder of frames itself, or the folders of frames in a folder."""
-    if not path.is_dir() or _has_images(path):
+    if not os.path.isdir(path) or _has_images(path):
         return [path]
     return [folder for folder in sorted(path.iterdir()) if _has_images(folder)] or [path]
 
 
 def _has_images(path: Path) -> bool:
-    return path.is_dir() and any(map(is_image_name, path.iterdir()))
+    return os.path.isdir(path) and any(map(is_image_name, path.iterdir()))
 
 
 def named(files: Sequence[Path], given: Sequence[Path], downloads: Path) -> list[Picture]:
@@ -148,7 +149,7 @@ def named(files: Sequence[Path], given: Sequence[Path], downloads: Path) -> list
         given: the files and folders that they are from; names are relative to the innermost folder with all of these.
         downloads: folder of files that have their own names alone.
     """
-    folders = [path if path.is_dir() else path.parent for path in given if downloads not in path.parents]
+    folders = [path if os.path.isdir(path) else path.parent for path in given if downloads not in path.parents]
     inside = os.path.commonpath(map(os.path.abspath, folders)) if folders else ""  # without ".."
     names = [file.name if downloads in file.parents else os.path.relpath(file, inside) for file in files]
     names = [name if is_image_name(Path(name)) else f"{name}.png" for name in names]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
 from dqdet.config import Overrides, override_some
-from dqdet.data import open_dataset
+from dqdet.data import check_files, open_dataset
 from dqdet.data.clips import VideoDataset
 from dqdet.data.loader import VideoLoader
 from dqdet.errors import DqdetError
@@ -17,23 +18,25 @@ from dqdet.predict.predictor import Predictor
 from dqdet.predict.progress import in_progress
 from dqdet.runs.folder import MEASURED, NO_CATEGORY, NOT_MEASURED, load_config, load_folder, match_classes
 
+SUBMITTED = (*MEASURED, "data.workers", "data.check")  # options that matter to a submission
+
 
 def submit(run: str | Path, file: str | Path, overrides: Overrides = (), force: bool = False) -> None:
     """Find the tracks in all videos of the validation split, which needs no annotations, and write them.
 
     Args:
-        run: folder of a run.
+        run: folder of a run, or one of its files, as for `load_folder`.
         file: the ZIP file to write, with ``results.json`` in it.
-        overrides: of the run's configuration, for example ``data.val=valid`` or ``data.root``; of `MEASURED` options.
+        overrides: of the run's configuration, for example ``data.val=valid`` or ``data.root``; of `SUBMITTED`.
         force: overwrite a file that exists.
 
     Raises:
         DqdetError: the run is none of a video model, the data is at fault, an option would have no effect, or the file
             exists or cannot be written.
     """
-    if Path(file).exists() and not force:
+    if os.path.exists(file) and not force:
         raise DqdetError(f"{file}: exists already; choose another name, or overwrite it with --force")
-    config = override_some(load_config(Path(run)), overrides, MEASURED, NOT_MEASURED)
+    config = override_some(load_config(Path(run)), overrides, SUBMITTED, NOT_MEASURED)
     if config.data.task != "video":
         raise DqdetError(f"{run}: is of data.task={config.data.task}; only results of data.task=video are submitted so")
     model, _ = load_folder(Path(run))
@@ -41,6 +44,8 @@ def submit(run: str | Path, file: str | Path, overrides: Overrides = (), force: 
     assert isinstance(dataset, VideoDataset)
     place = f"data.root={config.data.root}" if config.data.root else f"data.kind={config.data.kind}"
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, place)
+    if config.data.check:
+        check_files([dataset])
     write_submission(Predictor(model, config.model_copy(update={"category_ids": category_ids})), dataset, Path(file))
 
 

@@ -13,6 +13,7 @@ import pycocotools.mask
 import supervision as sv
 from PIL import Image
 
+from dqdet.drawing.pictures import Threshold, annotated
 from dqdet.errors import DqdetError
 from dqdet.formats.results import video_results
 from dqdet.formats.writing import replacing
@@ -20,7 +21,6 @@ from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.frames import Video, open_video, video_writer
 from dqdet.predict.images import ResultFiles
 from dqdet.predict.output import Output, results_folder
-from dqdet.predict.pictures import annotated
 from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Track
@@ -60,7 +60,7 @@ def predict_video(
     predictor: Predictor,
     source: str | Path,
     out: str | Path,
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[DqdetError]:
@@ -118,7 +118,7 @@ def _tracked(
     video: Video,
     failures: list[DqdetError],
     output: Output,
-    threshold: float | None,
+    threshold: Threshold | None,
     tally: Tally,
 ) -> Iterator[Image.Image]:
     """Pictures of the tracks in each frame; result files."""
@@ -132,7 +132,9 @@ def _tracked(
     (output.folder / "results.json").write_text(json.dumps(results))
     (output.folder / "videos.json").write_text(json.dumps(document))
     output.done = "the tracks are found"
-    shown = {number: one for number, one in enumerate(tracks, 1) if one.score > predictor.shown_above(threshold)}
+    limit = predictor.shown_above(threshold)
+    limits = [limit] * len(predictor.config.classes) if isinstance(limit, float | int) else limit
+    shown = {number: one for number, one in enumerate(tracks, 1) if one.score > limits[one.label]}
     tally.add(len(shown), length)
     for frame, image in enumerate(in_progress(islice(video, length), "drawing", length)):
         seen = {number: one for number, one in shown.items() if frame in one.masks}
@@ -160,7 +162,7 @@ def _detected(
     video: Video,
     failures: list[DqdetError],
     output: Output,
-    threshold: float | None,
+    threshold: Threshold | None,
     tally: Tally,
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""

@@ -3,7 +3,8 @@
 - ``config.yaml``: every option, resolved, with the class names (`dqdet.config.to_yaml`);
 - ``model.safetensors``: the weights of the best validation so far (averaged ones, if ``train.ema`` is set);
 - ``metrics.json``: what that validation measured, and after which step and epoch;
-- ``last.ckpt``: the state of the training, for ``--resume``; ``logs/``: TensorBoard and CSV.
+- ``last.ckpt``: the state of the training, for ``--resume``; ``logs/``: TensorBoard and CSV;
+- ``curves.png``: how the training goes; ``thresholds.json``: of an evaluation, the best threshold of each class.
 
 The first two are the model. Nothing in them is executed when they are loaded. Every file is written beside
 the old one and then takes its place, so that an interruption or a full disk leaves the old one as it was. One
@@ -37,6 +38,8 @@ WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
 LAST = "last.ckpt"
 LOGS = "logs"
+CURVES = "curves.png"
+THRESHOLDS = "thresholds.json"
 
 NO_CATEGORY = -1
 
@@ -45,7 +48,7 @@ PREPARED = tuple(f"data.{name}" for name in DataConfig.model_fields if name.star
 
 # The options that matter to a model that is trained: where the data is, how large its images are, what is reported.
 MEASURED = (
-    *(f"data.{name}" for name in ("kind", "task", "root", "val")),
+    *(f"data.{name}" for name in ("kind", "task", "root", "val", "val_share")),
     *PREPARED,
     *(f"data.scenes.{name}" for name in ("size", "val_images", "frames", "seed")),
     "inference",
@@ -178,7 +181,7 @@ def save_metrics(path: Path, metrics: Mapping[str, float]) -> None:
 
 def run_folder(path: Path) -> Path:
     """The folder of a run that is meant by one of its files, such as its weights; any other path as it is."""
-    of_run = path.name in (CONFIG, WEIGHTS, METRICS, LAST) and (path.parent / CONFIG).is_file()
+    of_run = path.name in (CONFIG, WEIGHTS, METRICS, LAST) and os.path.isfile(path.parent / CONFIG)
     return path.parent if of_run else path
 
 
@@ -209,7 +212,7 @@ def load_config(path: Path) -> Config:
         DqdetError: there is none, or it cannot be read.
     """
     path = run_folder(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DqdetError(f"{path}: no such folder; give the folder of a run")
     file = path / CONFIG
     if not file.is_file():
@@ -233,6 +236,24 @@ def load_metrics(path: Path) -> dict[str, float]:
     if not (isinstance(metrics, dict) and are_numbers([*metrics.values()], FINITE)):
         raise DqdetError(f"{file}: not metrics, which are numbers by their names; remove it or evaluate again")
     return metrics
+
+
+def load_thresholds(path: Path, classes: Sequence[str]) -> list[float]:
+    """The threshold of each class, as the last evaluation of a run found it; 1 of a class that its data had not.
+
+    Raises:
+        DqdetError: there are none, or they cannot be read.
+    """
+    file = run_folder(path) / THRESHOLDS
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DqdetError(f"{file}: no such file; `dqdet eval {run_folder(path)}` writes it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DqdetError(f"{file}: cannot be read ({error}); write it again with `dqdet eval`") from error
+    if not (isinstance(found, dict) and are_numbers([*found.values()], 1)):
+        raise DqdetError(f"{file}: not thresholds in 0..1 by the names of classes; write it again with `dqdet eval`")
+    return [found.get(name, 1.0) for name in classes]
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

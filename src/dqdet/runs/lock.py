@@ -49,7 +49,7 @@ def held(folder: Path) -> Iterator[None]:
         lock = _lock(folder)
         remove_unfinished(folder)
     except OSError as error:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DqdetError(f"{folder}: no such folder; give the folder of a run") from error
         raise DqdetError(f"{folder}: cannot be written ({error.strerror})") from error
     _locks.add(lock)

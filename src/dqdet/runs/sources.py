@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ def load_model(source: str | Path) -> Trained:
             here, or parameters are missing or left over.
     """
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):
         if not HUB_NAME.fullmatch(str(source)):
             raise DqdetError(f"{source}: no such folder or file; give a run, a checkpoint, or a name on the hub")
         path = download(str(source))

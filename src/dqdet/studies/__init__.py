@@ -89,6 +89,9 @@ def study(
         overrides,
         say,
     )
-    found = import_module(f"dqdet.studies.{name}").run(request)
-    write(found, request, None if page is None else Path(page))
+    try:
+        found = import_module(f"dqdet.studies.{name}").run(request)
+        write(found, request, None if page is None else Path(page))
+    except OSError as error:
+        raise DqdetError(f"{out}: cannot be read or written ({error}); choose another folder or make space") from error
     return found

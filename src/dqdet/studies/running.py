@@ -76,7 +76,12 @@ def run_all(trainings: Sequence[Training], jobs: int | None, say: Callable[[str]
 
 def default_jobs() -> int:
     """One training for each GPU, or else for each core."""
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    return torch.cuda.device_count() or cores()
+
+
+def cores() -> int:
+    """CPU cores that this process may use: threads beyond them wait for each other, which costs more than it gives."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_options(training: Training) -> None:
@@ -106,7 +111,7 @@ def _trained(trainings: Sequence[Training], jobs: int) -> Iterator[Training]:
             yield training
         return
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, cores() // jobs)
     jobs = min(jobs, len(trainings)) or 1
     with ProcessPoolExecutor(jobs, context, _prepare_worker, (context.Value("i", 0), threads)) as pool:
         futures: dict[Future[None], Training] = {

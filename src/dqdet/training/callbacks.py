@@ -66,7 +66,9 @@ class Validation(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         self.metrics, self.step = self.evaluation.compute(), trainer.global_step
-        summary = {f"val/{name}": v for name, v in self.metrics.items() if "/" not in name and is_score(v)}
+        of_classes = f"{self.evaluation.best}/"
+        logged = {name: v for name, v in self.metrics.items() if "/" not in name or name.startswith(of_classes)}
+        summary = {f"val/{name}": v for name, v in logged.items() if is_score(v)}
         pl_module.log_dict(summary, sync_dist=True)
         if self.folder is None or not trainer.is_global_zero:
             return

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -48,11 +49,13 @@ from dqdet.exporting.model import ExportedModel
 from dqdet.models import create_model
 from dqdet.models.fast import made_fast
 from dqdet.runs.folder import (
+    CURVES,
     LAST,
     LOGS,
     MEASURED,
     METRICS,
     NOT_MEASURED,
+    THRESHOLDS,
     check_classes,
     load_config,
     load_folder,
@@ -63,6 +66,7 @@ from dqdet.runs.folder import (
     run_folder,
     save_metrics,
     without_pretraining,
+    write_file,
 )
 from dqdet.runs.lock import InUse, held, is_first_process
 from dqdet.runs.transfer import start_from
@@ -72,13 +76,15 @@ from dqdet.training.evaluation import make_evaluation
 from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
-from dqdet.training.recording import Recording, official_files, results_folder, write_metrics
+from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
+from dqdet.training.report import write_report
+from dqdet.training.watching import Curves, Patience, ValidationPictures
 
 logger = logging.getLogger(__name__)
 
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = (
-    *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every")),
+    *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience", "pictures")),
     *("data.root", "data.workers", "data.check"),
 )
 
@@ -185,10 +191,14 @@ def evaluate(
     _warn(unused(config, overrides))
     before = load_metrics(run)
     model, _ = load_folder(run)
-    metrics = _measured(made_fast(model, precision, compiled), config, run_folder(run) / "eval" if out is None else out)
+    place = run_folder(run)
+    out = place / "eval" if out is None else out
+    metrics = _measured(made_fast(model, precision, compiled), config, out)
     as_trained = precision == "fp32" and set(overrides) <= {"data.workers", "data.check"}
     if as_trained and run.name != LAST and is_first_process():
-        _keep_metrics(run_folder(run), before, metrics)
+        _keep_metrics(place, before, metrics)
+        if (found := out / THRESHOLDS).is_file():
+            write_file(place / THRESHOLDS, found.read_bytes())
     return metrics
 
 
@@ -226,14 +236,22 @@ def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dic
     _check_files(config, dataset)
     config = config.model_copy(update={"category_ids": category_ids})
     validation = Validation(make_evaluation(config, dataset))
-    recording = [] if folder is None else [Recording(official_files(config, dataset, folder), folder)]
+    files = [] if folder is None else official_files(config, dataset, folder)
+    recording = [] if folder is None else [Recording(files, folder)]
     progress = TrainingProgress(config.train.batch, validation.evaluation.best)
     trainer = _make_trainer(config, [validation, *recording, progress])
     loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
+    started = time.perf_counter()
     try:
         _quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
     except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
         raise KeyboardInterrupt from error
+    if folder is not None and config.data.task in ("detection", "instance") and trainer.is_global_zero:
+        seconds = time.perf_counter() - started
+        speed = f"{len(dataset)} images in {seconds:.1f} s on {trainer.strategy.root_device}, reading included"
+        for file in files:
+            if isinstance(file, CocoFile):
+                write_report(folder, config, dataset, file.results, validation.metrics, speed)
     return validation.metrics
 
 
@@ -243,7 +261,7 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _place(data: DataConfig) -> str:
-    return f"data.root={data.root}" if data.kind == "coco" else f"data.kind={data.kind}"
+    return f"data.kind={data.kind}" if data.root is None else f"data.root={data.root}"
 
 
 def _open_data(config: Config) -> DataModule:
@@ -283,11 +301,16 @@ def _fit(
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
     events = TensorBoardLogger(out / LOGS, name="tensorboard", version=0)
     log = CsvLog(out / LOGS / "csv" / "version_0" / "metrics.csv")
+    watching: list[Callback] = [Curves(out / CURVES, log, evaluation.best)]
+    if config.train.patience is not None:
+        watching.append(Patience(config.train.patience, log, evaluation.best, progress.print))
+    if config.train.pictures and config.data.task in ("detection", "instance"):
+        watching.append(ValidationPictures(data.val_set, config.train.pictures, out / LOGS / "pictures"))
     trainer = _make_trainer(
         config,
         # Validation measures and saves before the averaged weights are swapped out again; the last checkpoint is
         # saved after the average has taken in the step.
-        [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress, GoingOn(log, events)],
+        [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress, GoingOn(log, events), *watching],
         [events, log],
         epochs=-(-total_steps(config.train, data.steps_per_epoch) // data.steps_per_epoch),
     )

@@ -93,7 +93,10 @@ class CsvLog(Logger):
     def _write(self, rows: Sequence[Row]) -> None:
         self.columns = sorted({name for row in rows for name in row})
         with replacing(self.file) as unfinished:
-            unfinished.write_text(",".join(self.columns) + "\n" + self._lines(rows) if rows else "")
+            # Names of classes are in those of columns, and may need quotes as values do.
+            unfinished.write_text(
+                self._lines([dict(zip(self.columns, self.columns, strict=True)), *rows]) if rows else ""
+            )
 
     def _lines(self, rows: Sequence[Row]) -> str:
         lines = StringIO(newline="")
@@ -108,17 +111,17 @@ class GoingOn(Callback):
 
     Args:
         table: of the run.
-        events: of the run.
+        events: of the run; None: it has none.
     """
 
-    def __init__(self, table: CsvLog, events: TensorBoardLogger) -> None:
+    def __init__(self, table: CsvLog, events: TensorBoardLogger | None) -> None:
         self.table = table
         self.events = events
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.global_step
         self.table.keep(before=done)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.events is not None:
             # TensorBoard forgets what it has of this step and later ones, too.
             start = Event(step=done, session_log=SessionLog(status=SessionLog.START))
             self.events.experiment.file_writer.add_event(start, done)

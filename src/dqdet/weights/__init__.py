@@ -103,6 +103,6 @@ def read_huggingface(folder: Path) -> tuple[State, Config]:
     with fitting():
         state = published.from_huggingface(parameters, theirs)
         config = published.describe(state, theirs.get(there.heads, 8), names=class_names(theirs))
+    config = override(config, {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs)})
     check_sizes(theirs, config)
-    options = {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs), **modulated_options(theirs)}
-    return state, override(config, options | read_preparation(folder, there))
+    return state, override(config, modulated_options(theirs) | read_preparation(folder, there))

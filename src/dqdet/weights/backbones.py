@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dqdet.errors import DqdetError
@@ -103,7 +104,7 @@ def read_backbone(file: Path, name: str) -> State:
     Raises:
         DqdetError: there is no such file, or it has no parameters.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DqdetError(f"model.backbone.weights={file}: no such file")
     try:
         state, _ = read_checkpoint(file)

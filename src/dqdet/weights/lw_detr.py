@@ -40,7 +40,7 @@ RULES: list[Rule] = [
 
 # The library's names become the official ones, but for the backbone.
 HUGGINGFACE: list[Rule] = [
-    (r"^(?:model\.)+(?=backbone|decoder|enc_out|query_feat|reference_point|class_embed|bbox_embed)", ""),
+    (r"^(?:model\.)+(?=backbone|transformer|decoder|enc_out|query_feat|reference_point|class_embed|bbox_embed)", ""),
     (r"^backbone\.projector\.scale_layers\.", "backbone.0.projector.stages."),
     (r"^backbone\.projector\.", "backbone.0.projector.stages.0."),  # RF-DETR's has one level
     (r"\.stages\.(\d+)\.sampling_layers\.(\d+)\.layers\.", r".stages_sampling.\1.\2."),
@@ -82,6 +82,9 @@ FIXED: dict[str, Any] = {
     "attention_bias": True,
 }
 FIXED_VIT: dict[str, Any] = {"layer_norm_eps": 1e-6, "qkv_bias": True, "mlp_ratio": 4, "hidden_act": "gelu"}
+
+
+COMBINED = "queries.basic.content"  # of modulated queries: the contents of all groups
 
 
 def split_groups(state: State) -> State:
@@ -128,10 +131,12 @@ class PublishedVit(Published):
         learned = self.classes.get(outputs)
         if learned is not None and names in (None, learned.options["classes"]):
             labels = learned.options
-        grouped = "queries.unrelated.content" in state
-        kind: dict[str, Any] = {"queries.kind": "grouped" if grouped else "static", "queries.basic": "groups"}
-        if grouped:
-            kind["queries.ratio"] = count_modules(state, "proposals.") - 1
+        groups = count_modules(state, "proposals.")  # each has a head of its own
+        kind: dict[str, Any] = {"queries.kind": "static", "queries.basic": "groups"}
+        if COMBINED in state:
+            kind |= {"queries.kind": "modulated", "queries.ratio": groups}
+        elif "queries.unrelated.content" in state:
+            kind |= {"queries.kind": "grouped", "queries.ratio": groups - 1}
         # The squares of a preset need not hold whole windows of other sizes; images that are padded always do.
         squares = {} if fitting else {"data.square": False}
         return override((fitting or presets)[0], {**options, **kind, **labels, **squares})
@@ -156,8 +161,15 @@ class PublishedVit(Published):
             "model.decoder_layers": count_modules(state, "decoder."),
             "model.feedforward": len(state["decoder.0.feedforward.linear1.bias"]),
             "model.scales": [scale_of(state, f"projector.{level}.resample.0.") for level in levels],
-            "queries.count": len(state["queries.table.content"]),
+            "queries.count": count_queries(state),
         }
+
+
+def count_queries(state: State) -> int:
+    """m: of one group."""
+    if COMBINED in state:
+        return len(state[COMBINED]) // count_modules(state, "proposals.")
+    return len(state["queries.table.content"])
 
 
 def scale_of(state: State, prefix: str) -> float:

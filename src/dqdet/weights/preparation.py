@@ -14,7 +14,7 @@ from dqdet.weights.huggingface import HuggingFace, Theirs, read_json
 PREPARATION = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # newer; may have the same as its "image_processor"
 # Classes of image processors, older ones included; those of masks stretch sides to multiples of ``size_divisor``.
-DETR = r"(?:|Conditional|Deformable)Detr"
+DETR = r"(?:|Conditional|Deformable|Rf)Detr"
 MASKS = r"(?:MaskFormer|Mask2Former)"
 SUFFIX = r"(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)"
 BILINEAR = 2  # in Pillow's numbers

@@ -20,10 +20,16 @@ from dqdet.models.detector import Detector
 from dqdet.nn.backbone import SHORT_NAMES
 from dqdet.runs.folder import differences
 from dqdet.runs.sources import load_model
-from dqdet.weights import PUBLISHED
 from dqdet.weights.backbones import RESNETS
+from dqdet.weights.conditional_detr import CONDITIONAL_DETR
+from dqdet.weights.dab_detr import DAB_DETR
+from dqdet.weights.deformable_detr import DEFORMABLE_DETR
+from dqdet.weights.detr import DETR
+from dqdet.weights.lw_detr import LW_DETR, PublishedVit
+from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.published import Published
 from dqdet.weights.renaming import State
+from dqdet.weights.rf_detr import RF_DETR
 
 EPSILON = 1e-5  # of the library's batch norms
 Options = dict[str, Any]
@@ -116,13 +122,86 @@ def mask2former(config: Any) -> Options:
     }
 
 
-# Our families: the class of the library, its configuration, and the options of that.
-THERE: dict[str, tuple[str, str, Callable[[Any], Options]]] = {
-    "detr": ("DetrForObjectDetection", "DetrConfig", detr),
-    "conditional_detr": ("ConditionalDetrForObjectDetection", "ConditionalDetrConfig", detr),
-    "dab_detr": ("DabDetrForObjectDetection", "DabDetrConfig", dab_detr),
-    "deformable_detr": ("DeformableDetrForObjectDetection", "DeformableDetrConfig", deformable_detr),
-    "mask2former": ("Mask2FormerForUniversalSegmentation", "Mask2FormerConfig", mask2former),
+def vit_decoder(config: Any) -> Options:
+    """What LW-DETR and RF-DETR have beside their backbones. Their own groups of queries train in groups only."""
+    model, queries = config.model, config.queries
+    if queries.kind != "static" and (queries.kind not in ("grouped", "modulated") or queries.basic != "groups"):
+        raise DqdetError(
+            f"queries.kind={queries.kind} with queries.basic={queries.basic}: {model.family} of transformers trains "
+            "groups of queries, each with proposals of its own; only static ones, or grouped and modulated ones with "
+            "queries.basic=groups can be converted"
+        )
+    return {
+        "d_model": model.hidden,
+        "decoder_layers": model.decoder_layers,
+        "decoder_ffn_dim": model.feedforward,
+        "decoder_self_attention_heads": model.heads,
+        "decoder_cross_attention_heads": model.cross_heads,
+        "decoder_n_points": model.points,
+        "dropout": model.dropout,
+        "num_queries": queries.count,
+        "group_detr": {"static": 1, "grouped": 1 + queries.ratio, "modulated": queries.ratio}[queries.kind],
+    }
+
+
+def vit(config: Any, published: PublishedVit) -> Options:
+    """What the backbones of both have."""
+    backbone = config.model.backbone
+    widths = {name: width for width, name in published.backbones.items()}
+    name = backbone.name.split(".")[0]
+    if name not in widths:
+        raise DqdetError(f"model.backbone.name={backbone.name}: models with {', '.join(widths)} can be converted only")
+    return {"hidden_size": widths[name], "patch_size": backbone.patch, "out_indices": backbone.taps}
+
+
+def windowed_blocks(config: Any) -> list[int]:
+    backbone = config.model.backbone
+    return [block for block in range(backbone.taps[-1]) if block not in backbone.global_blocks]
+
+
+def lw_detr(config: Any) -> Options:
+    backbone = config.model.backbone
+    options = vit(config, LW_DETR) | {
+        "num_hidden_layers": backbone.taps[-1],
+        "num_attention_heads": 12,
+        "pretrain_image_size": backbone.patch * backbone.positions,
+        "image_size": backbone.patch * backbone.windows**3,  # read by nothing but the configuration's own check
+        "num_windows": backbone.windows**2,
+        "window_block_indices": windowed_blocks(config),
+    }
+    return vit_decoder(config) | {
+        "backbone_config": transformers.LwDetrViTConfig(**options),
+        "projector_scale_factors": config.model.scales,
+    }
+
+
+def rf_detr(config: Any) -> Options:
+    backbone = config.model.backbone
+    options = vit(config, RF_DETR)
+    options |= {
+        "num_attention_heads": options["hidden_size"] // 64,
+        "image_size": backbone.patch * backbone.positions,
+        "num_windows": backbone.windows,
+        "window_block_indexes": windowed_blocks(config),
+        "drop_path_rate": backbone.drop_path or 0.0,
+    }
+    return vit_decoder(config) | {
+        "backbone_config": transformers.RfDetrDinov2Config(**options),
+        "layer_norm_eps": config.model.norm_epsilon,
+        "intermediate_size": 4 * config.model.hidden,  # of the head for masks
+    }
+
+
+# Our families: the class of the library, its configuration, the options of that, and how its parameters become ours.
+THERE: dict[str, tuple[str, str, Callable[[Any], Options], Published]] = {
+    "detr": ("DetrForObjectDetection", "DetrConfig", detr, DETR),
+    "conditional_detr": ("ConditionalDetrForObjectDetection", "ConditionalDetrConfig", detr, CONDITIONAL_DETR),
+    "dab_detr": ("DabDetrForObjectDetection", "DabDetrConfig", dab_detr, DAB_DETR),
+    "deformable_detr": ("DeformableDetrForObjectDetection", "DeformableDetrConfig", deformable_detr, DEFORMABLE_DETR),
+    "mask2former": ("Mask2FormerForUniversalSegmentation", "Mask2FormerConfig", mask2former, MASK2FORMER),
+    "lw_detr": ("LwDetrForObjectDetection", "LwDetrConfig", lw_detr, LW_DETR),
+    "rf_detr": ("RfDetrForObjectDetection", "RfDetrConfig", rf_detr, RF_DETR),
+    "rf_detr_seg": ("RfDetrForInstanceSegmentation", "RfDetrConfig", rf_detr, RF_DETR),
 }
 
 
@@ -142,15 +221,16 @@ def to_transformers(model: Detector, config: Config) -> transformers.PreTrainedM
     family = config.model.family
     if family not in THERE:
         raise DqdetError(f"transformers has no {family}; it has {', '.join(THERE)}")
-    name, configuration, options_of = THERE[family]
+    name, configuration, options_of, published = THERE[family]
     options = options_of(config) | {"id2label": dict(enumerate(config.classes))}
     theirs = getattr(transformers, configuration)(**options)
     kind: Any = getattr(transformers, name)
-    if config.queries.kind != "static":
+    own = ("static", "grouped") if "group_detr" in options else ("static",)  # what the library's class trains itself
+    if config.queries.kind not in own:
         theirs.modulated = config.queries.model_dump() | {"beta": config.loss.beta}
         kind = modulated(kind)
     made = kind(theirs).eval()
-    fill(made, model.state_dict(), PUBLISHED[family])
+    fill(made, model.state_dict(), published)
     return made
 
 
@@ -159,19 +239,20 @@ def fill(made: nn.Module, state: State, published: Published) -> None:
     """Give a model of the library our parameters.
 
     `Published.from_huggingface` renames, cuts and stacks the library's tensors. Of tensors that number their own
-    entries it makes the numbers of where each of our entries belongs. Batch norms are folded there: with a mean of 0
-    and a variance of 1 (less the epsilon that is added), weight and bias become what they are folded to.
+    entries it makes the numbers of where each of our entries belongs. Batch norms of backbones are folded there: with a
+    mean of 0 and a variance of 1 (less the epsilon that is added), weight and bias become what they are folded to.
 
     Raises:
         DqdetError: parameters of ours are missing there, or have another shape.
     """
     theirs, numbers, count = made.state_dict(keep_vars=True), {}, 0
     numbered: dict[int, torch.Tensor] = {}  # shared parameters have the same numbers
+    folds = not any(name.endswith("running_mean") for name in state)  # LW-DETR has batch norms, and no ResNet
     for name, tensor in theirs.items():
-        if name.endswith("running_mean"):
+        if folds and name.endswith("running_mean"):
             tensor.zero_()
             numbers[name] = torch.zeros_like(tensor, dtype=torch.float64)
-        elif name.endswith("running_var"):
+        elif folds and name.endswith("running_var"):
             tensor.fill_(1 - EPSILON)
             numbers[name] = torch.full_like(tensor, 1 - EPSILON, dtype=torch.float64)
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import colorsys
 
 import numpy as np
-import PIL.Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import to_image
 
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
@@ -49,20 +50,20 @@ class ScenesDataset(SegmentsDataset):
         self.image_ids = list(range(1, count + 1))
         self.file_names = [f"{image_id}.png" for image_id in self.image_ids]
         self.aspect_ratios = np.ones(count)
-        self.kept: dict[int, tuple[PIL.Image.Image, PanopticMap]] = {}
+        self.kept: dict[int, tuple[tv_tensors.Image, PanopticMap]] = {}
 
     def kind(self, index: int) -> str:
         """Of the scene: ``open_air``, ``street``, ``meadow``, ``lake`` or ``table``."""
         return scene_kind(self.scenes.seed, self.split_number, index)
 
-    def _drawn(self, index: int) -> tuple[PIL.Image.Image, PanopticMap]:
+    def _drawn(self, index: int) -> tuple[tv_tensors.Image, PanopticMap]:
         """What :meth:`_draw` gives, kept for the next epoch while there is room."""
         drawn = self.kept.get(index) or self._draw(index)
         if len(self.kept) < KEPT_PIXELS // self.scenes.size**2:
             self.kept[index] = drawn
         return drawn
 
-    def _draw(self, index: int) -> tuple[PIL.Image.Image, PanopticMap]:
+    def _draw(self, index: int) -> tuple[tv_tensors.Image, PanopticMap]:
         """The picture, and all that is visible in it: stuff first, then things from the farthest to the nearest."""
         scene = draw_scene(self.scenes.seed, self.split_number, index)
         image, segments = render(scene, self.scenes.size)
@@ -72,7 +73,7 @@ class ScenesDataset(SegmentsDataset):
         ids += range(len(names) + 1, len(names) + len(scene.objects) + 1)
         names += [thing.category for thing in scene.objects]
         merged = np.array(ids)[segments]  # [size, size]
-        return image, PanopticMap(
+        return to_image(image), PanopticMap(
             merged,
             [{"id": number, "category_id": CATEGORY_IDS[names[number - 1]]} for number in np.unique(merged).tolist()],
         )

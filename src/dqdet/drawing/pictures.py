@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import supervision as sv
@@ -17,7 +18,9 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
 from dqdet.errors import printable
-from dqdet.types import PanopticMap, RleMasks, Target
+from dqdet.types import ImageDetections, PanopticMap, RleMasks, Target
+
+Threshold: TypeAlias = float | Sequence[float]  # of scores: one, or one of each class
 
 PALETTE = sv.ColorPalette.DEFAULT  # a class has the same colour in all pictures
 SHADES = (0.0, 0.5, -0.4, 0.25, -0.2)  # of the objects of one class, in turn
@@ -39,6 +42,46 @@ def ground_truth(target: Target, size: tuple[int, int], classes: Sequence[str]) 
         masks = F.resize_mask(target.masks.to(torch.uint8), [height, width]).bool().numpy()  # [N, height, width]
     labels = target.labels.numpy()
     return sv.Detections(boxes.numpy(), masks, class_id=labels, data={"class_name": np.array(classes)[labels]})
+
+
+def objects(boxes: Tensor, labels: Tensor, classes: Sequence[str], masks: Tensor | None = None) -> sv.Detections:
+    """The objects of a ``Sample`` that is not augmented: boxes ``[N, 4]`` (x0, y0, x1, y1) in pixels of its image."""
+    numbers = labels.numpy()
+    shapes = None if masks is None else masks.bool().numpy()  # [N, H, W]
+    return sv.Detections(boxes.numpy(), shapes, class_id=numbers, data={"class_name": np.array(classes)[numbers]})
+
+
+def above(found: ImageDetections, threshold: Threshold) -> Tensor:
+    """Which detections ``[K]`` (bool) score above a threshold, or that of their class."""
+    if isinstance(threshold, float | int):
+        return found.scores > threshold
+    return found.scores > torch.tensor(threshold, device=found.scores.device)[found.labels]
+
+
+def detected(
+    found: ImageDetections, classes: Sequence[str], threshold: Threshold, size: tuple[int, int] | None = None
+) -> sv.Detections:
+    """The detections above ``threshold`` with their class names; masks of the image reduced to ``size``, if given.
+
+    Args:
+        found: in an image.
+        classes: the name of each label.
+        threshold: in 0..1, or one of each class.
+        size: width and height.
+    """
+    kept = above(found, threshold)
+    labels = found.labels[kept].cpu().numpy()
+    masks = None
+    if found.masks is not None:
+        of_kept = found.masks[kept.nonzero()[:, 0].tolist()]
+        masks = of_kept.decoded() if size is None else resized(of_kept, size)
+    return sv.Detections(
+        xyxy=found.boxes[kept].cpu().numpy(),
+        mask=masks,
+        class_id=labels,
+        confidence=found.scores[kept].cpu().numpy(),
+        data={"class_name": np.array(classes)[labels]},
+    )
 
 
 def segments(panoptic: PanopticMap, category_ids: Sequence[int], classes: Sequence[str]) -> sv.Detections:

@@ -1,0 +1,54 @@
+"""Data sets of LabelMe: a JSON file beside each image, in a folder for each split, or all in one, which is divided.
+
+Images without a JSON file are not annotated, and no part of the set. Classes are in the order of ``labels.txt``, or
+else of their names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dqdet.config import DataConfig
+from dqdet.data.annotations import Annotations, of_files, part
+from dqdet.data.coco_files import SPLIT_NAMES, root_of
+from dqdet.data.dataset import Split
+from dqdet.errors import DqdetError
+from dqdet.formats.labelme import read_annotation
+
+
+def read_labelme(config: DataConfig, split: Split) -> Annotations:
+    """The annotations of a split.
+
+    Raises:
+        DqdetError: there are none.
+    """
+    root = root_of(config)
+    files = _files(config, split, root)
+    if not files:
+        raise DqdetError(
+            f"{root}: no annotations of the {split} split; looked for NAME/*.json and *.json; set data.{split} to the "
+            "name of the split"
+        )
+    other: Split = "val" if split == "train" else "train"
+
+    def image_of(file: Path, record: dict[str, Any]) -> str | None:
+        places = [file.parent / record["file_name"], file.parent / Path(record["file_name"]).name]
+        return next((os.path.relpath(place, root) for place in places if place.is_file()), None)
+
+    return of_files(root, root, files, _files(config, other, root), read_annotation, image_of)
+
+
+def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
+    """The JSON files of a split, sorted; none where there are no annotations of it."""
+    chosen = getattr(config, split)
+    for name in [chosen] if chosen else SPLIT_NAMES[split]:
+        for folder in (root / name, root / "images" / name):
+            if files := sorted(folder.rglob("*.json")):
+                return files
+    whole = sorted(root.glob("*.json"))
+    if chosen or not whole:
+        return []
+    chosen_names = part([str(file) for file in whole], split, config.val_share)
+    return [file for file in whole if str(file) in chosen_names]

@@ -1,0 +1,67 @@
+"""Data sets of Pascal VOC: an XML file for each image.
+
+- ``Annotations``, ``JPEGImages`` and ``ImageSets/Main/NAME.txt`` with the images of each split, as published; without
+  such lists the set is divided,
+- folders ``NAME`` with images and XML files side by side (Roboflow).
+
+An image belongs to the XML file of its name. Classes are in the order of ``classes.txt``, or else of their names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dqdet.config import DataConfig
+from dqdet.data.annotations import Annotations, images_in, of_files, part
+from dqdet.data.coco_files import SPLIT_NAMES, root_of
+from dqdet.data.dataset import Split
+from dqdet.errors import DqdetError
+from dqdet.formats.voc import read_annotation
+
+
+def read_voc(config: DataConfig, split: Split) -> Annotations:
+    """The annotations of a split.
+
+    Raises:
+        DqdetError: there are none.
+    """
+    root = root_of(config)
+    files = _files(config, split, root)
+    if not files:
+        raise DqdetError(
+            f"{root}: no annotations of the {split} split; looked for ImageSets/Main/NAME.txt, NAME/*.xml and "
+            f"Annotations/*.xml; set data.{split} to the name of the split"
+        )
+    folder = root / "JPEGImages" if (root / "JPEGImages").is_dir() else root
+    names = {file.with_suffix("").relative_to(folder): str(file.relative_to(folder)) for file in images_in(folder)}
+
+    def image_of(file: Path, record: dict[str, Any]) -> str | None:
+        return names.get(Path(file.stem) if folder != root else file.with_suffix("").relative_to(root))
+
+    other: Split = "val" if split == "train" else "train"
+    return of_files(root, folder, files, _files(config, other, root), read_annotation, image_of)
+
+
+def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
+    """The XML files of a split, sorted; none where there are no annotations of it."""
+    chosen = getattr(config, split)
+    for name in [chosen] if chosen else SPLIT_NAMES[split]:
+        listed = root / "ImageSets" / "Main" / f"{name}.txt"
+        if listed.is_file():
+            return sorted(root / "Annotations" / f"{image}.xml" for image in _names(listed))
+        if files := sorted((root / name).rglob("*.xml")):
+            return files
+    whole = sorted((root / "Annotations").glob("*.xml"))
+    if chosen or not whole or (root / "ImageSets" / "Main").is_dir():
+        return []
+    chosen_names = part([str(file) for file in whole], split, config.val_share)
+    return [file for file in whole if str(file) in chosen_names]
+
+
+def _names(file: Path) -> list[str]:
+    """Of the images in a list; a second column, of lists of one class, says whether it is there."""
+    try:
+        return [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DqdetError(f"{file}: cannot be read as a list of images ({error}); correct it") from error

@@ -1,0 +1,111 @@
+"""Data sets of YOLO: ``images`` and ``labels`` side by side, and ``data.yaml`` (Ultralytics, Roboflow, CVAT) or
+``classes.txt`` (Label Studio, LabelImg).
+
+``data.yaml`` says where the images of a split are, in a folder, a list of folders or a list of files. Without it, or
+where it does not, a split is in ``images/NAME`` or ``NAME/images``; a set with all images in ``images`` is divided. The
+labels of an image are in the file of its name under ``labels`` instead of ``images``; without one it has no objects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dqdet.config import DataConfig
+from dqdet.data.annotations import (
+    Annotated,
+    Annotations,
+    as_document,
+    images_in,
+    listed_classes,
+    part,
+    upright_sizes,
+)
+from dqdet.data.coco_files import SPLIT_NAMES, root_of
+from dqdet.data.dataset import Split
+from dqdet.errors import DqdetError
+from dqdet.formats.yolo import read_labels, read_yaml
+
+YAML = ("data.yaml", "dataset.yaml")
+
+
+def read_yolo(config: DataConfig, split: Split) -> Annotations:
+    """The annotations of a split.
+
+    Raises:
+        DqdetError: the names of the classes or the images are missing.
+    """
+    root = root_of(config)
+    described = next((root / name for name in YAML if (root / name).is_file()), None)
+    document: dict[str, Any] = {} if described is None else read_yaml(described)
+    classes = document.get("names") or listed_classes(root)
+    if not classes:
+        raise DqdetError(
+            f"{root}: no names of the classes; add data.yaml with names, or classes.txt with one in each line"
+        )
+    files = _images(config, split, root, document)
+    found_sizes, faults = upright_sizes(files)
+    images = []
+    for file, (height, width) in zip(files, found_sizes, strict=True):
+        objects, wrong = read_labels(_labels_of(file), len(classes), height, width)
+        faults += wrong
+        images.append(Annotated(_relative(file, root), height, width, objects))
+    return Annotations(described or root, root, as_document(images, classes), faults)
+
+
+def _images(config: DataConfig, split: Split, root: Path, document: dict[str, Any]) -> list[Path]:
+    chosen = getattr(config, split)
+    names = [chosen] if chosen else list(SPLIT_NAMES[split])
+    looked: list[Path] = []
+    for name in names:
+        given = document.get(name)
+        entries = [entry for entry in (given if isinstance(given, list) else [given]) if isinstance(entry, str)]
+        places = [place for entry in entries if (place := _place(entry, root, document))]
+        places = places or [place for place in (root / "images" / name, root / name / "images") if place.is_dir()][:1]
+        looked += [root / entry for entry in entries] or [root / "images" / name, root / name / "images"]
+        if files := [file for place in places for file in _listed(place, root)]:
+            return sorted(dict.fromkeys(files))
+    whole = images_in(root / "images") if (root / "images").is_dir() else []
+    if whole and not (config.train or config.val or any(folder.is_dir() for folder in (root / "images").iterdir())):
+        chosen_names = part([str(file) for file in whole], split, config.val_share)
+        return [file for file in whole if str(file) in chosen_names]
+    shown = ", ".join(str(place) for place in looked)
+    raise DqdetError(
+        f"{root}: no images of the {split} split; looked in {shown}; set data.{split} to the name of the split, or "
+        "correct data.yaml"
+    )
+
+
+def _place(entry: str, root: Path, document: dict[str, Any]) -> Path | None:
+    """The folder or list that ``data.yaml`` means: relative to its ``path``, or to itself, as Roboflow writes it."""
+    base = document.get("path")
+    bases = [root / base] if isinstance(base, str) else []
+    candidates = [place for folder in (*bases, root) for place in (folder / entry, folder / entry.removeprefix("../"))]
+    return next((place for place in candidates if place.exists()), None)
+
+
+def _listed(place: Path, root: Path) -> list[Path]:
+    """The images of a folder, or those that a text file lists."""
+    if place.is_dir():
+        return images_in(place)
+    try:
+        lines = place.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DqdetError(f"{place}: cannot be read as a list of images ({error}); correct data.yaml") from error
+    names = [line.strip() for line in lines if line.strip()]
+    # Ultralytics: ./ is the folder of the list; CVAT: names begin with data/, in place of the folder of data.yaml.
+    options = [(place.parent / name, root / name, root / name.removeprefix("data/")) for name in names]
+    return [next((file for file in of_name if file.is_file()), of_name[0]) for of_name in options]
+
+
+def _labels_of(image: Path) -> Path:
+    parts = list(image.with_suffix(".txt").parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts)
+
+
+def _relative(file: Path, root: Path) -> str:
+    return str(file.relative_to(root)) if file.is_relative_to(root) else str(file.absolute())

@@ -1,0 +1,153 @@
+"""What a person watches while a training runs: curves, pictures, and whether it still gets better."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from dqdet.data.dataset import DetectionDataset
+from dqdet.drawing.curves import curves
+from dqdet.drawing.pictures import detected, objects, side_by_side
+from dqdet.formats.image_files import write_image
+from dqdet.metrics.processes import gathered
+from dqdet.runs.folder import write_file
+from dqdet.training.logs import CsvLog
+from dqdet.types import Batch, ImageDetections
+
+
+class Patience(Callback):
+    """Ends a training when validations stop getting better.
+
+    How many there were since the best one is counted in the log, so that it counts on when the training is resumed.
+
+    Args:
+        validations: without a better one after which the training ends.
+        table: of the run.
+        metric: that says which of two models is better.
+        say: shows a line to the user.
+    """
+
+    def __init__(self, validations: int, table: CsvLog, metric: str, say: Callable[[str], None] = print) -> None:
+        self.validations = validations
+        self.table = table
+        self.metric = metric
+        self.say = say
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        values = [float(row[f"val/{self.metric}"]) for row in self.table.rows() if row.get(f"val/{self.metric}")]
+        since = len(values) - 1 - values.index(max(values)) if values else 0
+        if trainer.strategy.broadcast(since >= self.validations):
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                self.say(
+                    f"{self.metric} has not become better in {since} validations (train.patience={self.validations}): "
+                    f"the training ends after step {trainer.global_step}"
+                )
+
+
+class Curves(Callback):
+    """Keeps a picture of the training's curves up to date, in the folder of the run.
+
+    Drawing takes a part of a second, so there is a new one after a minute at most, and at the end.
+
+    Args:
+        file: to write.
+        table: of the run.
+        metric: of the validation.
+    """
+
+    EVERY = 60.0  # seconds
+
+    def __init__(self, file: Path, table: CsvLog, metric: str) -> None:
+        self.file = file
+        self.table = table
+        self.metric = metric
+        self.drawn = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if time.monotonic() - self.drawn > self.EVERY:
+            self.draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.draw(trainer)
+
+    def draw(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and (rows := self.table.rows()):
+            content = io.BytesIO()
+            curves(rows, self.metric).savefig(content, format="png")
+            write_file(self.file, content.getbuffer())
+        self.drawn = time.monotonic()
+
+
+class ValidationPictures(Callback):
+    """Draws what the model finds in the same few validation images, beside the truth, as the training goes on.
+
+    They are in ``logs/pictures`` and in the loggers that take pictures, about `TIMES` times in a training.
+
+    Args:
+        dataset: of the validation.
+        count: of the images, which are spread over the data set.
+        folder: to write to.
+        threshold: lowest score that is drawn.
+    """
+
+    TIMES = 10
+    WIDTH = 480  # pixels of each picture
+
+    def __init__(self, dataset: DetectionDataset, count: int, folder: Path, threshold: float = 0.3) -> None:
+        spread = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+        self.dataset = dataset
+        self.indices = {dataset.image_ids[index]: index for index in spread}
+        self.folder = folder
+        self.threshold = threshold
+        self.found: dict[int, ImageDetections] = {}
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: list[ImageDetections],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for target, found in zip(batch.targets, outputs, strict=True):
+            if target.image_id in self.indices:
+                self.found[target.image_id] = found
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found, self.found = gathered(self.found), {}
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        wanted = epoch == epochs or epoch % max(1, epochs // self.TIMES) == 0
+        if not (trainer.is_global_zero and wanted and trainer.state.fn == "fit"):
+            return
+        picture = self._picture(found)
+        write_image(self.folder / f"epoch_{epoch:04d}.jpg", picture)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(picture)  # [H, W, 3]
+                logger.experiment.add_image("val/pictures", pixels, trainer.global_step, dataformats="HWC")
+
+    def _picture(self, found: Mapping[int, ImageDetections]) -> Image.Image:
+        images, truths, detections = [], [], []
+        for image_id, index in self.indices.items():
+            sample = self.dataset.read(index)
+            assert isinstance(sample["image"], Image.Image)
+            images.append(sample["image"])
+            truths.append(objects(sample["boxes"], sample["labels"], self.dataset.classes, sample.get("masks")))
+            detections.append(detected(found[image_id], self.dataset.classes, self.threshold))
+        return side_by_side(images, {"truth": truths, "prediction": detections}, self.WIDTH)

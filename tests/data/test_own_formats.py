@@ -1,0 +1,242 @@
+"""YOLO, Pascal VOC and LabelMe: the targets of the same set in COCO's format, and every kind of bad input together."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from opening import error_of, opened
+
+import own_data
+from dqdet.data.annotations import part
+
+# Of the places of boxes in pixels: as many digits as the formats have, and those that supervision writes.
+PRECISION = {"yolo": 5e-3, "voc": 1e-4, "labelme": 1e-4}
+
+
+def picture(file: Path, size: tuple[int, int] = (60, 40)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", size, "teal").save(file)
+
+
+@pytest.mark.parametrize("kind", ["yolo", "voc", "labelme"])
+def test_bccd_has_the_targets_of_its_coco_form(shared, tmp_path, kind):
+    root = own_data.write(tmp_path, kind, shared, images=50)  # supervision takes long for all of them
+    if kind in ("voc", "labelme"):
+        (root / "classes.txt").write_text("RBC\nWBC\nPlatelets\n")
+    for split in ("train", "val"):
+        expected, found = opened(shared / "data" / "bccd", split), opened(root, split, kind=kind)
+        assert found.classes == expected.classes == ["RBC", "WBC", "Platelets"]
+        names = [Path(name).name for name in found.images.file_names]
+        order = np.argsort(expected.images.file_names)[:50]
+        assert names == expected.images.file_names[order].tolist()
+        assert len(names) == 50
+        for index, other in enumerate(order):
+            mine, its = (slice(d.starts[i], d.starts[i + 1]) for d, i in ((found, index), (expected, other)))
+            assert found.labels[mine].tolist() == expected.labels[its].tolist()
+            np.testing.assert_allclose(found.boxes[mine], expected.boxes[its], atol=PRECISION[kind])
+        image, target = found[3]
+        other_image, other_target = expected[int(order[3])]
+        if split == "val":  # without augmentation
+            assert torch.equal(image, other_image)
+            torch.testing.assert_close(target.boxes, other_target.boxes, atol=1e-5, rtol=0)
+        truth = found.ground_truth()
+        assert len(truth["annotations"]) == len(found.labels)
+        assert all(one.keys() >= {"area", "iscrowd"} and "place" not in one for one in truth["annotations"])
+
+
+@pytest.mark.parametrize("kind", ["voc", "labelme"])
+def test_classes_without_a_list_are_those_of_both_splits_by_name(shared, tmp_path, kind):
+    root = own_data.write(tmp_path, kind, shared, images=4)
+    for split in ("train", "val"):
+        assert opened(root, split, kind=kind).classes == ["Platelets", "RBC", "WBC"]
+
+
+@pytest.mark.parametrize("tool", ["cvat", "label_studio"])
+def test_exports_without_splits_are_divided_by_the_names_of_the_images(shared, tmp_path, tool):
+    root = own_data.undivided(tmp_path, tool, shared, images=10)
+    splits = [opened(root, split, val_share=0.3) for split in ("train", "val")]
+    names = [{Path(name).name for name in split.images.file_names} for split in splits]
+    assert [len(of_split) for of_split in names] == [7, 3]
+    assert not names[0] & names[1]
+    whole = opened(shared / "data" / "bccd", "val")
+    for split in splits:
+        assert split.classes == ["RBC", "WBC", "Platelets"]
+        for index, name in enumerate(split.images.file_names):
+            other = whole.images.file_names.tolist().index(Path(name).name)
+            mine, its = (d.boxes[d.starts[i] : d.starts[i + 1]] for d, i in ((split, index), (whole, other)))
+            np.testing.assert_array_equal(mine, its)
+    assert {one["image_id"] for one in splits[1].ground_truth()["annotations"]} <= set(splits[1].image_ids)
+    assert len(splits[1].ground_truth()["images"]) == 3
+
+
+def test_few_images_change_sides_when_others_are_added():
+    names = [f"{number}.jpg" for number in range(100)]
+    before, after = part(names[:90], "val", 0.2), part(names, "val", 0.2)
+    assert len(before) == 18
+    assert len(before - after) <= 3
+    assert part(names, "train", 0.2) == set(names) - after
+    assert len(part(names[:2], "train", 0.01)) == len(part(names[:2], "val", 0.01)) == 1
+
+
+def test_faults_of_yolo_are_told_together_with_file_and_line(tmp_path):
+    for name in "abc":
+        picture(tmp_path / f"images/train/{name}.png")
+    labels = tmp_path / "labels" / "train"
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n\n2 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2\n")
+    (labels / "b.txt").write_text("1 300 200 50 40\n1 0.5 nan 0.1 0.1\n-1 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: {0: cat, 1: dog}\n")
+    (tmp_path / "images/train/c.png").write_bytes(b"no picture")
+    assert error_of(tmp_path, kind="yolo") == (
+        f"{tmp_path}/data.yaml: bad entries (6): {tmp_path}/images/train/c.png: cannot be read as an image (cannot "
+        f"identify image file '{tmp_path}/images/train/c.png'); "
+        f"{labels}/a.txt:3 has the class '2', which is no whole number in 0..1; "
+        f"{labels}/a.txt:4 has 4 values; a box has 5 (class, x, y, width, height), a polygon 7, 9, ...; "
+        f"{labels}/b.txt:1 has the value '300', which is not relative to the image, in 0..1; "
+        f"{labels}/b.txt:2 has the value 'nan', which is not relative to the image, in 0..1; and 1 more; "
+        "correct or remove them"
+    )
+
+
+def test_faults_of_voc_are_told_together_with_file_and_line(tmp_path):
+    size = "<size><width>60</width><height>40</height></size>"
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>9</ymax></bndbox>"
+    content = {
+        "a": f"<annotation>\n{size}\n<object>\n<name>cat</name></object>\n<object>{box.format(9)}"
+        "</object></annotation>",
+        "b": f"<annotation>{size}<object>\n<name>cat</name>{box.format('wide')}</object></annotation>",
+        "c": "<annotation>\n<size></annotation>",
+        "d": f"<annotation>{size}</annotation>",
+    }
+    for name, text in content.items():
+        if name != "d":
+            picture(tmp_path / f"JPEGImages/{name}.png")
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / f"Annotations/{name}.xml").write_text(text)
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\nc\nd\n")
+    xml = f"{tmp_path}/Annotations"
+    assert error_of(tmp_path, kind="voc") == (
+        f"{tmp_path}: bad entries (5): {xml}/a.xml:3 (cat) has no bndbox; {xml}/a.xml:5 has no name of a class; "
+        f"{xml}/b.xml:1 (cat) has corners that are not numbers within 1000000: xmin='1', ymin='1', xmax='wide', "
+        f"ymax='9'; {xml}/c.xml is no XML (mismatched tag: line 2, column 8); {xml}/d.xml has no image; looked for "
+        f"{tmp_path}/JPEGImages; correct or remove them"
+    )
+
+
+def test_faults_of_labelme_are_told_together_with_file_and_shape(tmp_path):
+    def write(name: str, *shapes: dict, **changes) -> None:
+        picture(tmp_path / f"train/{name}.png")
+        document = {"shapes": shapes, "imagePath": f"{name}.png", "imageHeight": 40, "imageWidth": 60} | changes
+        (tmp_path / f"train/{name}.json").write_text(json.dumps(document))
+
+    write("a", {"label": "cat", "shape_type": "line", "points": [[0, 0], [9, 9]]}, {"points": []})
+    write("b", {"label": "cat", "shape_type": "rectangle", "points": [[0, 0]]}, imagePath="gone.png")
+    write("c", imageHeight=None)
+    (tmp_path / "train/d.json").write_text("{")
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\ncat\n")
+    train = tmp_path / "train"
+    assert error_of(tmp_path, kind="labelme") == (
+        f"{tmp_path}: bad entries (6): {train}/a.json: shape 1 (cat, line) is no object; draw rectangles, circles, "
+        f"polygons or masks, or remove it; {train}/a.json: shape 2 has no label; {train}/b.json: shape 1 (cat, "
+        f"rectangle) has 1 points; {train}/c.json has no height; {train}/d.json is no JSON (Expecting property name "
+        "enclosed in double quotes: line 1 column 2 (char 1)); and 1 more; correct or remove them"
+    )
+
+
+def test_a_set_without_classes_or_splits_is_named(tmp_path):
+    picture(tmp_path / "pictures/a.png")
+    assert error_of(tmp_path, kind="yolo") == (
+        f"{tmp_path}: no names of the classes; add data.yaml with names, or classes.txt with one in each line"
+    )
+    assert "no annotations of the train split; looked for ImageSets/Main/NAME.txt" in error_of(tmp_path, kind="voc")
+    assert "no annotations of the train split; looked for NAME/*.json" in error_of(tmp_path, kind="labelme")
+
+
+def test_polygons_become_masks_and_parts_of_a_group_one_object(tmp_path):
+    """In all three formats, a rectangle of 10 x 20 pixels, exactly."""
+    corners = [[10, 5], [20, 5], [20, 25], [10, 25]]
+    for root in ("yolo/images/train", "voc/train", "labelme/train"):
+        picture(tmp_path / root / "a.png")
+    (tmp_path / "yolo/labels/train").mkdir(parents=True)
+    relative = " ".join(f"{x / 60} {y / 40}" for x, y in corners)
+    (tmp_path / "yolo/labels/train/a.txt").write_text(f"0 {relative}\n")
+    (tmp_path / "yolo/classes.txt").write_text("cat\n")
+    points = "".join(f"<x{n}>{x + 1}</x{n}><y{n}>{y + 1}</y{n}>" for n, (x, y) in enumerate(corners, 1))
+    (tmp_path / "voc/train/a.xml").write_text(
+        "<annotation><size><width>60</width><height>40</height></size><object><name>cat</name><bndbox><xmin>11</xmin>"
+        f"<ymin>6</ymin><xmax>20</xmax><ymax>25</ymax></bndbox><polygon>{points}</polygon></object></annotation>"
+    )
+    halves = [[corners[0], [20, 15]], [[10, 15], corners[2]]]
+    shapes = [{"label": "cat", "shape_type": "rectangle", "points": half, "group_id": 1} for half in halves]
+    buffer = io.BytesIO()
+    PIL.Image.new("1", (10, 20), 1).save(buffer, "PNG")
+    drawn = {"label": "cat", "shape_type": "mask", "points": [[10, 5], [19, 24]]}
+    drawn["mask"] = base64.b64encode(buffer.getvalue()).decode()
+    labelme = {"imagePath": "..\\train\\a.png", "imageHeight": 40, "imageWidth": 60}
+    (tmp_path / "labelme/train/a.json").write_text(json.dumps({"shapes": [*shapes, drawn], **labelme}))
+    expected = torch.zeros(40, 60, dtype=torch.uint8)
+    expected[5:25, 10:20] = 1
+    for kind, count in ("yolo", 1), ("voc", 1), ("labelme", 2):
+        dataset = opened(tmp_path / kind, kind=kind, task="instance", val="train")
+        sample = dataset.read(0)
+        assert sample["masks"].shape[0] == len(sample["boxes"]) == count
+        assert all(torch.equal(mask, expected) for mask in sample["masks"])
+        torch.testing.assert_close(sample["boxes"][0].as_subclass(torch.Tensor), torch.tensor([10.0, 5, 20, 25]))
+        assert dataset.ground_truth()["annotations"][0]["area"] == 200
+
+
+def test_difficult_objects_of_voc_are_crowds(tmp_path):
+    picture(tmp_path / "train/a.png")
+    objects = "".join(
+        f"<object><name>cat</name><difficult>{flag}</difficult><bndbox><xmin>{left}</xmin><ymin>1</ymin>"
+        f"<xmax>{left + 9}</xmax><ymax>9</ymax></bndbox></object>"
+        for left, flag in ((1, 0), (20, 1))
+    )
+    (tmp_path / "train/a.xml").write_text(
+        f"<annotation><size><width>60</width><height>40</height></size>{objects}</annotation>"
+    )
+    dataset = opened(tmp_path, kind="voc", val="train")
+    assert dataset.boxes.tolist() == [[0, 0, 10, 9]]
+    assert [one["iscrowd"] for one in dataset.ground_truth()["annotations"]] == [0, 1]
+
+
+def test_yolo_pictures_turned_by_exif_have_the_size_that_people_see(tmp_path):
+    """As Ultralytics reads them; labels are relative to the picture that is upright."""
+    file = tmp_path / "images/train/a.jpg"
+    file.parent.mkdir(parents=True)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (60, 40), "teal").save(file, exif=exif)
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 1 0.5\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    sample = opened(tmp_path, kind="yolo", val="train").read(0)
+    assert sample["image"].size == (40, 60)
+    assert sample["boxes"].tolist() == [[0, 15, 40, 45]]
+
+
+@pytest.mark.parametrize("text", ["names: [cat, cat]", "names: {0: cat, 2: dog}", "train: x", "[", "names: 3"])
+def test_a_bad_description_of_yolo_is_named(tmp_path, text):
+    picture(tmp_path / "images/train/a.png")
+    (tmp_path / "data.yaml").write_text(text)
+    message = error_of(tmp_path, kind="yolo")
+    assert message.startswith(f"{tmp_path}/data.yaml: ") or "no names of the classes" in message
+
+
+def test_yolo_takes_lists_of_images_and_divides_what_has_no_splits(tmp_path):
+    for number in range(5):
+        picture(tmp_path / f"images/{number}.png")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    assert [len(opened(tmp_path, split, kind="yolo")) for split in ("train", "val")] == [4, 1]
+    (tmp_path / "data.yaml").write_text("train: train.txt\nval: [val.txt]\nnames: [cat]\n")
+    (tmp_path / "train.txt").write_text("./images/0.png\ndata/images/1.png\n")
+    (tmp_path / "val.txt").write_text("images/2.png\n")
+    assert [len(opened(tmp_path, split, kind="yolo")) for split in ("train", "val")] == [2, 1]
+    (tmp_path / "val.txt").write_text("images/gone.png\n")
+    assert f"{tmp_path}/images/gone.png: no such file" in error_of(tmp_path, "val", kind="yolo")
