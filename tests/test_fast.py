@@ -81,7 +81,7 @@ def test_compiled_is_equal():
 
 @pytest.fixture
 def folder(tmp_path):
-    config = tiny_family("deformable_detr_r50", classes=["cat", "dog"])
+    config = tiny_family("deformable_detr_r50", classes=["cat", "dog"], data__val_resize=128, data__max_size=192)
     torch.manual_seed(0)
     (tmp_path / "run").mkdir()
     save_folder(tmp_path / "run", create_model(config), config, {})

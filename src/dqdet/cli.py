@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import re
@@ -288,6 +289,46 @@ def _sides(text: str) -> tuple[int, int]:
         raise DqdetError(f"--size {text}: not a size; give one number, such as 640, or height x width, such as 480x640")
     height, width = sides.groups()
     return int(height), int(width or height)
+
+
+@app.command()
+def benchmark(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... [OPTION=VALUE]...", help="Runs, exported files, or what else `predict` takes."
+        ),
+    ],
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
+    size: Annotated[str, typer.Option(metavar="640 | 480x640", help="Height and width of the pictures.")] = "480x640",
+    batch: Annotated[int, typer.Option(min=1, help="Images of a pass that throughput is measured with.")] = 8,
+    repeats: Annotated[int, typer.Option(min=2, help="Passes of each kind, after a warm-up.")] = 30,
+    data: Annotated[bool, typer.Option("--data", help="Measure the metrics on the validation split, too.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all numbers.")] = None,
+) -> None:
+    """Measure latency, throughput, memory and metrics of models as they are used, side by side."""
+    from dqdet.benchmark import Conditions
+    from dqdet.benchmark import benchmark as measure
+    from dqdet.formats.writing import replacing
+
+    options = [model for model in models if OPTION.match(model) and not Path(model).exists()]
+    named = [model for model in models if model not in options]
+    if not named:
+        raise DqdetError("which models? give runs or exported files")
+    conditions = Conditions(precision, compile, _sides(size), batch, repeats, _overrides(dqdet.load, options), data)
+    measured = measure(named, conditions)
+    table = Table("model", "precision", "pixels", "ms", "p95", "images/s", "MiB", *(HEADLINE if data else ()))
+    for one in measured:
+        metrics = [shown(one["metrics"][name]) if name in one["metrics"] else "" for name in HEADLINE] if data else []
+        numbers = (one["latency_ms"], one["latency_p95_ms"], one["images_per_s"], one["memory_mib"])
+        height, width = one["pixels"]
+        words = f"{one['precision']}{', compiled' if one['compiled'] else ''}"
+        table.add_row(one["model"], words, f"{height}x{width}", *(f"{number:.3g}" for number in numbers), *metrics)
+    _show(table)
+    if out is not None:
+        with replacing(out) as file:
+            file.write_text(json.dumps(measured, indent=1))
 
 
 @app.command()
