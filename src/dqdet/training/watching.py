@@ -17,7 +17,7 @@ from PIL import Image
 
 from dqdet.data.dataset import DetectionDataset
 from dqdet.drawing.curves import curves
-from dqdet.drawing.pictures import detected, objects, side_by_side
+from dqdet.drawing.pictures import detected, objects, picture, side_by_side
 from dqdet.formats.image_files import write_image
 from dqdet.metrics.processes import gathered
 from dqdet.runs.folder import write_file
@@ -138,19 +138,18 @@ class ValidationPictures(Callback):
         wanted = epoch == epochs or epoch % max(1, epochs // self.TIMES) == 0
         if not (trainer.is_global_zero and wanted and trainer.state.fn == "fit"):
             return
-        picture = self._picture(found)
-        write_image(self.folder / f"epoch_{epoch:04d}.jpg", picture)
+        drawn = self._picture(found)
+        write_image(self.folder / f"epoch_{epoch:04d}.jpg", drawn)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(picture)  # [H, W, 3]
+                pixels = np.asarray(drawn)  # [H, W, 3]
                 logger.experiment.add_image("val/pictures", pixels, trainer.global_step, dataformats="HWC")
 
     def _picture(self, found: Mapping[int, ImageDetections]) -> Image.Image:
         images, truths, detections = [], [], []
         for image_id, index in self.indices.items():
             sample = self.dataset.read(index)
-            assert isinstance(sample["image"], Image.Image)
-            images.append(sample["image"])
+            images.append(picture(sample["image"]))
             truths.append(objects(sample["boxes"], sample["labels"], self.dataset.classes, sample.get("masks")))
             detections.append(detected(found[image_id], self.dataset.classes, self.threshold))
         return side_by_side(images, {"truth": truths, "prediction": detections}, self.WIDTH)
