@@ -99,11 +99,21 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of an interrupted run to go on with, instead of PRESET and --out.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take some steps, print memory and time of the training, keep nothing.")
+    ] = False,
 ) -> None:
     """Train a model, on several processes when started by torchrun."""
     options = options or []
     if preset is not None and OPTION.match(preset):  # --resume needs no preset
         options, preset = [preset, *options], None
+    if dry_run:
+        if preset is None or out is not None or resume is not None:
+            raise DqdetError("--dry-run takes a preset and options alone; it writes nothing")
+        from dqdet.training.engine import rehearse
+
+        _show(*rehearse(resolve(preset, _overrides(dqdet.train, options))))
+        return
     run = dqdet.train(preset, out=out, resume=resume, **_overrides(dqdet.train, options))
     from dqdet.runs.folder import load_metrics
 

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import torch
 from opening import error_of, opened
+from torchvision.transforms.v2 import query_size
 
 import own_data
 from dqdet.data.annotations import part
@@ -217,7 +218,7 @@ def test_yolo_pictures_turned_by_exif_have_the_size_that_people_see(tmp_path):
     (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 1 0.5\n")
     (tmp_path / "classes.txt").write_text("cat\n")
     sample = opened(tmp_path, kind="yolo", val="train").read(0)
-    assert sample["image"].size == (40, 60)
+    assert query_size([sample["image"]]) == (60, 40)
     assert sample["boxes"].tolist() == [[0, 15, 40, 45]]
 
 

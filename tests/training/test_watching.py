@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,7 @@ from dqdet.drawing.curves import curves
 from dqdet.training import engine
 from dqdet.training.logs import CsvLog
 from dqdet.training.watching import Curves
-from tiny import tiny
+from tiny import TINY, tiny
 
 DRAW = Curves.draw
 
@@ -105,3 +106,20 @@ def test_the_same_validation_images_are_drawn_with_what_the_model_finds(tmp_path
         assert drawn.size == (12 + 2 * 492, 40 + 2 * 492)
         difference = np.abs(np.asarray(drawn, dtype=int) - np.asarray(logged.convert("RGB"), dtype=int))
         assert difference.mean() < 5  # of JPEG
+
+
+def test_a_rehearsal_says_what_a_training_needs_and_keeps_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [f"{name}={value}" for name, value in TINY.items() if not isinstance(value, str)]
+    status, out, err = run("train", "scenes_tiny", *options, "model.backbone.name=test_resnet", "--dry-run")
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) == 4, out
+    data, memory, time, whole = out.splitlines()
+    assert re.fullmatch(
+        r"scenes_tiny with modulated queries, 0.4 M parameters, 12 training and 4 validation images, 8 classes", data
+    )
+    assert re.fullmatch(r"memory: at most \d+ MiB of .*", memory)
+    assert re.fullmatch(r"time: [\d.e-]+ s a step of 4, [\d.e-]+ s an image in validation", time)
+    assert re.fullmatch(r"in all: 9 steps and 3 validations, about \d+:\d\d:\d\d", whole)
+    assert list(tmp_path.iterdir()) == []
+    assert run("train", "--dry-run")[2] == ("error: --dry-run takes a preset and options alone; it writes nothing\n")

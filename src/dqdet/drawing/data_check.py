@@ -14,7 +14,7 @@ from dqdet.data.coco import CocoDataset
 from dqdet.data.dataset import Split
 from dqdet.data.overview import Overview, duplicates, overview
 from dqdet.drawing.overview import overview_page, sheet
-from dqdet.drawing.pictures import annotated, objects
+from dqdet.drawing.pictures import annotated, objects, picture
 from dqdet.errors import DqdetError, listed
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -110,8 +110,7 @@ def _sheet(dataset: CocoDataset) -> Image.Image:
         except DqdetError:  # among the faults
             continue
         shown = objects(sample["boxes"], sample["labels"], dataset.classes, sample.get("masks"))
-        picture = sample["image"]
-        assert isinstance(picture, Image.Image)
-        longer = round(WIDTH * max(1, picture.height / picture.width))
-        pictures.append(annotated(picture, shown, longer))
+        image = picture(sample["image"])
+        longer = round(WIDTH * max(1, image.height / image.width))
+        pictures.append(annotated(image, shown, longer))
     return sheet(pictures) if pictures else Image.new("RGB", (WIDTH, WIDTH), "white")

@@ -44,6 +44,11 @@ def ground_truth(target: Target, size: tuple[int, int], classes: Sequence[str]) 
     return sv.Detections(boxes.numpy(), masks, class_id=labels, data={"class_name": np.array(classes)[labels]})
 
 
+def picture(image: Image.Image | Tensor) -> Image.Image:
+    """The image of a ``Sample``, which may be a tensor ``[3, H, W]`` (uint8), as Pillow has it."""
+    return F.to_pil_image(image) if isinstance(image, Tensor) else image
+
+
 def objects(boxes: Tensor, labels: Tensor, classes: Sequence[str], masks: Tensor | None = None) -> sv.Detections:
     """The objects of a ``Sample`` that is not augmented: boxes ``[N, 4]`` (x0, y0, x1, y1) in pixels of its image."""
     numbers = labels.numpy()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import resource
+import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -78,7 +81,7 @@ from dqdet.training.module import LOG_EVERY, DetectionModule
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
 from dqdet.training.report import write_report
-from dqdet.training.watching import Curves, Patience, ValidationPictures
+from dqdet.training.watching import Curves, Patience, Timing, ValidationPictures
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +90,8 @@ RESUMABLE = (
     *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience", "pictures")),
     *("data.root", "data.workers", "data.check"),
 )
+
+REHEARSED = 4  # steps of a rehearsal
 
 # What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
 NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ArithmeticError)
@@ -112,16 +117,7 @@ def train(config: Config, out: Path | None = None, callbacks: Sequence[Callback]
         DqdetError: data, options or folder are at fault, or the loss is not finite.
         Interrupted: by SIGINT or SIGTERM; the state is saved.
     """
-    data = _open_data(config)
-    objects = [split.has_objects() for split in (data.train_set, data.val_set)]
-    _warn(without_effect(config, data.steps_per_epoch, *objects))
-    config = config.model_copy(
-        update={
-            "classes": data.val_set.classes,
-            "category_ids": data.val_set.category_ids,
-            "stuff": list(data.val_set.stuff),
-        }
-    )
+    data, config = _ready(config)
     torch.manual_seed(config.train.seed)
     if config.init is None:
         model = create_model(config)
@@ -130,6 +126,67 @@ def train(config: Config, out: Path | None = None, callbacks: Sequence[Callback]
         rank_zero_only(print)(start_from(config.init, model, config), file=sys.stderr)
     with new_run(out, config) as folder:
         return _fit(DetectionModule(model, config), data, folder, None, callbacks)
+
+
+def rehearse(config: Config) -> list[str]:
+    """Take some steps of a training and validate some images, without a run: what it will need, in lines.
+
+    Args:
+        config: as of `train`.
+
+    Returns:
+        data, model, memory, time of a step, and the time that the whole training is expected to take.
+
+    Raises:
+        DqdetError: data or options are at fault.
+    """
+    data, config = _ready(config)
+    module = DetectionModule(create_model(without_pretraining(config)), config)
+    timing = Timing()
+    trainer = _make_trainer(config, [timing], epochs=config.train.validate_every)
+    trainer.limit_train_batches = min(REHEARSED, data.steps_per_epoch) * config.train.accumulate
+    trainer.limit_val_batches = 1
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    _quietly(trainer.fit, module, datamodule=data)
+    if torch.cuda.is_available():
+        memory = f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of {torch.cuda.get_device_name()}"
+    else:
+        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB of this process"
+    steps = total_steps(config.train, data.steps_per_epoch)
+    validations = max(1, steps // (data.steps_per_epoch * config.train.validate_every))
+    lines = [_described(config, module, data), f"memory: at most {memory}"]
+    if not timing.steps:
+        return [*lines, "time: an epoch has a single step, too few to be measured"]
+    step, image = statistics.median(timing.steps), statistics.median(timing.images)
+    seconds = steps * step + validations * len(data.val_set) * image
+    return [
+        *lines,
+        f"time: {step:.3g} s a step of {config.train.batch}, {image:.3g} s an image in validation",
+        f"in all: {steps} steps and {validations} validations, about {timedelta(seconds=round(seconds))}",
+    ]
+
+
+def _ready(config: Config) -> tuple[DataModule, Config]:
+    """The data of a training and its configuration, filled from it; says what has no effect."""
+    data = _open_data(config)
+    objects = [split.has_objects() for split in (data.train_set, data.val_set)]
+    _warn(without_effect(config, data.steps_per_epoch, *objects))
+    filled = {
+        "classes": data.val_set.classes,
+        "category_ids": data.val_set.category_ids,
+        "stuff": list(data.val_set.stuff),
+    }
+    return data, config.model_copy(update=filled)
+
+
+def _described(config: Config, module: DetectionModule, data: DataModule) -> str:
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    items = "videos" if config.data.task == "video" else "images"
+    return (
+        f"{config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
+        f"{len(data.train_set)} training and {len(data.val_set)} validation {items}, {len(config.classes)} classes"
+    )
 
 
 def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> None:
@@ -314,12 +371,7 @@ def _fit(
         [events, log],
         epochs=-(-total_steps(config.train, data.steps_per_epoch) // data.steps_per_epoch),
     )
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    items = "videos" if config.data.task == "video" else "images"
-    rank_zero_only(progress.print)(
-        f"{out}: {config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
-        f"{len(data.train_set)} training and {len(data.val_set)} validation {items}, {len(config.classes)} classes"
-    )
+    rank_zero_only(progress.print)(f"{out}: {_described(config, module, data)}")
     precision = torch.get_float32_matmul_precision()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, in trainings alone

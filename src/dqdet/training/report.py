@@ -14,7 +14,7 @@ from PIL import Image
 
 from dqdet.config import Config
 from dqdet.data.dataset import DetectionDataset
-from dqdet.drawing.pictures import objects, side_by_side
+from dqdet.drawing.pictures import objects, picture, side_by_side
 from dqdet.drawing.report import report_page
 from dqdet.formats.results import Entries, IouType
 from dqdet.metrics.errors import Thresholds, best_thresholds, confusion, errors_by_image, match
@@ -73,8 +73,7 @@ def thresholds_text(classes: list[str], best: Thresholds) -> str:
 
 def _picture(dataset: DetectionDataset, index: int, found: Entries) -> Image.Image:
     sample = dataset.read(index)
-    image = sample["image"]
-    assert isinstance(image, Image.Image)
+    image = picture(sample["image"])
     truth = objects(sample["boxes"], sample["labels"], dataset.classes, sample.get("masks"))
     return side_by_side([image], {"truth": [truth], "prediction": [_detections(dataset, found)]}, WIDTH)
 

@@ -6,20 +6,23 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from dqdet.data.dataset import DetectionDataset
 from dqdet.drawing.curves import curves
-from dqdet.drawing.pictures import detected, objects, side_by_side
+from dqdet.drawing.pictures import detected, objects, picture, side_by_side
 from dqdet.formats.image_files import write_image
 from dqdet.metrics.processes import gathered
 from dqdet.runs.folder import write_file
 from dqdet.training.logs import CsvLog
-from dqdet.types import Batch, ImageDetections
+from dqdet.types import Batch, ImageDetections, VideoStream
 
 
 class Patience(Callback):
@@ -135,19 +138,72 @@ class ValidationPictures(Callback):
         wanted = epoch == epochs or epoch % max(1, epochs // self.TIMES) == 0
         if not (trainer.is_global_zero and wanted and trainer.state.fn == "fit"):
             return
-        picture = self._picture(found)
-        write_image(self.folder / f"epoch_{epoch:04d}.jpg", picture)
+        drawn = self._picture(found)
+        write_image(self.folder / f"epoch_{epoch:04d}.jpg", drawn)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(picture)  # [H, W, 3]
+                pixels = np.asarray(drawn)  # [H, W, 3]
                 logger.experiment.add_image("val/pictures", pixels, trainer.global_step, dataformats="HWC")
 
     def _picture(self, found: Mapping[int, ImageDetections]) -> Image.Image:
         images, truths, detections = [], [], []
         for image_id, index in self.indices.items():
             sample = self.dataset.read(index)
-            assert isinstance(sample["image"], Image.Image)
-            images.append(sample["image"])
+            images.append(picture(sample["image"]))
             truths.append(objects(sample["boxes"], sample["labels"], self.dataset.classes, sample.get("masks")))
             detections.append(detected(found[image_id], self.dataset.classes, self.threshold))
         return side_by_side(images, {"truth": truths, "prediction": detections}, self.WIDTH)
+
+
+class Timing(ProgressBar):
+    """How long the steps of a training and the images of a validation take, reading included. It shows nothing.
+
+    Attributes:
+        steps: seconds of each step; the first one, which prepares much, is left out.
+        images: seconds an image of each batch of the validation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[float] = []
+        self.images: list[float] = []
+        self.last: float | None = None
+
+    def enable(self) -> None:
+        """There is nothing to show."""
+
+    def disable(self) -> None:
+        """There is nothing to hide."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        now = self._now(pl_module)
+        if self.last is not None:
+            self.steps.append(now - self.last)
+        self.last = now
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last = self._now(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch | VideoStream,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self.last is not None
+        now = self._now(pl_module)
+        self.images.append((now - self.last) / len(batch.targets))
+        self.last = now
+
+    @staticmethod
+    def _now(pl_module: LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter()
