@@ -254,15 +254,18 @@ def survives(name: str, fault: str, place: Place) -> None:
         assert json.loads((place.out / "metrics.json").read_text()) == {"step": 1, "AP": 0.5}
     elif name == "predict images":
         pictures = sorted(name for name in names if name.endswith(".png") and not name.startswith("."))
-        assert pictures == ["0.png", "1.png"]
+        # The third one is drawn in another thread, which is not interrupted.
+        most = 3 if fault in ("SIGINT", "SIGTERM") else 2
+        assert pictures == [f"{number}.png" for number in range(len(pictures))]
+        assert 2 <= len(pictures) <= most
         for picture in pictures:
             with Image.open(place.out / picture) as image:
                 image.load()
         if fault != "kill -9":
             done = {image["id"] for image in json.loads((place.out / "images.json").read_text())["images"]}
-            assert done == {0, 1}
+            assert done == set(range(len(pictures)))
             assert {entry["image_id"] for entry in json.loads(results.read_text())} == done
-            assert "2 of 4 images are done" in place.text
+            assert f"{len(pictures)} of 4 images are done" in place.text
     elif name == "predict video":
         assert "video.mp4" not in names
         if fault != "kill -9":

@@ -11,19 +11,18 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = 2
 
-
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int, threads: int = 1) -> Iterator[Result]:
     """``function`` of all items, in their order, computed in threads before it is asked for.
 
     Args:
         function: of an item; what it raises is raised here, in the item's turn.
         items: are taken as they are needed.
         depth: results and running calls at a time, which bounds the memory.
+        threads: calls that run at a time; with one of them, calls end in order, too.
     """
     coming = iter(items)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         started: deque[Future[Result]] = deque()
         try:
             for item in islice(coming, depth):

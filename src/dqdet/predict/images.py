@@ -149,7 +149,7 @@ def predict_pictures(
         return picture, image, predictor.prepared(image)
 
     def predicted() -> Iterator[tuple[Picture, Image.Image, Outcome]]:
-        read_ahead = iter(in_progress(ahead(read, pictures, size), "predicting", len(pictures)))
+        read_ahead = iter(in_progress(ahead(read, pictures, size, threads=2), "predicting", len(pictures)))
         while batch := [*islice(read_ahead, size)]:
             failures.extend(one for one in batch if isinstance(one, DqdetError))
             readable = [one for one in batch if not isinstance(one, DqdetError)]
@@ -159,18 +159,19 @@ def predict_pictures(
                 for (picture, image, _), outcome in zip(readable, outcomes, strict=True):
                     yield picture, image, outcome
 
-    def draw(found: tuple[Picture, Image.Image, Outcome]) -> tuple[Picture, Image.Image, Outcome]:
-        picture, image, outcome = found
-        (out / picture.name).parent.mkdir(parents=True, exist_ok=True)
-        write_image(out / picture.name, predictor.drawn(image, outcome, threshold))
-        return found
-
     with results_folder(out, sources, force) as output:
         results = ResultFiles(predictor, output)
-        for picture, image, outcome in ahead(draw, predicted(), size):
+
+        def write(found: tuple[Picture, Image.Image, Outcome]) -> None:
+            picture, image, outcome = found
+            (out / picture.name).parent.mkdir(parents=True, exist_ok=True)
+            write_image(out / picture.name, predictor.drawn(image, outcome, threshold))
             results.add(ids[picture.name], picture.name, image, outcome)
             tally.add(predictor.shown(outcome, threshold))
             output.done = f"{len(results.described)} of {len(pictures)} images are done"
+
+        for _ in ahead(write, predicted(), size):
+            pass
         results.finish()
     say(f"{out}: {tally.line(predictor.shown_above(threshold))}")
     return failures
