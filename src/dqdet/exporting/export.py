@@ -50,6 +50,10 @@ def of_size(config: Config, size: tuple[int, int]) -> Config:
     proportions, and are padded.
     """
     stretched = config.data.square or config.data.val_fit == "stretch" or config.data.task == "video"
-    options = {"val_fit": "stretch" if stretched else "inside", "val_size": size, "val_divisor": 1}
-    options["val_pad"] = None if stretched else size
-    return override(config, {f"data.{name}": value for name, value in options.items()})
+    options = {
+        "data.val_fit": "stretch" if stretched else "inside",
+        "data.val_size": size,
+        "data.val_divisor": 1,
+        "data.val_pad": None if stretched else size,
+    }
+    return override(config, options)

@@ -49,7 +49,7 @@ def located(found: Candidates, sizes: Sequence[tuple[int, int]], limit: int) -> 
     boxes = box_convert(found.boxes[0].float(), "cxcywh", "xyxy")  # [B, K, 4]
     pixels = [in_pixels(of_image, size) for of_image, size in zip(boxes, sizes, strict=True)]  # B of [K, 4]
     columns = zip(found.scores, found.labels, pixels, strict=True)
-    return [ImageDetections(*(column[:limit] for column in image)) for image in columns]
+    return [ImageDetections(scores[:limit], labels[:limit], of_image[:limit]) for scores, labels, of_image in columns]
 
 
 def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
