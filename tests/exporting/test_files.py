@@ -53,8 +53,9 @@ def pictures(tmp_path):
     random = np.random.default_rng(0)
     for number, (height, width) in enumerate([(64, 64), (64, 64), (40, 80), (30, 30)]):
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    return tmp_path
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    return tmp_path / "pictures"
 
 
 def assert_same_results(ours, theirs):
@@ -90,7 +91,8 @@ def test_other_programs_need_the_file_alone(folder, file):
     said = session.get_modelmeta().custom_metadata_map
     assert json.loads(said["dqdet.classes"]) == dqdet.load(folder).config.classes
     assert json.loads(said["dqdet.size"]) == [SIZE, SIZE]
-    assert [*json.loads(said["dqdet.inputs"])] == [value.name for value in session.get_inputs()]
+    inputs = [*session.get_inputs(), *session.get_overridable_initializers()]  # what must, and what may be given
+    assert [*json.loads(said["dqdet.inputs"])] == [value.name for value in inputs]
     assert [*json.loads(said["dqdet.outputs"])] == [value.name for value in session.get_outputs()]
     images = np.random.default_rng(1).integers(0, 256, (3, 3, SIZE, SIZE), dtype=np.uint8)
     boxes, scores, labels = session.run(None, {"images": images})  # whole images need no sizes
@@ -193,7 +195,9 @@ def test_a_file_that_is_not_there_is_said(tmp_path):
 
 
 def test_a_size_that_the_model_cannot_take_is_refused(tmp_path):
-    config = tiny_family("dino_r50", queries__count=100).model_copy(update={"classes": ["cat", "dog"]})
+    config = tiny_family("dino_r50", queries__count=100, model__hidden=64).model_copy(
+        update={"classes": ["cat", "dog"]}
+    )
     save_folder(tmp_path / "run", create_model(config), config, {})
     with pytest.raises(DqdetError, match=r"--size 32x48: the model cannot take such images .*queries\.count=100"):
         dqdet.export(tmp_path / "run", tmp_path / "model.onnx", size=(32, 48))

@@ -12,7 +12,7 @@ from dqdet.exporting.formats import FORMATS
 from dqdet.exporting.meaning import Meaning, outputs
 from dqdet.exporting.network import Network
 from dqdet.exporting.tracing import trace
-from dqdet.formats.writing import replacing
+from dqdet.formats.writing import move_files, unfinished_folder
 from dqdet.runs.sources import load_model
 
 
@@ -34,9 +34,11 @@ def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | Non
     texts = Meaning(config, size, half).to_text()
     write = import_module(f"dqdet.exporting.{FORMATS[name].module}").write
     try:
-        with replacing(out) as unfinished, warnings.catch_warnings():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_folder(out.parent) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch about itself
-            write(program, list(outputs(config)), texts, unfinished)
+            write(program, list(outputs(config)), texts, folder / out.name)
+            move_files(folder, out.parent)  # OpenVINO has two
     except OSError as error:
         raise DqdetError(f"{out}: cannot be written ({error.strerror}); choose another place or make space") from error
 
@@ -48,6 +50,10 @@ def of_size(config: Config, size: tuple[int, int]) -> Config:
     proportions, and are padded.
     """
     stretched = config.data.square or config.data.val_fit == "stretch" or config.data.task == "video"
-    options = {"val_fit": "stretch" if stretched else "inside", "val_size": size, "val_divisor": 1}
-    options["val_pad"] = None if stretched else size
-    return override(config, {f"data.{name}": value for name, value in options.items()})
+    options = {
+        "data.val_fit": "stretch" if stretched else "inside",
+        "data.val_size": size,
+        "data.val_divisor": 1,
+        "data.val_pad": None if stretched else size,
+    }
+    return override(config, options)

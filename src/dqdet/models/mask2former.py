@@ -44,7 +44,7 @@ class Level:
         """
         logits = mask_embeddings.detach() @ self.mask_features  # [B, Q, S]
         background = (logits < 0) | self.padding[:, None]
-        seen = torch.where(background.all(-1, keepdim=True), ~self.padding[:, None], ~background)
+        seen = ~background | (background.all(-1, keepdim=True) & ~self.padding[:, None])
         return torch.zeros_like(logits).masked_fill(~seen, -torch.inf)[:, None]
 
 

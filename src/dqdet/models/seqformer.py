@@ -16,7 +16,7 @@ from dqdet.nn.encoder import FeedForward, Memory
 from dqdet.nn.heads import in_float32
 from dqdet.nn.init import xavier_
 from dqdet.nn.mlp import MLP
-from dqdet.nn.padding import resize_padding, valid_sizes
+from dqdet.nn.padding import of_frames, resize_padding, valid_sizes
 from dqdet.types import Predictions, Sights, Target
 
 
@@ -64,7 +64,7 @@ class SeqFormerDecoderLayer(nn.Module):
         Returns:
             Both contents after the layer.
         """
-        box_position = position.repeat_interleave(box_x.shape[0] // x.shape[0], 0)  # [B*T, Q, c]
+        box_position = of_frames(position, box_x.shape[0] // x.shape[0])  # [B*T, Q, c]
         query = x + position
         x = self.norm2(x + self.dropout(self.self_attn(query, query, x, groups=groups)))
         query = box_x + box_position
@@ -108,7 +108,7 @@ class SeqFormer(DeformableDetr):
     def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         clips = features[0].shape[:2]  # B, T
         maps = self.input_proj([x.flatten(0, 1) for x in features])  # L of [B*T, c, h, w]
-        paddings = [resize_padding(padding, x).repeat_interleave(clips[1], 0) for x in maps]  # L of [B*T, h, w]
+        paddings = [of_frames(resize_padding(padding, x), clips[1]) for x in maps]  # L of [B*T, h, w]
         memory = self.encoder(maps, paddings)
         contexts = {
             "backbone": (features[-1], paddings[len(features) - 1]),
@@ -141,8 +141,8 @@ class SeqFormer(DeformableDetr):
         assert start.position is not None
         frames = memory.tokens.shape[0] // start.content.shape[0]
         x = start.content  # [B, Q, c]
-        box_x = x.repeat_interleave(frames, 0)  # [B*T, Q, c]
-        reference = start.reference.repeat_interleave(frames, 0)  # [B*T, Q, 2], then [B*T, Q, 4]
+        box_x = of_frames(x, frames)  # [B*T, Q, c]
+        reference = of_frames(start.reference, frames)  # [B*T, Q, 2], then [B*T, Q, 4]
         outputs, boxes, centres = [], [], []
         for i, layer in enumerate(self.decoder):
             scale = memory.ratios.repeat(1, 1, reference.shape[-1] // 2)  # [B*T, L, 2 or 4]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dqdet.models.mask2former import Level, Mask2Former
-from dqdet.nn.padding import resize_padding
+from dqdet.nn.padding import of_frames, resize_padding
 from dqdet.nn.position import frame_position
 from dqdet.types import Predictions, Target
 
@@ -25,7 +25,7 @@ class VideoMask2Former(Mask2Former):
 
     def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         clips = features[0].shape[:2]  # B, T
-        features, padding = [x.flatten(0, 1) for x in features], padding.repeat_interleave(clips[1], 0)
+        features, padding = [x.flatten(0, 1) for x in features], of_frames(padding, clips[1])
         pixels = self.pixels(features, padding)
         contexts = {"backbone": features[-1], "projected": pixels.projected, "memory": pixels.maps[0]}
         context = contexts[self.queries.context].unflatten(0, clips).transpose(1, 2)  # [B, C, T, h, w]

@@ -12,6 +12,11 @@ def resize_padding(padding: Tensor, feature: Tensor) -> Tensor:
     return F.interpolate(padding[:, None].float(), size=feature.shape[2:])[:, 0].bool()
 
 
+def of_frames(x: Tensor, frames: int) -> Tensor:
+    """What B clips have, for each of their T frames, one after the other: ``[B, ...] -> [B * T, ...]``."""
+    return x[:, None].expand(-1, frames, *x.shape[1:]).flatten(0, 1)
+
+
 def valid_sizes(padding: Tensor) -> Tensor:
     """Width and height of the unpadded part of ``padding [B, H, W]``: ``[B, 2]``."""
     return torch.stack([(~padding[:, 0]).sum(1), (~padding[:, :, 0]).sum(1)], -1)
