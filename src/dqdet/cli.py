@@ -27,6 +27,8 @@ HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends wit
 OPTION = re.compile(r"[a-z_]+(\.[a-z_]+)*=")  # what an argument begins with that is an option, and no file
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+data_app = typer.Typer(no_args_is_help=True, help="What can be done with data alone: `dqdet data --help`.")
+app.add_typer(data_app, name="data")
 
 
 def _print_version(wanted: bool) -> None:
@@ -285,6 +287,29 @@ def presets(
     names = preset_names()
     for preset in names:
         print(f"{preset:{max(map(len, names))}}  {describe(preset)}")
+
+
+@data_app.command()
+def benchmark(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the data set, as data.root.")],
+    options: Options = None,
+    preset: Annotated[str, typer.Option(help="Whose augmentation is measured.")] = "deformable_detr_r50",
+    images: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 64,
+    rate: Annotated[float, typer.Option(min=0, help="Images a second that the GPU takes.")] = 100.0,
+) -> None:
+    """Say how fast one process reads and augments training images, and how many keep a GPU busy."""
+    from dqdet.data import open_dataset
+    from dqdet.data.speed import measure
+
+    config = resolve(preset, [f"data.root={data}", *(options or [])])
+    dataset = open_dataset(config.data, "train", config.train.seed)
+    speed = measure(dataset, images, min(config.train.batch, len(dataset)))
+    table = Table("part", "ms an image", "images/s")
+    for name, seconds in speed.parts.items():
+        table.add_row(name, f"{seconds * 1000:.2f}", f"{1 / seconds:.0f}")
+    table.add_row("together", f"{1000 / speed.rate:.2f}", f"{speed.rate:.0f}")
+    Console().print(table)
+    print(f"a GPU that takes {rate:g} images/s needs data.workers={speed.workers(rate)}, each on a core of its own")
 
 
 def _overrides(of: Callable[..., Any], options: list[str] | None) -> dict[str, Any]:
