@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from dqdet.errors import DqdetError
-from dqdet.formats.image_files import ORIENTATION, as_rgb, read_image
+from dqdet.formats.image_files import ORIENTATION, as_rgb, read_image, read_pixels
 
 SIZE = (30, 20)
 GREY = np.random.default_rng(1).integers(0, 256, SIZE[::-1], dtype=np.uint8)
@@ -236,3 +236,42 @@ def test_every_kind_of_error_of_a_decoder(tmp_path, monkeypatch, error):
         read_image(tmp_path / "a.png")
     assert "\n" not in str(caught.value)
     assert "()" not in str(caught.value)
+
+
+def as_seen(file, **recorded) -> np.ndarray:
+    return read_pixels(file, **recorded).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pixels_of_a_jpeg_are_those_of_pillow(tmp_path, orientation, mode):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    smooth = PICTURE.resize((97, 61), Image.Resampling.BICUBIC).convert(mode)
+    for number, options in enumerate(({"quality": 30}, {"subsampling": 0}, {"progressive": True, "subsampling": 2})):
+        file = tmp_path / f"{number}.jpg"
+        smooth.save(file, exif=exif, **options)
+        np.testing.assert_array_equal(as_seen(file), read_image(file))
+        np.testing.assert_array_equal(as_seen(file, recorded=(97, 61)), read_image(file, recorded=(97, 61)))
+
+
+def test_what_is_no_plain_jpeg_is_read_by_pillow(tmp_path):
+    of_sixteen_bits(257).save(tmp_path / "a.tiff")
+    np.testing.assert_array_equal(as_seen(tmp_path / "a.tiff"), read_image(tmp_path / "a.tiff"))
+    PICTURE.save(tmp_path / "a.gif", save_all=True, append_images=[PICTURE.rotate(90)])
+    with pytest.raises(DqdetError, match="has 2 frames or pages"):
+        read_pixels(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_damaged_jpegs_are_refused_where_pillow_refuses_them(tmp_path, progressive):
+    PICTURE.resize((97, 61)).save(tmp_path / "whole.jpg", progressive=progressive)
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        (tmp_path / "a.jpg").write_bytes(whole[: random.integers(20, len(whole) - 20)])
+        with pytest.raises(DqdetError) as theirs:
+            read_image(tmp_path / "a.jpg")
+        with pytest.raises(DqdetError) as ours:
+            read_pixels(tmp_path / "a.jpg")
+        assert str(ours.value) == str(theirs.value)

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from dqdet.errors import DqdetError
 from dqdet.formats.panoptic import read_ids
-from dqdet.metrics.panoptic import PanopticMetric
+from dqdet.metrics.panoptic import PanopticMetric, overlaps
 from dqdet.types import PanopticMap
 from panoptic_files import evaluate_files
 
@@ -191,3 +191,14 @@ def test_two_processes_get_the_metrics_of_one(tmp_path):
     assert 0 < expected["PQ"] < 1
     for _ in range(2):
         assert queue.get() == pytest.approx(expected, abs=1e-12)
+
+
+def test_overlaps_are_those_of_single_pixels():
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 5, (20, 30)), random.choice([0, 7, 2**24 - 1], (20, 30))
+    first[5:15, 5:25] = 3  # runs over the end of a row, and of many pixels
+    second[:, 10:] = 7
+    ids, others, shared = overlaps(first.astype(np.uint32), second.astype(np.uint32))
+    assert ids.tolist() == sorted(set(first.ravel().tolist()))
+    assert others.tolist() == sorted(set(second.ravel().tolist()))
+    assert shared.tolist() == [[int(((first == a) & (second == b)).sum()) for b in others] for a in ids]

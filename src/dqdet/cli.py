@@ -31,7 +31,7 @@ HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends wit
 OPTION = re.compile(r"[a-z_]+(\.[a-z_]+)*=")  # what an argument begins with that is an option, and no file
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-data = typer.Typer(no_args_is_help=True, help="Look at data sets, and convert them.")
+data = typer.Typer(no_args_is_help=True, help="Look at data sets, convert them, and measure how fast they are read.")
 app.add_typer(data, name="data")
 
 
@@ -437,6 +437,29 @@ def convert_data(
     write_coco(splits, out)
     sizes = ", ".join(f"{split} {len(dataset)} images" for split, dataset in splits.items())
     _show(f"{out}: {config.kind} as COCO, {sizes}, {len(splits['train'].classes)} classes")
+
+
+@data.command("benchmark")
+def benchmark_data(
+    root: DataSet,
+    options: Options = None,
+    preset: Annotated[str, typer.Option(help="Whose augmentation is measured.")] = "deformable_detr_r50",
+    images: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 64,
+    rate: Annotated[float, typer.Option(min=0, help="Images a second that the GPU takes.")] = 100.0,
+) -> None:
+    """Say how fast one process reads and augments training images, and how many keep a GPU busy."""
+    from dqdet.data import open_dataset
+    from dqdet.data.speed import measure
+
+    config = resolve(preset, [f"data.root={root}", *(options or [])])
+    dataset = open_dataset(config.data, "train", config.train.seed)
+    speed = measure(dataset, images, min(config.train.batch, len(dataset)))
+    table = Table("part", "ms an image", "images/s")
+    for name, seconds in speed.parts.items():
+        table.add_row(name, f"{seconds * 1000:.2f}", f"{1 / seconds:.0f}")
+    table.add_row("together", f"{1000 / speed.rate:.2f}", f"{speed.rate:.0f}")
+    Console().print(table)
+    print(f"a GPU that takes {rate:g} images/s needs data.workers={speed.workers(rate)}, each on a core of its own")
 
 
 def _data_options(root: Path, preset: str, options: list[str] | None) -> DataConfig:

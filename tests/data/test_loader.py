@@ -3,6 +3,9 @@
 import gc
 import json
 import os
+import platform
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -274,3 +277,29 @@ def test_batch_larger_than_the_data_set():
     with pytest.raises(DqdetError) as caught:
         make_loader(open_dataset(SCENES, "train"), batch=16, train=True)
     assert str(caught.value) == "train.batch=16 is more than the 14 images of the training split; lower it"
+
+
+FAULTS = """
+import resource
+import torch
+from dqdet.data.loader import start_worker
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in range(2**21, 2**23, 2**19):  # bytes, as of images
+        torch.empty(size, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+plain = [faults() for _ in range(3)]
+start_worker(0)
+kept = [faults() for _ in range(3)]
+print(plain[-1], kept[-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators cannot be told")
+def test_workers_keep_the_memory_of_images():
+    process = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+    plain, kept = map(int, process.stdout.split())
+    assert kept < plain / 10

@@ -6,13 +6,14 @@ the same batches as one.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing.util
 import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from functools import cache, partial
 from itertools import chain, groupby, islice
@@ -29,6 +30,7 @@ from dqdet.errors import DqdetError
 from dqdet.types import Batch, Target, VideoStream, pad_images
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt
 
 
 class BatchSampler(Sampler[list[int]], ABC):
@@ -246,7 +248,7 @@ class VideoLoader:
             batch_size=None,
             collate_fn=tuple,  # of a frame: nothing else
             num_workers=workers,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -268,7 +270,25 @@ class VideoLoader:
             yield VideoStream((image for _, image, _ in chain([first], items)), [target])
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """What a process of a loader does first."""
+    leave_signals_to_the_main_process()
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator of this process keep the memory of images that are gone, up to 64 MiB.
+
+    By default it gives all large pieces back, and for every image anew the system finds and clears their pages: as long
+    as it takes to collate a batch twice. Only that of the GNU C library can be told so.
+    """
+    with suppress(AttributeError, OSError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
+        allocator.mallopt(M_TRIM_THRESHOLD, 2**26)
+
+
+def leave_signals_to_the_main_process() -> None:
     """Ctrl-C and SIGTERM may reach all processes of a group, but the batches that are under way are still wanted.
 
     Workers end when they are told to, or when the main process has died.
@@ -336,7 +356,7 @@ def make_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=partial(collate, size=dataset.padded_size),
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=train and workers > 0,
         # Its own generator: otherwise every epoch would draw from the global one, which dropout uses.

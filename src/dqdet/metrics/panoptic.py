@@ -24,6 +24,18 @@ class Counts:
     false_negatives: int = 0
 
 
+def overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ids in each of two maps ``[H, W]``, sorted, and the pixels that each pair of them shares ``[G, P]``."""
+    pairs = first.astype(np.int64).ravel() << 32 | second.astype(np.int64).ravel()
+    # Neighbours are mostly alike: runs of equal pairs are far fewer than pixels, and only they are sorted.
+    starts = np.flatnonzero(np.diff(pairs, prepend=pairs[0] - 1))
+    lengths = np.diff(starts, append=len(pairs))
+    ids, numbers = zip(*(np.unique(side, return_inverse=True) for side in divmod(pairs[starts], 2**32)), strict=True)
+    shape = len(ids[0]), len(ids[1])
+    shared = np.bincount(numbers[0] * shape[1] + numbers[1], lengths, minlength=shape[0] * shape[1])
+    return *ids, shared.astype(np.int64).reshape(shape)
+
+
 def count_segments(truth: PanopticMap, prediction: PanopticMap) -> dict[int, Counts]:
     """The counts of one image, by category id.
 
@@ -31,10 +43,7 @@ def count_segments(truth: PanopticMap, prediction: PanopticMap) -> dict[int, Cou
     one match; void pixels of the ground truth count for no union. Crowd segments take part in no match. A
     predicted segment of which more than half lies on void and on the crowd of its category is ignored.
     """
-    true_ids, true_index = np.unique(truth.ids, return_inverse=True)  # [G], H * W indices
-    ids, index = np.unique(prediction.ids, return_inverse=True)  # [P]
-    pairs = true_index.ravel() * len(ids) + index.ravel()
-    intersections = np.bincount(pairs, minlength=len(true_ids) * len(ids)).reshape(len(true_ids), len(ids))  # [G, P]
+    true_ids, ids, intersections = overlaps(truth.ids, prediction.ids)  # [G], [P], [G, P]
     true_areas, areas = intersections.sum(1), intersections.sum(0)  # [G], [P]
     on_void = intersections[true_ids == VOID].sum(0)  # [P]
 
