@@ -342,6 +342,35 @@ def benchmark(
 
 
 @app.command()
+def serve(
+    model: Source,
+    options: Options = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; the default is reached from this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 503.")] = 64,
+    mebibytes: Annotated[float, typer.Option(min=0.001, help="Largest file that is taken.")] = 20.0,
+    megapixels: Annotated[float, typer.Option(min=0.001, help="Largest image that is taken.")] = 50.0,
+) -> None:
+    """Answer requests over HTTP: POST an image to /predict, or try it on the page at /."""
+    try:
+        import uvicorn
+
+        from dqdet.serving.app import Limits, make_app
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn"):
+            raise
+        raise DqdetError("`dqdet serve` needs FastAPI and uvicorn: pip install 'dqdet[serve]'") from error
+    predictor = dqdet.load(model, precision=precision, compile=compile, **_overrides(dqdet.load, options))
+    application = make_app(predictor, Limits(mebibytes, megapixels, waiting))
+    _show(f"{model}: http://{host}:{port}, Ctrl-C ends")
+    uvicorn.run(application, host=host, port=port, log_level="warning")
+
+
+@app.command()
 def study(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Without one, all are listed.")] = None,
     options: Options = None,
