@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,6 +15,7 @@ from pycocotools.coco import COCO
 from dqdet.config import DataConfig
 from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
+from dqdet.formats.records import read_document
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
 
@@ -370,3 +372,32 @@ def test_image_of_another_size(tmp_path):
     assert read_error(tmp_path) == (
         f"{tmp_path}/images/train/1.png: is 60 x 40 pixels, but image 1 of {file} is 40 x 60; correct one of them"
     )
+
+
+def test_reading_past_what_is_not_needed_changes_nothing(shared, monkeypatch):
+    """Of one data set, read with and without the polygons that boxes do not need."""
+    quick = opened(shared / "data/coco_real")
+    monkeypatch.setattr("dqdet.formats.records.msgspec.json.decode", refuse_to_decode)
+    whole = opened(shared / "data/coco_real")
+    assert quick.image_ids == whole.image_ids
+    assert quick.classes == whole.classes
+    for name in ("boxes", "labels", "starts"):
+        np.testing.assert_array_equal(getattr(quick, name), getattr(whole, name))
+
+
+def refuse_to_decode(*args, **kwargs):
+    raise msgspec.ValidationError
+
+
+def test_faults_beside_numbers_that_are_no_strict_json_are_told(tmp_path):
+    text = json.dumps(document(annotations=[annotation(1), annotation(2, category_id=9, segmentation=[[2**70]])]))
+    write(tmp_path, text.replace(str(2**70), "NaN"))
+    with pytest.raises(DqdetError, match="annotation 2 has the unknown category_id 9"):
+        opened(tmp_path)
+
+
+def test_polygons_are_read_past(tmp_path):
+    file = write(tmp_path, document(annotations=[annotation(1, segmentation=[[1, 1, 5, 1, 5, 5]], note="x")]))
+    (read,) = read_document(file, keys=("id", "bbox"))["annotations"]
+    assert set(read) == {"id", "bbox"}
+    assert read_document(file)["annotations"][0]["note"] == "x"

@@ -21,7 +21,7 @@ targets. ``ground_truth`` stays as in the file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from dqdet.formats.records import (
 
 logger = logging.getLogger(__name__)
 
-
+KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")  # of an annotation
 CVAT = {"train": "Train", "val": "Validation", "test": "Test"}  # what it calls these splits
 
 
@@ -88,19 +88,19 @@ def _find_undivided(config: DataConfig) -> tuple[Path, Path] | None:
     return None
 
 
-def read_coco(config: DataConfig, split: Split) -> Annotations:
-    """The annotations of a split.
+def read_coco(config: DataConfig, split: Split, keys: Sequence[str] | None = None) -> Annotations:
+    """The annotations of a split; ``keys``: what is needed of each, see `read_document`.
 
     Raises:
         DqdetError: they are missing, or no document of COCO; of a set without splits also if they are faulty.
     """
     if found := _find_undivided(config):
         file, folder = found
-        document = _with_slashes(read_document(file))
+        document = _with_slashes(read_document(file, keys=keys))
         refuse(file, find_faults(document, masks=config.task == "instance"), {})
         return Annotations(file, folder, divided(document, split, config.val_share))
     file, folder = find_split(config, split, _layouts)
-    return Annotations(file, folder, read_document(file))
+    return Annotations(file, folder, read_document(file, keys=keys))
 
 
 def _with_slashes(document: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +174,8 @@ class CocoDataset(DetectionDataset):
         super().__init__(config, split, seed)
         self.task = config.task
         self.read_annotations = partial(READERS[config.kind], config, split)
-        annotations = self.read_annotations()
+        needed = KEYS if self.task == "detection" else (*KEYS, "segmentation")
+        annotations = read_coco(config, split, needed) if config.kind == "coco" else self.read_annotations()
         self.annotation_file, folder, document = annotations.file, annotations.folder, annotations.document
         faults = annotations.faults or find_faults(document, masks=self.task == "instance")
         refuse(self.annotation_file, faults, {"images": (folder, document["images"])})

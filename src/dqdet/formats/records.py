@@ -6,12 +6,18 @@ annotation, but would crash or fill the memory where it is used.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from types import GenericAlias
+from typing import Any, Literal, TypedDict
+
+import msgspec
 
 from dqdet.errors import DqdetError, printable, value_text
 
@@ -31,16 +37,25 @@ LONGEST_TEXT = 1024  # characters of a name
 _NUMBERS = {int, float}
 
 
-def read_document(file: Path, format: Literal["detection", "panoptic", "video"] = "detection") -> dict[str, Any]:
+def read_document(
+    file: Path,
+    format: Literal["detection", "panoptic", "video"] = "detection",
+    keys: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """A COCO annotation file, or one of YouTube-VIS: a dictionary with the lists that its format needs.
 
     YouTube-VIS does not publish all annotations: where its files have none, or null, the list is empty.
+
+    Args:
+        file: to read.
+        format: that it should have.
+        keys: what is needed of the annotations; polygons are most of a file, and to read past them is much faster.
 
     Raises:
         DqdetError: the file cannot be read, is not JSON, or is not in COCO's format.
     """
     try:
-        document = json.loads(file.read_bytes())
+        document = _parsed(file.read_bytes(), keys)
     except OSError as error:
         raise DqdetError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:
@@ -55,6 +70,30 @@ def read_document(file: Path, format: Literal["detection", "panoptic", "video"] 
         if kind != "annotations" and not document[kind]:
             raise DqdetError(f"{file}: the list {kind!r} is empty; export the annotations again")
     return document
+
+
+def _parsed(content: bytes, keys: Sequence[str] | None) -> Any:
+    """What JSON says, at least of the ``keys`` of annotations; raises as ``json.loads`` does."""
+    collecting = gc.isenabled()
+    gc.disable()  # it would look at millions of new objects again and again, none of which is garbage
+    try:
+        if keys is not None:
+            # What has not this form, or is no strict JSON, such as NaN, is read whole below, where its faults are told.
+            with suppress(msgspec.MsgspecError, RecursionError, UnicodeError):
+                return msgspec.json.decode(content, type=_document_with(tuple(keys)))
+        return json.loads(content)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@cache
+def _document_with(keys: tuple[str, ...]) -> Any:
+    """The type of a document whose annotations have some of these keys."""
+    typed_dict: Any = TypedDict  # mypy wants its keys to be written out
+    annotation = typed_dict("annotation", dict.fromkeys(keys, Any), total=False)
+    lists = {"images": Any, "categories": Any, "annotations": GenericAlias(list, annotation)}
+    return typed_dict("document", lists, total=False)
 
 
 def is_id(value: object) -> bool:
