@@ -166,6 +166,7 @@ def metrics_of(images: list[int]) -> tuple[dict[str, float], dict[str, float]]:
     return instances.compute(), semantic.compute()
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_metrics_of_one(tmp_path):
     queue = mp.get_context("spawn").SimpleQueue()
     mp.spawn(evaluate_share, args=(str(tmp_path / "rendezvous"), queue), nprocs=2)

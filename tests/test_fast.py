@@ -9,7 +9,7 @@ from torch import nn
 import dqdet
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
-from dqdet.models.fast import made_fast
+from dqdet.models.fast import folded, made_fast
 from dqdet.runs.folder import save_folder
 from tiny import tiny_family
 
@@ -47,11 +47,11 @@ def count_norms(model) -> int:
 def test_folded_norms_change_nothing(preset):
     model, images, padding = family(preset, model__backbone__freeze=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    expected, found = model(images, padding), made_fast(model)(images, padding)
+    expected, found = model(images, padding), folded(model)(images, padding)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     if expected.boxes is not None:
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
-    assert count_norms(made_fast(model)) < count_norms(model)
+    assert count_norms(folded(model)) < count_norms(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())  # a copy was made
 
 
@@ -71,6 +71,7 @@ def test_half_precision_keeps_scores_and_boxes_in_single_precision(preset):
         assert (found.boxes - expected.boxes).abs().mean() < 2e-3
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_compiled_is_equal():
     model, images, padding = family("deformable_detr_r50_refine")
@@ -96,6 +97,11 @@ def test_load_takes_a_precision(folder):
     assert next(predictor.model.backbone.parameters()).dtype == torch.bfloat16
     assert abs(found.confidence[0] - exact.confidence[0]) < 0.01
     assert next(predictor.trained.backbone.parameters()).dtype == torch.float32  # what is published
+
+
+def test_a_model_that_nothing_is_asked_of_stays_itself():
+    model, *_ = family("detr_r50")
+    assert made_fast(model) is model
 
 
 def test_unknown_precisions_are_refused(folder):

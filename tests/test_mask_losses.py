@@ -302,6 +302,9 @@ def test_the_loss_of_a_perfect_mask_is_nearly_nothing():
         def of(self, layer, image, queries):
             return logits.expand(len(queries), -1, -1, -1)
 
+        def chosen(self, queries):
+            raise NotImplementedError  # of inference alone
+
     masks = Perfect(predictions.masks.embeddings[:, :1], predictions.masks.features)
     perfect = replace(predictions, logits=predictions.logits[:, :1], boxes=predictions.boxes[:, :1], masks=masks)
     terms = SequenceSetLoss(SequenceLossConfig())(perfect, [target]).terms

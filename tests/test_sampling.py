@@ -337,6 +337,7 @@ def test_compiled_model_has_two_graphs_for_all_sizes():
     graphs.assert_two_with("dqdet.sample", times=2)
 
 
+@pytest.mark.slow
 def test_compiled_model_on_a_gpu_has_two_graphs_for_all_sizes():
     """The compiler takes tensors without data as it would take those of a GPU."""
     pytest.importorskip("triton", reason="Triton does not exist on this system")

@@ -118,7 +118,8 @@ def load(
         return Predictor(exported, exported.configured(overrides, PREDICTED, NOT_PREDICTED), device="cpu")
     model, config, metrics = load_model(source)
     config = override_some(config, overrides, PREDICTED, NOT_PREDICTED)
-    return Predictor(made_fast(model, precision, compile), config, metrics, device=device, trained=model)
+    fast = made_fast(model, precision, compile)
+    return Predictor(fast, config, metrics, device=device, trained=model)
 
 
 def convert(source: str | Path, out: str | Path) -> Path:

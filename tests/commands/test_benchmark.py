@@ -40,7 +40,6 @@ def test_models_are_measured_side_by_side(run, folder, tmp_path):
     ("arguments", "message"),
     [
         (["inference.limit=3"], "which models? give runs or exported files"),
-        (["nowhere"], "nowhere"),
         (["{folder}", "--size", "0"], "--size 0: not a size"),
         (["{folder}", "train.lr=1"], "train.lr has no effect on a prediction"),
     ],

@@ -73,6 +73,7 @@ def test_one_process_goes_on_with_what_two_began(two, tmp_path):
     assert [step[3] for step in found.steps] == pytest.approx([step[3] for step in expected.steps[9:]], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_that_accumulate_train_like_one_that_does_not(tmp_path):
     """Cross-entropy, which is divided by the weights of all queries of the step."""
     two = train_with_two(tmp_path / "two", ACCUMULATED)

@@ -21,6 +21,7 @@ targets. ``ground_truth`` stays as in the file.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,10 +81,10 @@ def _find_undivided(config: DataConfig) -> tuple[Path, Path] | None:
         return None
     root = Path(config.root)
     names = [name for split in SPLIT_NAMES.values() for name in split]
-    if any(file.is_file() for name in names for file, _ in _layouts(root, name)):
+    if any(os.path.isfile(file) for name in names for file, _ in _layouts(root, name)):
         return None
     for file, folders in _undivided(root):
-        if file.is_file():
+        if os.path.isfile(file):
             return file, first_folder(folders, f"{file}: the folder with its images is missing")
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dqdet.errors import DqdetError
@@ -21,7 +22,7 @@ def kind_of(root: Path) -> str:
     Raises:
         DqdetError: there is no such folder, or no format of detection is recognised.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DqdetError(f"{root}: no such folder; give the folder of the data set")
     for kind, patterns in SIGNS.items():
         if any(next(root.glob(pattern), None) for pattern in patterns):

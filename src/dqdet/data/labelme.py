@@ -35,7 +35,7 @@ def read_labelme(config: DataConfig, split: Split) -> Annotations:
 
     def image_of(file: Path, record: dict[str, Any]) -> str | None:
         places = [file.parent / record["file_name"], file.parent / Path(record["file_name"]).name]
-        return next((os.path.relpath(place, root) for place in places if place.is_file()), None)
+        return next((os.path.relpath(place, root) for place in places if os.path.isfile(place)), None)
 
     return of_files(root, root, files, _files(config, other, root), read_annotation, image_of)
 

@@ -9,6 +9,7 @@ An image belongs to the XML file of its name. Classes are in the order of ``clas
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def read_voc(config: DataConfig, split: Split) -> Annotations:
             f"{root}: no annotations of the {split} split; looked for ImageSets/Main/NAME.txt, NAME/*.xml and "
             f"Annotations/*.xml; set data.{split} to the name of the split"
         )
-    folder = root / "JPEGImages" if (root / "JPEGImages").is_dir() else root
+    folder = root / "JPEGImages" if os.path.isdir(root / "JPEGImages") else root
     names = {file.with_suffix("").relative_to(folder): str(file.relative_to(folder)) for file in images_in(folder)}
 
     def image_of(file: Path, record: dict[str, Any]) -> str | None:
@@ -48,12 +49,12 @@ def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
     chosen = getattr(config, split)
     for name in [chosen] if chosen else SPLIT_NAMES[split]:
         listed = root / "ImageSets" / "Main" / f"{name}.txt"
-        if listed.is_file():
+        if os.path.isfile(listed):
             return sorted(root / "Annotations" / f"{image}.xml" for image in _names(listed))
         if files := sorted((root / name).rglob("*.xml")):
             return files
     whole = sorted((root / "Annotations").glob("*.xml"))
-    if chosen or not whole or (root / "ImageSets" / "Main").is_dir():
+    if chosen or not whole or os.path.isdir(root / "ImageSets" / "Main"):
         return []
     chosen_names = part([str(file) for file in whole], split, config.val_share)
     return [file for file in whole if str(file) in chosen_names]

@@ -8,6 +8,7 @@ labels of an image are in the file of its name under ``labels`` instead of ``ima
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_yolo(config: DataConfig, split: Split) -> Annotations:
         DqdetError: the names of the classes or the images are missing.
     """
     root = root_of(config)
-    described = next((root / name for name in YAML if (root / name).is_file()), None)
+    described = next((root / name for name in YAML if os.path.isfile(root / name)), None)
     document: dict[str, Any] = {} if described is None else read_yaml(described)
     classes = document.get("names") or listed_classes(root)
     if not classes:
@@ -61,12 +62,16 @@ def _images(config: DataConfig, split: Split, root: Path, document: dict[str, An
         given = document.get(name)
         entries = [entry for entry in (given if isinstance(given, list) else [given]) if isinstance(entry, str)]
         places = [place for entry in entries if (place := _place(entry, root, document))]
-        places = places or [place for place in (root / "images" / name, root / name / "images") if place.is_dir()][:1]
+        places = (
+            places or [place for place in (root / "images" / name, root / name / "images") if os.path.isdir(place)][:1]
+        )
         looked += [root / entry for entry in entries] or [root / "images" / name, root / name / "images"]
         if files := [file for place in places for file in _listed(place, root)]:
             return sorted(dict.fromkeys(files))
-    whole = images_in(root / "images") if (root / "images").is_dir() else []
-    if whole and not (config.train or config.val or any(folder.is_dir() for folder in (root / "images").iterdir())):
+    whole = images_in(root / "images") if os.path.isdir(root / "images") else []
+    if whole and not (
+        config.train or config.val or any(os.path.isdir(folder) for folder in (root / "images").iterdir())
+    ):
         chosen_names = part([str(file) for file in whole], split, config.val_share)
         return [file for file in whole if str(file) in chosen_names]
     shown = ", ".join(str(place) for place in looked)
@@ -81,12 +86,12 @@ def _place(entry: str, root: Path, document: dict[str, Any]) -> Path | None:
     base = document.get("path")
     bases = [root / base] if isinstance(base, str) else []
     candidates = [place for folder in (*bases, root) for place in (folder / entry, folder / entry.removeprefix("../"))]
-    return next((place for place in candidates if place.exists()), None)
+    return next((place for place in candidates if os.path.exists(place)), None)
 
 
 def _listed(place: Path, root: Path) -> list[Path]:
     """The images of a folder, or those that a text file lists."""
-    if place.is_dir():
+    if os.path.isdir(place):
         return images_in(place)
     try:
         lines = place.read_text(encoding="utf-8").split("\n")
@@ -95,7 +100,7 @@ def _listed(place: Path, root: Path) -> list[Path]:
     names = [line.strip() for line in lines if line.strip()]
     # Ultralytics: ./ is the folder of the list; CVAT: names begin with data/, in place of the folder of data.yaml.
     options = [(place.parent / name, root / name, root / name.removeprefix("data/")) for name in names]
-    return [next((file for file in of_name if file.is_file()), of_name[0]) for of_name in options]
+    return [next((file for file in of_name if os.path.isfile(file)), of_name[0]) for of_name in options]
 
 
 def _labels_of(image: Path) -> Path:

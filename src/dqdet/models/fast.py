@@ -23,10 +23,10 @@ EXACT = {
 
 
 def made_fast(model: Detector, precision: Precision = "fp32", compiled: bool = False) -> Detector:
-    """A copy of a model for inference alone, with the same outputs up to rounding.
+    """A copy of a model for inference alone, with the same outputs up to rounding; the model itself, if unchanged.
 
-    Batch norms of the backbone become part of the convolutions before them. In half precision all but the heads of
-    boxes and classes is cast once, where autocast casts every weight in every pass.
+    In half precision all but the heads of boxes and classes is cast once, where autocast casts every weight in every
+    pass.
 
     Args:
         model: in evaluation mode.
@@ -38,17 +38,25 @@ def made_fast(model: Detector, precision: Precision = "fp32", compiled: bool = F
     """
     if precision not in DTYPES:
         raise DqdetError(f"precision={precision}: should be one of {', '.join(DTYPES)}")
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
-    freeze_norms(fast.backbone)
-    for module in fast.backbone.modules():
-        for name, child in module.named_children():
-            if isinstance(child, FrozenNormConv2d):
-                setattr(module, name, child.folded())
+    if precision == "fp32" and not compiled:
+        return model
+    fast = folded(model)
     if precision != "fp32":
         _cast(fast, DTYPES[precision])
     if compiled:
         fast.compile()
     return fast
+
+
+def folded(model: Detector) -> Detector:
+    """A copy for inference alone, in which batch norms of the backbone are part of the convolutions before them."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    freeze_norms(copied.backbone)
+    for module in copied.backbone.modules():
+        for name, child in module.named_children():
+            if isinstance(child, FrozenNormConv2d):
+                setattr(module, name, child.folded())
+    return copied
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
