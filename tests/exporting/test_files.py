@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -116,6 +118,20 @@ def test_files_of_any_size_find_in_a_padded_batch_what_the_run_finds(folder, tmp
         np.testing.assert_allclose(got.confidence, wanted.confidence, atol=1e-4)
         np.testing.assert_array_equal(got.class_id, wanted.class_id)
         np.testing.assert_allclose(got.xyxy, wanted.xyxy, atol=0.02)
+
+
+@pytest.mark.slow
+def test_half_precision_halves_the_weights_and_finds_the_same(folder, file, tmp_path):
+    half = dqdet.export(folder, tmp_path / "half.onnx", size=SIZE, half=True)
+    weights = {value.name: value for value in onnx.load(half).graph.initializer}
+    kinds = Counter()
+    for value in weights.values():
+        kinds[value.data_type] += math.prod(value.dims)
+    assert kinds[onnx.TensorProto.FLOAT16] > 5 * kinds[onnx.TensorProto.FLOAT]  # which are heads
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    wanted, got = (dqdet.load(path)(image, 0.0) for path in (file, half))
+    np.testing.assert_allclose(got.confidence, wanted.confidence, atol=0.01)
+    assert np.median(np.abs(got.xyxy - wanted.xyxy)) < 0.5  # pixels; of equal scores the order may change
 
 
 def test_fewer_objects_can_be_asked_for_and_not_more(file):

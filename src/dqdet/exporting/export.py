@@ -13,6 +13,7 @@ from dqdet.exporting.meaning import Meaning, outputs
 from dqdet.exporting.network import Network
 from dqdet.exporting.tracing import trace
 from dqdet.formats.writing import move_files, unfinished_folder
+from dqdet.models.fast import made_fast
 from dqdet.runs.sources import load_model
 
 
@@ -29,7 +30,7 @@ def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | Non
     model, config, _ = load_model(source)
     config = config if size is None else of_size(config, size)
     if half:
-        model = model.half()
+        model = made_fast(model, "fp16")
     program = trace(Network(model, config), model, config, size)
     texts = Meaning(config, size, half).to_text()
     write = import_module(f"dqdet.exporting.{FORMATS[name].module}").write
