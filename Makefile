@@ -12,10 +12,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test: setup  ## the tests, without full-size models and long trainings
-	DQDET_DEVICE=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+	DQDET_DEVICE=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-all: setup  ## all tests
-	DQDET_DEVICE=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m ''
+	DQDET_DEVICE=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m ''
 
 lint: setup
 	$(BIN)/ruff check

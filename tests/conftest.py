@@ -14,6 +14,17 @@ settings.load_profile("dqdet")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Of two workers, none shall begin with these when the other one has nothing left to do.
+LONG = (
+    *("training/test_several_processes", "test_overfit", "test_triton", "test_sampling", "test_gpu_script"),
+    *("commands/test_faults", "commands/test_benchmark", "exporting/test_files", "test_studies", "fuzz/"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(f"tests/{name}" in str(item.path) for name in LONG))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data; tests that need it are skipped where it does not exist."""
