@@ -104,6 +104,18 @@ def test_a_model_that_nothing_is_asked_of_stays_itself():
     assert made_fast(model) is model
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_cpu_without_half_precision_is_said(monkeypatch, caplog, there):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dqdet.models.fast._cpu_has", lambda precision: there)
+    model, *_ = family("detr_r50")
+    made_fast(model)
+    assert caplog.messages == []
+    made_fast(model, "bf16")
+    said = ["precision=bf16: this CPU computes without it, many times slower than fp32"]
+    assert caplog.messages == ([] if there else said)
+
+
 def test_unknown_precisions_are_refused(folder):
     with pytest.raises(DqdetError, match="precision=int8: should be one of fp32, bf16, fp16"):
         dqdet.load(folder, precision="int8")

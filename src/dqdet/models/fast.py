@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from dqdet.config import Precision
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import FrozenNormConv2d, freeze_norms
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,12 +43,20 @@ def made_fast(model: Detector, precision: Precision = "fp32", compiled: bool = F
         raise DqdetError(f"precision={precision}: should be one of {', '.join(DTYPES)}")
     if precision == "fp32" and not compiled:
         return model
+    if precision != "fp32" and not torch.cuda.is_available() and not _cpu_has(precision):
+        logger.warning(f"precision={precision}: this CPU computes without it, many times slower than fp32")
     fast = folded(model)
     if precision != "fp32":
         _cast(fast, DTYPES[precision])
     if compiled:
         fast.compile()
     return fast
+
+
+def _cpu_has(precision: Precision) -> bool:
+    """Whether the CPU has instructions for it, so that PyTorch's libraries do not convert number by number."""
+    of_half = torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.ops.mkldnn._is_mkldnn_fp16_supported
+    return bool(of_half[precision == "fp16"]())
 
 
 def folded(model: Detector) -> Detector:
