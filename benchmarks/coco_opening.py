@@ -1,6 +1,6 @@
 """CPU time and peak memory of opening annotations of the size of COCO's training split, for boxes.
 
-    python benchmarks/opening.py --images 118000 --objects 860000
+    python benchmarks/coco_opening.py --images 118000 --objects 860000
 
 Records are those of COCO, with polygons of 8 to 39 points; the image files are empty. Another process writes them.
 """
