@@ -7,6 +7,9 @@ import torch
 from hypothesis import settings
 
 from dqdet import cli
+from dqdet.models import create_model
+from dqdet.runs.folder import save_folder
+from tiny import tiny_family
 
 settings.register_profile("dqdet", deadline=None)  # tests assert no times
 settings.load_profile("dqdet")
@@ -41,6 +44,17 @@ def without_figures():
         patch.setattr("dqdet.training.watching.Curves.draw", lambda self, trainer: None)
         patch.setattr("dqdet.training.engine.write_report", lambda *given: None)
         yield
+
+
+@pytest.fixture
+def small_run(tmp_path) -> Path:
+    """The folder of a small Deformable-DETR for images of 128 to 192 pixels, which has not been trained."""
+    config = tiny_family("deformable_detr_r50", classes=["cat", "dog"], data__val_resize=128, data__max_size=192)
+    torch.manual_seed(0)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_folder(folder, create_model(config), config, {})
+    return folder
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import dqdet
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.fast import folded, made_fast
-from dqdet.runs.folder import save_folder
 from tiny import tiny_family
 
 PRESETS = [
@@ -80,19 +79,10 @@ def test_compiled_is_equal():
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    config = tiny_family("deformable_detr_r50", classes=["cat", "dog"], data__val_resize=128, data__max_size=192)
-    torch.manual_seed(0)
-    (tmp_path / "run").mkdir()
-    save_folder(tmp_path / "run", create_model(config), config, {})
-    return tmp_path / "run"
-
-
-def test_load_takes_a_precision(folder):
+def test_load_takes_a_precision(small_run):
     images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8)]
-    exact = dqdet.load(folder, device="cpu")(images, threshold=0)[0]
-    predictor = dqdet.load(folder, device="cpu", precision="bf16")
+    exact = dqdet.load(small_run, device="cpu")(images, threshold=0)[0]
+    predictor = dqdet.load(small_run, device="cpu", precision="bf16")
     found = predictor(images, threshold=0)[0]
     assert next(predictor.model.backbone.parameters()).dtype == torch.bfloat16
     assert abs(found.confidence[0] - exact.confidence[0]) < 0.01
@@ -116,6 +106,6 @@ def test_a_cpu_without_half_precision_is_said(monkeypatch, caplog, there):
     assert caplog.messages == ([] if there else said)
 
 
-def test_unknown_precisions_are_refused(folder):
+def test_unknown_precisions_are_refused(small_run):
     with pytest.raises(DqdetError, match="precision=int8: should be one of fp32, bf16, fp16"):
-        dqdet.load(folder, precision="int8")
+        dqdet.load(small_run, precision="int8")

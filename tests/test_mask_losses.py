@@ -21,7 +21,7 @@ from dqdet.losses.matching import Matches
 from dqdet.losses.sequences import PAIRS_AT_ONCE
 from dqdet.nn.dynamic_masks import DynamicMasks, parameter_count
 from dqdet.nn.product_masks import ProductMasks
-from dqdet.types import Masks, Predictions, Target
+from dqdet.types import Predictions, Target
 from small_families import CLASSES, CLIPS, FRAMES, make_targets
 
 LAYERS = 3
@@ -298,12 +298,9 @@ def test_the_loss_of_a_perfect_mask_is_nearly_nothing():
     logits = torch.full((FRAMES, 16, 24), -20.0)
     logits[target.masks[0][..., 2::4, 2::4]] = 20.0
 
-    class Perfect(Masks):
+    class Perfect(ProductMasks):
         def of(self, layer, image, queries):
             return logits.expand(len(queries), -1, -1, -1)
-
-        def chosen(self, queries):
-            raise NotImplementedError  # of inference alone
 
     masks = Perfect(predictions.masks.embeddings[:, :1], predictions.masks.features)
     perfect = replace(predictions, logits=predictions.logits[:, :1], boxes=predictions.boxes[:, :1], masks=masks)

@@ -5,29 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-
-from dqdet.models import create_model
-from dqdet.runs.folder import save_folder
-from tiny import tiny_family
 
 
-@pytest.fixture
-def folder(tmp_path):
-    config = tiny_family("deformable_detr_r50", classes=["cat", "dog"], data__val_resize=128, data__max_size=192)
-    torch.manual_seed(0)
-    (tmp_path / "run").mkdir()
-    save_folder(tmp_path / "run", create_model(config), config, {})
-    return tmp_path / "run"
-
-
-def test_models_are_measured_side_by_side(run, folder, tmp_path):
+def test_models_are_measured_side_by_side(run, small_run, tmp_path):
     file = tmp_path / "found.json"
-    code, out, err = run("benchmark", folder, folder, "--repeats", 3, "--batch", 2, "--size", "96x128", "--out", file)
+    code, out, err = run(
+        "benchmark", small_run, small_run, "--repeats", 3, "--batch", 2, "--size", "96x128", "--out", file
+    )
     assert (code, err) == (0, "")
     assert "images/s" in out
     first, second = json.loads(file.read_text())
-    assert first["model"] == second["model"] == str(folder)
+    assert first["model"] == second["model"] == str(small_run)
     for one in first, second:
         assert one["pixels"] == [128, 170]  # the shorter side is resized to 128
         assert 0 < one["latency_ms"] <= one["latency_p95_ms"]
@@ -44,8 +32,8 @@ def test_models_are_measured_side_by_side(run, folder, tmp_path):
         (["{folder}", "train.lr=1"], "train.lr has no effect on a prediction"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(run, folder, arguments, message):
-    code, out, err = run("benchmark", *(argument.format(folder=folder) for argument in arguments))
+def test_what_cannot_be_measured_is_one_line(run, small_run, arguments, message):
+    code, out, err = run("benchmark", *(argument.format(folder=small_run) for argument in arguments))
     assert code == 1
     assert out == ""
     assert err.startswith("error: ")

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dqdet.config import DataConfig
+from dqdet.data.coco_files import root_of
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, printable
 from dqdet.formats.image_files import is_image_name, opened_image, sizes
@@ -84,6 +86,30 @@ def upright_sizes(files: Sequence[Path]) -> tuple[list[tuple[int, int]], list[st
 
 # What a file for an image holds: COCO's record of it, its objects with the ``name`` of their class, and what is wrong.
 Read = tuple[dict[str, Any], list[dict[str, Any]], list[str]]
+
+
+def files_of_splits(
+    config: DataConfig, split: Split, files_of: Callable[[DataConfig, Split, Path], list[Path]], places: str
+) -> tuple[Path, list[Path], list[Path]]:
+    """The root of a data set, the annotation files of a split, and those of the other one.
+
+    Args:
+        config: of the data set.
+        split: that is wanted.
+        files_of: gives those of a split; none where there are none.
+        places: where it looks, for the message.
+
+    Raises:
+        DqdetError: there are none of the split.
+    """
+    root = root_of(config)
+    files = files_of(config, split, root)
+    if not files:
+        raise DqdetError(
+            f"{root}: no annotations of the {split} split; looked for {places}; set data.{split} to the name of the "
+            "split"
+        )
+    return root, files, files_of(config, "val" if split == "train" else "train", root)
 
 
 def of_files(

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dqdet.config import DataConfig
-from dqdet.data.annotations import Annotations, of_files, part
-from dqdet.data.coco_files import SPLIT_NAMES, root_of
+from dqdet.data.annotations import Annotations, files_of_splits, of_files, part
+from dqdet.data.coco_files import SPLIT_NAMES
 from dqdet.data.dataset import Split
-from dqdet.errors import DqdetError
 from dqdet.formats.labelme import read_annotation
 
 
@@ -24,20 +23,13 @@ def read_labelme(config: DataConfig, split: Split) -> Annotations:
     Raises:
         DqdetError: there are none.
     """
-    root = root_of(config)
-    files = _files(config, split, root)
-    if not files:
-        raise DqdetError(
-            f"{root}: no annotations of the {split} split; looked for NAME/*.json and *.json; set data.{split} to the "
-            "name of the split"
-        )
-    other: Split = "val" if split == "train" else "train"
+    root, files, others = files_of_splits(config, split, _files, "NAME/*.json and *.json")
 
     def image_of(file: Path, record: dict[str, Any]) -> str | None:
         places = [file.parent / record["file_name"], file.parent / Path(record["file_name"]).name]
         return next((os.path.relpath(place, root) for place in places if os.path.isfile(place)), None)
 
-    return of_files(root, root, files, _files(config, other, root), read_annotation, image_of)
+    return of_files(root, root, files, others, read_annotation, image_of)
 
 
 def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:

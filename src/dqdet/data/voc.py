@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dqdet.config import DataConfig
-from dqdet.data.annotations import Annotations, images_in, of_files, part
-from dqdet.data.coco_files import SPLIT_NAMES, root_of
+from dqdet.data.annotations import Annotations, files_of_splits, images_in, of_files, part
+from dqdet.data.coco_files import SPLIT_NAMES
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError
 from dqdet.formats.voc import read_annotation
@@ -27,21 +27,15 @@ def read_voc(config: DataConfig, split: Split) -> Annotations:
     Raises:
         DqdetError: there are none.
     """
-    root = root_of(config)
-    files = _files(config, split, root)
-    if not files:
-        raise DqdetError(
-            f"{root}: no annotations of the {split} split; looked for ImageSets/Main/NAME.txt, NAME/*.xml and "
-            f"Annotations/*.xml; set data.{split} to the name of the split"
-        )
+    places = "ImageSets/Main/NAME.txt, NAME/*.xml and Annotations/*.xml"
+    root, files, others = files_of_splits(config, split, _files, places)
     folder = root / "JPEGImages" if os.path.isdir(root / "JPEGImages") else root
     names = {file.with_suffix("").relative_to(folder): str(file.relative_to(folder)) for file in images_in(folder)}
 
     def image_of(file: Path, record: dict[str, Any]) -> str | None:
         return names.get(Path(file.stem) if folder != root else file.with_suffix("").relative_to(root))
 
-    other: Split = "val" if split == "train" else "train"
-    return of_files(root, folder, files, _files(config, other, root), read_annotation, image_of)
+    return of_files(root, folder, files, others, read_annotation, image_of)
 
 
 def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
