@@ -1,5 +1,6 @@
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,17 @@ def without_figures():
     """Their drawing would take longer than many trainings here; test_watching.py and test_report.py put it back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dqdet.training.watching.Curves.draw", lambda self, trainer: None)
-        patch.setattr("dqdet.training.engine.write_report", lambda *given: None)
+        patch.setattr("dqdet.training.measurement.write_report", lambda *given: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def precision_of_products() -> Iterator[None]:
+    """What a test sets, the next one does not find."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @pytest.fixture

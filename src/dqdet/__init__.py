@@ -295,6 +295,6 @@ def evaluate(
         DqdetError: folder, data or options are at fault, the data has other classes than the model, or ``out`` cannot
             be written.
     """
-    from dqdet.training import engine
+    from dqdet.training import measurement
 
-    return engine.evaluate(Path(folder), overrides, None if out is None else Path(out), precision, compile)
+    return measurement.evaluate(Path(folder), overrides, None if out is None else Path(out), precision, compile)

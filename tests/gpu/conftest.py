@@ -1,5 +1,4 @@
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,11 +14,7 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def exact_float32() -> Iterator[None]:
+def exact_float32(precision_of_products: None) -> None:
     """Without TF32, as on a CPU."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.set_float32_matmul_precision(products)
-    torch.backends.cudnn.allow_tf32 = convolutions

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 from recorder import Recorder
 
-from dqdet.training.engine import evaluate, train
+from dqdet.training.engine import train
+from dqdet.training.measurement import evaluate
 from tiny import tiny_scenes
 
 out, overrides = Path(sys.argv[1]), json.loads(sys.argv[2])

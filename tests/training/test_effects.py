@@ -15,7 +15,8 @@ from dqdet.data.loader import make_loader
 from dqdet.inference import infer
 from dqdet.losses import make_loss
 from dqdet.models import create_model
-from dqdet.training.engine import evaluate, train
+from dqdet.training.engine import train
+from dqdet.training.measurement import evaluate
 from dqdet.training.optimiser import learning_rate_factor, make_optimiser
 from tiny import TINY, tiny
 

@@ -14,8 +14,9 @@ from dqdet.config import to_yaml
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.runs.folder import load_config, load_metrics, save_metrics
 from dqdet.runs.lock import held
-from dqdet.training import engine, module
-from dqdet.training.engine import evaluate, resume, train
+from dqdet.training import module, trainer
+from dqdet.training.engine import resume, train
+from dqdet.training.measurement import evaluate
 from tiny import contents, tiny
 
 # Of 9 batches of 4 images, in 3 epochs.
@@ -185,7 +186,7 @@ def test_a_validation_that_was_cut_short_is_done_and_logged(tmp_path, uninterrup
 
 def test_curves_of_tensorboard_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LOG_EVERY", 1)
-    monkeypatch.setattr(engine, "LOG_EVERY", 1)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
 
     class Crash(Recorder):
         def on_train_batch_end(self, *arguments):
@@ -240,7 +241,7 @@ def test_an_evaluation_leaves_the_metrics_to_a_training_that_goes_on(tmp_path, c
 
 def test_a_full_disk_in_the_logs_is_one_line(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(module, "LOG_EVERY", 1)
-    monkeypatch.setattr(engine, "LOG_EVERY", 1)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class FullDisk(Recorder):

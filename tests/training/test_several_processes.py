@@ -9,7 +9,8 @@ import pytest
 from recorder import Recorder
 
 from dqdet.runs.folder import load_metrics
-from dqdet.training.engine import evaluate, resume, train
+from dqdet.training.engine import resume, train
+from dqdet.training.measurement import evaluate
 from tiny import tiny, tiny_scenes
 
 HERE = Path(__file__).parent

@@ -22,7 +22,8 @@ from dqdet.predict.submission import submit
 from dqdet.runs.folder import load_config, load_folder, load_metrics
 from dqdet.training import engine
 from dqdet.training.arriving import Arriving
-from dqdet.training.engine import evaluate, resume, train
+from dqdet.training.engine import resume, train
+from dqdet.training.measurement import evaluate
 from dqdet.training.module import DetectionModule
 from tiny import contents, tiny
 
@@ -392,10 +393,10 @@ def test_trainings_on_cuda_multiply_in_tf32_and_leave_all_else_as_it_was(cuda, t
     def fit(*arguments, **options):
         raise Stop(torch.get_float32_matmul_precision())
 
-    monkeypatch.setattr(engine, "_quietly", fit)
+    monkeypatch.setattr(engine, "quietly", fit)
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: cuda)
-        patched.setattr(engine, "_make_trainer", lambda *arguments, **options: SimpleNamespace(fit=None))
+        patched.setattr(engine, "make_trainer", lambda *arguments, **options: SimpleNamespace(fit=None))
         with pytest.raises(Stop, match="^high$" if cuda else "^highest$"):
             train(tiny(), tmp_path)
     assert torch.get_float32_matmul_precision() == "highest"

@@ -17,7 +17,8 @@ from dqdet.metrics.scores import is_kept, is_score, shown
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.sources import predict
 from dqdet.runs.folder import load_folder, load_metrics
-from dqdet.training.engine import evaluate, train
+from dqdet.training.engine import train
+from dqdet.training.measurement import evaluate
 from dqdet.types import ImageDetections
 from tiny import TINY, tiny
 

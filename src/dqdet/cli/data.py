@@ -1,0 +1,107 @@
+"""`dqdet data`: commands about data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dqdet.cli.arguments import Options
+from dqdet.cli.output import complain, show
+from dqdet.config import DataConfig, parse_overrides, resolve
+from dqdet.errors import DqdetError, printable
+
+app = typer.Typer(no_args_is_help=True, help="Look at data sets, convert them, and measure how fast they are read.")
+
+DataSet = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the data set: COCO, YOLO, VOC or LabelMe.")]
+
+
+@app.command("check")
+def check_data(
+    root: DataSet,
+    options: Options = None,
+    preset: Annotated[str, typer.Option(help="Sizes of objects are those for this one.")] = "deformable_detr_r50",
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with figures and annotated images.")
+    ] = None,
+) -> None:
+    """Read everything, and print what is there and what is wrong: exit status 1, if there is anything."""
+    from dqdet.drawing.data_check import check
+
+    checked = check(_data_options(root, preset, options))
+    table = Table("", *checked.splits, title=str(root))
+    for row in checked.table():
+        table.add_row(*map(printable, row))
+    show(table)
+    if page is not None:
+        from dqdet.runs.folder import write_file
+
+        write_file(page, checked.page(str(root)).encode())
+    for fault in checked.faults:
+        complain(DqdetError(fault))
+    if checked.faults:
+        raise typer.Exit(1)
+
+
+@app.command("convert")
+def convert_data(
+    root: DataSet,
+    out: Annotated[Path, typer.Option(help="Folder to write, with copies of the images.")],
+    options: Options = None,
+) -> None:
+    """Write a data set as COCO has it: annotations/instances_SPLIT.json and images/SPLIT."""
+    from dqdet.data import open_dataset
+    from dqdet.data.coco import CocoDataset
+    from dqdet.data.conversion import write_coco
+
+    config = _data_options(root, "deformable_detr_r50", options)
+    splits: dict[str, CocoDataset] = {}
+    for split in ("train", "val"):
+        dataset = open_dataset(config, split)
+        assert isinstance(dataset, CocoDataset)
+        splits[split] = dataset
+    write_coco(splits, out)
+    sizes = ", ".join(f"{split} {len(dataset)} images" for split, dataset in splits.items())
+    show(f"{out}: {config.kind} as COCO, {sizes}, {len(splits['train'].classes)} classes")
+
+
+@app.command("benchmark")
+def benchmark_data(
+    root: DataSet,
+    options: Options = None,
+    preset: Annotated[str, typer.Option(help="Whose augmentation is measured.")] = "deformable_detr_r50",
+    images: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 64,
+    rate: Annotated[float, typer.Option(min=0, help="Images a second that the GPU takes.")] = 100.0,
+) -> None:
+    """Say how fast one process reads and augments training images, and how many keep a GPU busy."""
+    from dqdet.data import open_dataset
+    from dqdet.data.speed import measure
+
+    config = resolve(preset, [f"data.root={root}", *(options or [])])
+    dataset = open_dataset(config.data, "train", config.train.seed)
+    speed = measure(dataset, images, min(config.train.batch, len(dataset)))
+    table = Table("part", "ms an image", "images/s")
+    for name, seconds in speed.parts.items():
+        table.add_row(name, f"{seconds * 1000:.2f}", f"{1 / seconds:.0f}")
+    table.add_row("together", f"{1000 / speed.rate:.2f}", f"{speed.rate:.0f}")
+    Console().print(table)
+    print(f"a GPU that takes {rate:g} images/s needs data.workers={speed.workers(rate)}, each on a core of its own")
+
+
+def _data_options(root: Path, preset: str, options: list[str] | None) -> DataConfig:
+    """The options of a data set, whose format is found by its files unless it is given."""
+    from dqdet.data.kinds import SIGNS, kind_of
+
+    given = parse_overrides(options or [])
+    if others := [path for path in given if not path.startswith("data.") or path == "data.root"]:
+        raise DqdetError(f"{', '.join(others)}: give the folder and options that begin with data.")
+    config = resolve(preset, {"data.kind": given.get("data.kind") or kind_of(root), "data.root": str(root)} | given)
+    if config.data.kind not in SIGNS or config.data.task not in ("detection", "instance"):
+        raise DqdetError(
+            f"data.kind={config.data.kind} with data.task={config.data.task}: only boxes (detection) and masks "
+            f"(instance) of {', '.join(SIGNS)}"
+        )
+    return config.data

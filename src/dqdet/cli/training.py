@@ -1,0 +1,154 @@
+"""Commands that train and measure."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import dqdet
+from dqdet.cli.arguments import (
+    OPTION,
+    PRESET,
+    Compile,
+    FastPrecision,
+    Options,
+    Run,
+    complete_preset,
+    overrides_of,
+)
+from dqdet.cli.output import HEADLINE, show
+from dqdet.config import describe, explained, preset_names, resolve
+from dqdet.errors import DqdetError
+from dqdet.metrics.scores import is_score, shown
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    preset: Annotated[str | None, typer.Argument(**PRESET)] = None,
+    options: Options = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; by default runs/PRESET, numbered when that has a run already."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of an interrupted run to go on with, instead of PRESET and --out.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take some steps, print memory and time of the training, keep nothing.")
+    ] = False,
+) -> None:
+    """Train a model, on several processes when started by torchrun."""
+    options = options or []
+    if preset is not None and OPTION.match(preset):  # --resume needs no preset
+        options, preset = [preset, *options], None
+    if dry_run:
+        if preset is None or out is not None or resume is not None:
+            raise DqdetError("--dry-run takes a preset and options alone; it writes nothing")
+        from dqdet.training.rehearsal import rehearse
+
+        show(*rehearse(resolve(preset, overrides_of(dqdet.train, options))))
+        return
+    run = dqdet.train(preset, out=out, resume=resume, **overrides_of(dqdet.train, options))
+    from dqdet.runs.folder import load_metrics
+
+    best = load_metrics(run)
+    headline = ", ".join(f"{name} {shown(best[name])}" for name in HEADLINE if name in best)
+    which = "best" if any(is_score(best.get(name)) for name in HEADLINE) else "last"
+    show(f"{run}: {headline} ({which} validation, step {best.get('step', 'unknown')})")
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    options: Options = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics, a table of classes and the predictions, by default RUN/eval."),
+    ] = None,
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
+) -> None:
+    """Measure a trained model on the validation split with the official metrics of its task."""
+    metrics = dqdet.evaluate(run, out, precision, compile, **overrides_of(dqdet.evaluate, options))
+    summary = Table("metric", "value", title=str(run))
+    of_classes: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        metric, _, label = name.partition("/")
+        if label:
+            of_classes.setdefault(label, {})[metric] = value
+        else:
+            summary.add_row(name, shown(value))
+    columns = dict.fromkeys(metric for values in of_classes.values() for metric in values)
+    classes = Table("class", *columns)
+    for label, values in of_classes.items():
+        classes.add_row(label, *(shown(values.get(column)) for column in columns))
+    show(summary, classes)
+
+
+@app.command()
+def study(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Without one, all are listed.")] = None,
+    options: Options = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of trainings and results, by default runs/NAME; a study goes on there.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each kind; of `cost` the repeats.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trainings at a time; by default one for each CPU core, or for each GPU.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Train this one as it is, instead of the study's small models on scenes.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Trained model of `combinations` and `coefficients`, instead of training one.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Leave out other models or kinds of queries; repeatable.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing, report what the folder has.")] = False,
+    page: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write a page with table and figure.")] = None,
+) -> None:
+    """Answer a question of the paper: one command for each of its tables and figures."""
+    from dqdet import studies
+
+    if name is None:
+        for known, question in studies.QUESTIONS.items():
+            print(f"{known:{max(map(len, studies.QUESTIONS))}}  {question}")
+        return
+    found = studies.study(
+        name,
+        Path("runs") / name if out is None else out,
+        seeds=seeds,
+        jobs=jobs,
+        preset=preset,
+        model=model,
+        only=tuple(only or ()),
+        report=report,
+        page=page,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        **overrides_of(studies.study, options),
+    )
+    print(found.text(), end="")
+
+
+@app.command()
+def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Print this one with all its options.", autocompletion=complete_preset),
+    ] = None,
+    options: Options = None,
+) -> None:
+    """List the presets, or print one as YAML, fully resolved and explained; as a file it can be given as a preset."""
+    if name is not None:
+        print(explained(resolve(name, options or [])), end="")
+        return
+    names = preset_names()
+    for preset in names:
+        print(f"{preset:{max(map(len, names))}}  {describe(preset)}")

@@ -1,0 +1,177 @@
+"""Commands that look at images and videos with a trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+import dqdet
+from dqdet.cli.arguments import OPTION, Compile, FastPrecision, Force, Options, Run, Source, overrides_of, sides_of
+from dqdet.cli.output import HEADLINE, complain, show
+from dqdet.errors import DqdetError
+from dqdet.metrics.scores import shown
+
+if TYPE_CHECKING:
+    from dqdet.predict.predictor import Predictor
+
+app = typer.Typer()
+
+
+@app.command()
+def predict(
+    model: Source,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... [OPTION=VALUE]...",
+            help="Images, folders, videos, patterns or http addresses; and options, such as inference.limit=20.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCORE|auto",
+            show_default="0.5, of panoptic maps inference.object_threshold",
+            help="Lowest score of objects that are drawn, and of the segments of panoptic maps; auto: that of "
+            "each class which `dqdet eval` found to be best.",
+        ),
+    ] = None,
+    ids: Annotated[
+        Path | None, typer.Option(metavar="ANNOTATIONS.json", help="COCO file with the ids of the images, for results.")
+    ] = None,
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
+    force: Force = False,
+) -> None:
+    """Find the objects in images or videos, draw them, and write results for the official evaluations.
+
+    A folder is one video for a model of videos, and a collection of images, with those in its subfolders, for all
+    others. Pictures keep their names relative to the folder that all sources are in. A file of several frames or pages
+    (GIF, APNG, WebP, TIFF) is a video, too.
+    """
+    from dqdet.predict import sources as given
+
+    options = [source for source in sources if OPTION.match(source) and not os.path.exists(source)]
+    overrides = overrides_of(dqdet.load, options)
+    if threshold is not None and "inference.object_threshold" in overrides:
+        raise DqdetError("--threshold and inference.object_threshold are the same; leave out one of them")
+    paths = [source for source in sources if source not in options]
+    if not paths:
+        raise DqdetError("nothing to look at; give images, folders, videos or addresses")
+    predictor = dqdet.load(model, precision=precision, compile=compile, **overrides)
+    limit = None if threshold is None else _threshold(threshold, model, predictor)
+    failures = given.predict(predictor, paths, out, limit, ids, force, say=lambda line: print(line, flush=True))
+    for failure in failures:
+        complain(failure)
+    if len(failures) > 1:
+        names = [str(failure).partition(": ")[0] for failure in failures]
+        complain(DqdetError(f"{len(names)} files failed, the others are done: {', '.join(names)}"))
+    if failures:
+        raise typer.Exit(1)
+
+
+def _threshold(given: str, model: str, predictor: Predictor) -> float | list[float]:
+    if given == "auto":
+        from dqdet.runs.folder import load_thresholds
+
+        if predictor.config.data.task not in ("detection", "instance"):
+            raise DqdetError("--threshold auto is for boxes and instance masks; give a number")
+        return load_thresholds(Path(model), predictor.config.classes)
+    try:
+        threshold = float(given)
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise DqdetError(f"--threshold {given}: neither a score in 0..1 nor auto")
+    return threshold
+
+
+@app.command()
+def submit(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="To write, with results.json in it.")],
+    options: Options = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+) -> None:
+    """Write the tracks in the videos of the validation split for the evaluation server of YouTube-VIS.
+
+    The split needs no annotations: `dqdet submit RUN FILE.zip data.val=valid`.
+    """
+    from dqdet.predict import submission
+
+    submission.submit(run, file, options or [], force)
+
+
+@app.command()
+def benchmark(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... [OPTION=VALUE]...", help="Runs, exported files, or what else `predict` takes."
+        ),
+    ],
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
+    size: Annotated[str, typer.Option(metavar="640 | 480x640", help="Height and width of the pictures.")] = "480x640",
+    batch: Annotated[int, typer.Option(min=1, help="Images of a pass that throughput is measured with.")] = 8,
+    repeats: Annotated[int, typer.Option(min=2, help="Passes of each kind, after a warm-up.")] = 30,
+    data: Annotated[bool, typer.Option("--data", help="Measure the metrics on the validation split, too.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all numbers.")] = None,
+) -> None:
+    """Measure latency, throughput, memory and metrics of models as they are used, side by side."""
+    from dqdet.benchmark import Conditions
+    from dqdet.benchmark import benchmark as measure
+    from dqdet.formats.writing import replacing
+
+    options = [model for model in models if OPTION.match(model) and not Path(model).exists()]
+    named = [model for model in models if model not in options]
+    if not named:
+        raise DqdetError("which models? give runs or exported files")
+    conditions = Conditions(precision, compile, sides_of(size), batch, repeats, overrides_of(dqdet.load, options), data)
+    measured = measure(named, conditions)
+    table = Table("model", "precision", "pixels", "ms", "p95", "images/s", "MiB", *(HEADLINE if data else ()))
+    for one in measured:
+        metrics = [shown(one["metrics"][name]) if name in one["metrics"] else "" for name in HEADLINE] if data else []
+        numbers = (one["latency_ms"], one["latency_p95_ms"], one["images_per_s"], one["memory_mib"])
+        height, width = one["pixels"]
+        words = f"{one['precision']}{', compiled' if one['compiled'] else ''}"
+        table.add_row(one["model"], words, f"{height}x{width}", *(f"{number:.3g}" for number in numbers), *metrics)
+    show(table)
+    if out is not None:
+        with replacing(out) as file:
+            file.write_text(json.dumps(measured, indent=1))
+
+
+@app.command()
+def serve(
+    model: Source,
+    options: Options = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; the default is reached from this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    precision: FastPrecision = "fp32",
+    compile: Compile = False,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 503.")] = 64,
+    mebibytes: Annotated[float, typer.Option(min=0.001, help="Largest file that is taken.")] = 20.0,
+    megapixels: Annotated[float, typer.Option(min=0.001, help="Largest image that is taken.")] = 50.0,
+) -> None:
+    """Answer requests over HTTP: POST an image to /predict, or try it on the page at /."""
+    try:
+        import uvicorn
+
+        from dqdet.serving.app import Limits, make_app
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn"):
+            raise
+        raise DqdetError("`dqdet serve` needs FastAPI and uvicorn: pip install 'dqdet[serve]'") from error
+    predictor = dqdet.load(model, precision=precision, compile=compile, **overrides_of(dqdet.load, options))
+    application = make_app(predictor, Limits(mebibytes, megapixels, waiting))
+    show(f"{model}: http://{host}:{port}, Ctrl-C ends")
+    uvicorn.run(application, host=host, port=port, log_level="warning")

@@ -1,0 +1,144 @@
+"""Measuring a model on the validation split, with what it found written down."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from dqdet.config import Config, Overrides, Precision, override_some, parse_overrides
+from dqdet.config.effects import unused
+from dqdet.data import open_dataset
+from dqdet.exporting.formats import is_exported
+from dqdet.exporting.model import ExportedModel
+from dqdet.models.fast import made_fast
+from dqdet.runs.folder import (
+    LAST,
+    MEASURED,
+    METRICS,
+    NOT_MEASURED,
+    THRESHOLDS,
+    load_config,
+    load_folder,
+    load_metrics,
+    match_classes,
+    run_folder,
+    save_metrics,
+    write_file,
+)
+from dqdet.runs.lock import InUse, held, is_first_process
+from dqdet.training.callbacks import Validation
+from dqdet.training.data_module import validation_loader
+from dqdet.training.evaluation import make_evaluation
+from dqdet.training.module import DetectionModule
+from dqdet.training.progress import TrainingProgress
+from dqdet.training.readiness import check_files, place_of, warn
+from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
+from dqdet.training.report import write_report
+from dqdet.training.trainer import make_trainer, quietly
+
+# What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
+LOADED = ("data.workers", "data.check", "train.batch", "train.accumulate", "train.precision")
+
+
+def evaluate(
+    run: Path,
+    overrides: Overrides = (),
+    out: Path | None = None,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+) -> dict[str, float]:
+    """The official metrics of a run's task and model on the validation split.
+
+    They are written to the run's ``metrics.json``, unless overrides make them those of something else; and with a table
+    of the classes and the predictions to ``out``, see `dqdet.training.recording`.
+
+    Args:
+        run: folder of a run, its ``last.ckpt``, or an exported file.
+        overrides: of its configuration, for example ``data.root``; of `MEASURED` and `LOADED` options.
+        out: folder of the results, by default ``RUN/eval``, or beside a file ``NAME-eval``; results of an earlier
+            evaluation are replaced.
+        precision: of weights and features.
+        compiled: compile the network at the first images.
+
+    Raises:
+        DqdetError: the folder or the data is at fault, the data has classes that the model has not, an option would
+            have no effect on a model that is trained, or the results cannot be written.
+    """
+    overrides = parse_overrides(overrides)
+    allowed = (*MEASURED, *LOADED)
+    if is_exported(run):
+        exported = ExportedModel(run)
+        exported.refuse_changes(precision, compiled)
+        config = exported.configured(overrides, allowed, NOT_MEASURED)
+        warn(unused(config, overrides))
+        return _measured(exported, config, run.with_name(f"{run.stem}-eval") if out is None else out)
+    config = override_some(load_config(run), overrides, allowed, NOT_MEASURED)
+    warn(unused(config, overrides))
+    before = load_metrics(run)
+    model, _ = load_folder(run)
+    place = run_folder(run)
+    out = place / "eval" if out is None else out
+    metrics = _measured(made_fast(model, precision, compiled), config, out)
+    as_trained = precision == "fp32" and set(overrides) <= {"data.workers", "data.check"}
+    if as_trained and run.name != LAST and is_first_process():
+        _keep_metrics(place, before, metrics)
+        if (found := out / THRESHOLDS).is_file():
+            write_file(place / THRESHOLDS, found.read_bytes())
+    return metrics
+
+
+def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dict[str, float]:
+    """The official metrics of a model on the validation split of ``config.data``.
+
+    Args:
+        model: to be measured.
+        config: of the model.
+        folder: for its predictions in the official formats; None: they are not written.
+
+    Raises:
+        DqdetError: the data is at fault, or has classes that the model has not.
+    """
+    dataset = open_dataset(config.data, "val", config.train.seed)
+    category_ids = match_classes(config, dataset.classes, dataset.category_ids, place_of(config.data))
+    check_files(config, dataset)
+    config = config.model_copy(update={"category_ids": category_ids})
+    validation = Validation(make_evaluation(config, dataset))
+    files = [] if folder is None else official_files(config, dataset, folder)
+    recording = [] if folder is None else [Recording(files, folder)]
+    progress = TrainingProgress(config.train.batch, validation.evaluation.best)
+    trainer = make_trainer(config, [validation, *recording, progress])
+    loader = validation_loader(config, dataset, trainer.global_rank, trainer.world_size)
+    started = time.perf_counter()
+    try:
+        quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
+    except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
+        raise KeyboardInterrupt from error
+    if folder is not None and config.data.task in ("detection", "instance") and trainer.is_global_zero:
+        seconds = time.perf_counter() - started
+        speed = f"{len(dataset)} images in {seconds:.1f} s on {trainer.strategy.root_device}, reading included"
+        for file in files:
+            if isinstance(file, CocoFile):
+                write_report(folder, config, dataset, file.results, validation.metrics, speed)
+    return validation.metrics
+
+
+def _measured(model: nn.Module, config: Config, out: Path) -> dict[str, float]:
+    """The metrics of a model, which are written to ``out`` with its predictions."""
+    with results_folder(out, is_first_process()) as folder:
+        metrics = measure(model, config, folder)
+        rank_zero_only(write_metrics)(folder, metrics)
+    return metrics
+
+
+def _keep_metrics(run: Path, before: dict[str, float], metrics: dict[str, float]) -> None:
+    """Write what was measured, unless a training has a newer model there, or may have in a moment."""
+    try:
+        with held(run):
+            if load_metrics(run) == before:
+                save_metrics(run, before | metrics)
+    except InUse as error:
+        print(f"{METRICS} is left to the training that goes on: {error}", file=sys.stderr)

@@ -1,0 +1,78 @@
+"""What a training or a measurement begins with: its data, opened and checked, and the configuration filled from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from dqdet.config import Config, DataConfig
+from dqdet.config.effects import without_effect
+from dqdet.data import check_files as check_files_of
+from dqdet.data import open_dataset
+from dqdet.data.dataset import DetectionDataset
+from dqdet.errors import DqdetError, listed
+from dqdet.runs.folder import check_classes
+from dqdet.training.data_module import DataModule
+from dqdet.training.module import DetectionModule
+
+logger = logging.getLogger(__name__)
+
+
+def ready(config: Config) -> tuple[DataModule, Config]:
+    """The data of a training and its configuration, filled from it; says what has no effect."""
+    data = open_data(config)
+    objects = [split.has_objects() for split in (data.train_set, data.val_set)]
+    warn(without_effect(config, data.steps_per_epoch, *objects))
+    filled = {
+        "classes": data.val_set.classes,
+        "category_ids": data.val_set.category_ids,
+        "stuff": list(data.val_set.stuff),
+    }
+    return data, config.model_copy(update=filled)
+
+
+def open_data(config: Config) -> DataModule:
+    """Both splits, whose classes and files are checked."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if config.train.batch % (processes * config.train.accumulate):
+        raise DqdetError(
+            f"train.batch={config.train.batch} is not divisible by {processes} processes times "
+            f"train.accumulate={config.train.accumulate}"
+        )
+    train, val = (open_dataset(config.data, split, config.train.seed) for split in ("train", "val"))
+    place = f"{place_of(config.data)}, validation split"
+    check_classes(config.model_copy(update={"classes": train.classes}), val.classes, place)
+    if differing := sorted(set(train.stuff) ^ set(val.stuff)):
+        raise DqdetError(f"{place}: {listed(differing)}: stuff in this or the training split, but not in both")
+    check_files(config, train, val)
+    return DataModule(config, train, val)
+
+
+def check_files(config: Config, *datasets: DetectionDataset) -> None:
+    """That every file can be read, unless ``data.check`` is off."""
+    if config.data.check and os.environ.get("LOCAL_RANK", "0") == "0":  # once on every machine
+        check_files_of(datasets)
+
+
+def place_of(data: DataConfig) -> str:
+    """What messages call the data."""
+    return f"data.kind={data.kind}" if data.root is None else f"data.root={data.root}"
+
+
+def described(config: Config, module: DetectionModule, data: DataModule) -> str:
+    """A training, in one line."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    items = "videos" if config.data.task == "video" else "images"
+    return (
+        f"{config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
+        f"{len(data.train_set)} training and {len(data.val_set)} validation {items}, {len(config.classes)} classes"
+    )
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Of each of these, once for all processes."""
+    for line in lines:
+        rank_zero_only(logger.warning)(line)
