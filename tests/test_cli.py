@@ -360,6 +360,7 @@ def test_an_unwritable_folder_is_named(run, tmp_path):
     assert "cannot be written (Not a directory)" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     options = [*SMALL, "train.epochs=10000", "data.workers=1", "train.validate_every=10000"]

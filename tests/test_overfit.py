@@ -92,6 +92,7 @@ def test_plain_transformers_learn_eight_images_of_coco(shared, preset, steps):
     assert memorised(config, with_few_objects(config, 8), steps)["AP50"] > 0.9
 
 
+@pytest.mark.slow
 def test_masks_in_four_images_of_coco(shared):
     data = {"kind": "coco", "task": "instance", "root": str(shared / "data" / "coco_real"), **resized(128)}
     config = resolve("scenes_tiny_panoptic", {"data": data})

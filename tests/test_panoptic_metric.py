@@ -184,6 +184,7 @@ def metrics_of(image_ids: list[int]) -> dict[str, float]:
     return metric.compute()
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_metrics_of_one(tmp_path):
     queue = mp.get_context("spawn").SimpleQueue()
     mp.spawn(evaluate_share, args=(str(tmp_path / "rendezvous"), queue), nprocs=2)

@@ -189,6 +189,7 @@ def test_combinations_of_a_trained_model_are_measured_and_kept(tmp_path):
     assert len(said) == 9
 
 
+@pytest.mark.slow
 def test_combinations_train_their_model_where_none_is_given(tmp_path):
     report = study("combinations", tmp_path, jobs=1, only=("Mask2Former",), **SMALL | MASKS)
     assert (tmp_path / "mask2former-static-0" / FINISHED).exists()

@@ -148,6 +148,7 @@ def test_gradient_checkpointing(name):
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compile():
     """In one graph, as the class without queries of ours."""

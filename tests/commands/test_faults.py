@@ -202,9 +202,14 @@ def unfinished(place: Place) -> list[str]:
 
 def cases() -> list:
     """All commands with all faults; those that take long, or go the same way as another one, are slow."""
-    quick = {name: ["full disk", "SIGINT", "kill -9"] for name in COMMANDS if name not in ("resume", "study")}
-    quick |= {name: ["full disk"] for name in ("convert", "upgrade", "fold")}
-    quick["train"] = ["SIGTERM"]
+    quick = {
+        "train": ["SIGINT"],
+        "eval": ["SIGTERM"],
+        "predict images": ["full disk", "SIGINT", "kill -9"],
+        "predict video": ["kill -9"],
+        "submit": ["SIGINT"],
+        "convert": ["full disk"],
+    }
     return [
         pytest.param(name, fault, marks=[] if fault in quick.get(name, ()) else pytest.mark.slow, id=f"{name}-{fault}")
         for name in COMMANDS
@@ -229,6 +234,8 @@ def test_nothing_is_lost_and_the_next_start_completes_it(name, disk, place, undi
         assert status == (-SIGNALS[fault] if fault == "kill -9" else 130), text
     if fault != "kill -9":
         assert unfinished(place) == []
+    if name in ("train", "resume") and fault in ("SIGINT", "SIGTERM"):
+        assert f"nothing is lost; go on with `dqdet train --resume {place.out}`" in text
     survives(name, fault, place)
 
     (place.disk / "filler").unlink(missing_ok=True)

@@ -72,8 +72,16 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("variant", "interruption"),
     [("plain", name) for name in INTERRUPTIONS]
-    + [(name, "within the second epoch") for name in VARIANTS if name != "plain"]
-    + [("average", "after the first epoch"), ("rare validation", "after the first epoch")],
+    + [(name, "within the second epoch") for name in VARIANTS if name not in ("plain", "steps", "rare validation")]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("steps", "within the second epoch"),
+            ("rare validation", "within the second epoch"),
+            ("average", "after the first epoch"),
+            ("rare validation", "after the first epoch"),
+        )
+    ],
 )
 def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(variant, interruption, uninterrupted, tmp_path):
     expected, best = uninterrupted(variant)
