@@ -75,7 +75,7 @@ UNUSED = [
 
 @cache
 def observed(document: str) -> list:
-    """Of a configuration: all that a training and a use of the model depend on: its weights, a batch, loss, gradients, rates, results."""
+    """All that a training and a use of a configuration depend on: weights, a batch, loss, gradients, rates, results."""
     config = Config.model_validate_json(document)
     dataset = open_dataset(config.data, "train", 0)
     config = config.model_copy(update={"classes": dataset.classes})
