@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from dqdet.formats.image_files import read_image, write_image
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
 from dqdet.predict.ahead import ahead
+from dqdet.predict.batches import in_batches
 from dqdet.predict.output import Output, results_folder
 from dqdet.predict.predictor import Predictor, Prepared, objects
 from dqdet.predict.progress import Tally, in_progress
@@ -93,6 +93,14 @@ class Picture(NamedTuple):
     name: str  # of it in results, with slashes where there are folders; with a suffix that says how to write it
 
 
+class Readable(NamedTuple):
+    """A picture that has been read."""
+
+    picture: Picture
+    image: Image.Image
+    prepared: Prepared
+
+
 def predict_pictures(
     predictor: Predictor,
     pictures: Sequence[Picture],
@@ -121,8 +129,9 @@ def predict_pictures(
         force: overwrite the results of other sources.
         say: is given a line on what was done.
 
-    Pictures are written whole. When the disk is full, or after an interruption, the files of results have the images
-    that are done. Links in ``out`` are replaced, not followed.
+    Pictures of one shape go through the model together, wherever they are among the next few, so that what is found in
+    one does not depend on the others. Pictures are written whole. When the disk is full, or after an interruption, the
+    files of results have the images that are done. Links in ``out`` are replaced, not followed.
 
     Returns:
         what was wrong with the files that could not be read; all others are done nevertheless.
@@ -141,29 +150,32 @@ def predict_pictures(
     failures: list[DqdetError] = []
     size = predictor.batch
 
-    def read(picture: Picture) -> tuple[Picture, Image.Image, Prepared] | DqdetError:
+    def read(picture: Picture) -> Readable | DqdetError:
         try:
             image = read_image(picture.file)
         except DqdetError as error:
             return error
-        return picture, image, predictor.prepared(image)
+        return Readable(picture, image, predictor.prepared(image))
 
-    def predicted() -> Iterator[tuple[Picture, Image.Image, Outcome]]:
-        read_ahead = iter(in_progress(ahead(read, pictures, size, threads=2), "predicting", len(pictures)))
-        while batch := [*islice(read_ahead, size)]:
-            failures.extend(one for one in batch if isinstance(one, DqdetError))
-            readable = [one for one in batch if not isinstance(one, DqdetError)]
-            if readable:
-                with tally.busy():
-                    outcomes = predictor.outcomes_of([prepared for *_, prepared in readable], threshold)
-                for (picture, image, _), outcome in zip(readable, outcomes, strict=True):
-                    yield picture, image, outcome
+    def readable() -> Iterator[Readable]:
+        for one in in_progress(ahead(read, pictures, size, threads=2), "predicting", len(pictures)):
+            if isinstance(one, DqdetError):
+                failures.append(one)
+            else:
+                yield one
+
+    def outcomes(batch: Sequence[Readable]) -> list[Outcome]:
+        with tally.busy():
+            return predictor.outcomes_of([one.prepared for one in batch], threshold)
+
+    def predicted() -> Iterator[tuple[Readable, Outcome]]:
+        return in_batches(readable(), outcomes, lambda one: predictor.padded(one.prepared), size, 2 * size)
 
     with results_folder(out, sources, force) as output:
         results = ResultFiles(predictor, output)
 
-        def write(found: tuple[Picture, Image.Image, Outcome]) -> None:
-            picture, image, outcome = found
+        def write(found: tuple[Readable, Outcome]) -> None:
+            (picture, image, _), outcome = found
             (out / picture.name).parent.mkdir(parents=True, exist_ok=True)
             write_image(out / picture.name, predictor.drawn(image, outcome, threshold))
             results.add(ids[picture.name], picture.name, image, outcome)

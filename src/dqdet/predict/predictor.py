@@ -209,6 +209,11 @@ class Predictor:
         """An image as the model takes it."""
         return Prepared(self.transform(image), (image.height, image.width))
 
+    def padded(self, prepared: Prepared) -> tuple[int, int]:
+        """Height and width that an image has in a batch of its own."""
+        height, width = prepared.pixels.shape[1:]
+        return self.config.data.val_pad or (height, width)
+
     def _predicted(self, prepared: Sequence[Prepared]) -> tuple[Predictions | Candidates, Sizes, Sizes]:
         inputs = [one.pixels.to(self.device) for one in prepared]
         sizes = [(image.shape[1], image.shape[2]) for image in inputs]
