@@ -195,6 +195,7 @@ def export(
     format: str | None = None,
     size: int | tuple[int, int] | None = None,
     half: bool = False,
+    masks: Literal["quarter", "full"] = "quarter",
 ) -> Path:
     """Write a trained model as one file for another runtime, which `load`, `evaluate` and other programs can use.
 
@@ -207,13 +208,14 @@ def export(
         format: ``onnx``, ``openvino`` or ``torch``; by default as the suffix of ``out`` says.
         size: height and width of all images, or one number for both; None: any size.
         half: weights and features in half precision, places in single precision.
+        masks: of a model of instances, at a quarter of the resolution of the images or at all of it.
 
     Returns:
         the file.
 
     Raises:
-        DqdetError: as `load`; there is no such format or a package is missing; the format cannot carry the model, or
-            the model cannot take images of that size; or ``out`` cannot be written.
+        DqdetError: as `load`; there is no such format or a package is missing; the model has no such masks, or cannot
+            take images of that size; or ``out`` cannot be written.
     """
     from dqdet.exporting import formats
 
@@ -223,7 +225,7 @@ def export(
         raise DqdetError(f"{source}: is exported already; give the run that it was made from")
     from dqdet.exporting.export import export
 
-    export(source, Path(out), name, size, half)
+    export(source, Path(out), name, size, half, masks)
     return Path(out)
 
 

@@ -171,6 +171,33 @@ def test_what_cannot_work_is_refused_before_anything_heavy_is_imported(run, fold
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("task", ["detection", "panoptic", "video"])
+def test_masks_that_a_model_does_not_give_are_refused_before_anything_heavy_is_imported(
+    run, tmp_path, monkeypatch, format, task
+):
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    preset = {"detection": "detr_r50", "panoptic": "mask2former_r50_coco_panoptic", "video": "video_mask2former_r50"}
+    config = tiny_family(preset[task], classes=["cat", "dog"])
+    save_folder(tmp_path / "run", create_model(config), config, {})
+    for name in [*filter(heavy, sys.modules)]:
+        monkeypatch.delitem(sys.modules, name)
+    file = tmp_path / f"model{FORMATS[format].suffix}"
+    status, _, err = run("export", tmp_path / "run", "--out", file, "--masks", "full")
+    assert status == 1
+    assert err.startswith(f"error: --masks full: a model of data.task={task} ")
+    assert err.count("\n") == 1
+    assert [*filter(heavy, sys.modules)] == []
+
+
+def heavy(module: str) -> bool:
+    """Whether a module is one of the packages that write files."""
+    return module.split(".")[0] in ("onnx", "onnx_ir", "onnxscript", "openvino") or module.startswith(
+        ("torch.onnx._internal.exporter", "dqdet.exporting.onnx_files", "dqdet.exporting.openvino_files")
+    )
+
+
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("dqdet.exporting.formats.find_spec", lambda name: None)
     with pytest.raises(DqdetError, match=r"onnx and onnxscript: pip install 'dqdet\[export\]'"):

@@ -63,11 +63,14 @@ def export(
     ] = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Images of any size, which is the default.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Weights in half precision.")] = False,
+    masks: Annotated[
+        Literal["quarter", "full"], typer.Option(help="Resolution of the masks of instances, of that of the images.")
+    ] = "quarter",
 ) -> None:
     """Write a trained model as one file for other runtimes; `predict` and `eval` take it as a model."""
     if dynamic and size is not None:
         raise DqdetError(f"--dynamic means any size, and --size {size} this one; leave out one of them")
-    file = dqdet.export(source, out, format, None if size is None else sides_of(size), half)
+    file = dqdet.export(source, out, format, None if size is None else sides_of(size), half, masks)
     show(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
 
 

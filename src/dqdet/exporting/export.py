@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
-from dqdet.exporting.formats import FORMATS
+from dqdet.exporting.formats import FORMATS, Resolution, check_masks
 from dqdet.exporting.meaning import Meaning, outputs
 from dqdet.exporting.network import Network
 from dqdet.exporting.tracing import trace
@@ -17,7 +17,14 @@ from dqdet.models.fast import made_fast
 from dqdet.runs.sources import load_model
 
 
-def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | None = None, half: bool = False) -> None:
+def export(
+    source: str | Path,
+    out: Path,
+    name: str,
+    size: tuple[int, int] | None = None,
+    half: bool = False,
+    masks: Resolution = "quarter",
+) -> None:
     """Write the model of any source in a format; arguments and errors as of `dqdet.export`.
 
     Args:
@@ -26,13 +33,15 @@ def export(source: str | Path, out: Path, name: str, size: tuple[int, int] | Non
         name: of the format.
         size: height and width of images; None: any.
         half: with weights in half precision.
+        masks: of instances, their resolution.
     """
     model, config, _ = load_model(source)
+    check_masks(masks, config.data.task)
     config = config if size is None else of_size(config, size)
     if half:
         model = made_fast(model, "fp16")
-    program = trace(Network(model, config), model, config, size)
-    texts = Meaning(config, size, half).to_text()
+    program = trace(Network(model, config, masks), model, config, size)
+    texts = Meaning(config, size, half, masks).to_text()
     write = import_module(f"dqdet.exporting.{FORMATS[name].module}").write
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

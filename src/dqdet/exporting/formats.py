@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, get_args
 
 from dqdet.errors import DqdetError
 
@@ -19,6 +20,15 @@ class Format:
     opening: tuple[str, ...]  # and to open them
     extra: str  # of dqdet, that installs these
 
+
+Resolution = Literal["quarter", "full"]  # of masks, as a share of that of the images
+
+# By data.task: why a file has no masks of the full resolution.
+WITHOUT_FULL_MASKS = {
+    "detection": "has no masks",
+    "panoptic": "gives the masks of all queries, which would be sixteen times as large before dqdet joins them",
+    "video": "gives the masks of all queries and frames, which would be sixteen times as large before dqdet joins them",
+}
 
 FORMATS = {
     "onnx": Format(".onnx", "onnx_files", ("onnx", "onnxscript"), ("onnxruntime",), "export"),
@@ -45,6 +55,14 @@ def format_of(name: str | None, out: Path) -> str:
         raise DqdetError(f"{out}: files of format {name} end in {wanted.suffix}; name it {out.stem}{wanted.suffix}")
     check_installed(f"--format {name}", wanted, wanted.writing)
     return name
+
+
+def check_masks(resolution: str, task: str) -> None:
+    """Raise DqdetError if a model of ``data.task`` gives no masks of this resolution."""
+    if resolution not in get_args(Resolution):
+        raise DqdetError(f"--masks {resolution}: no such resolution; there are {', '.join(get_args(Resolution))}")
+    if resolution == "full" and (reason := WITHOUT_FULL_MASKS.get(task)):
+        raise DqdetError(f"--masks full: a model of data.task={task} {reason}; leave it out")
 
 
 def check_installed(what: str, wanted: Format, packages: tuple[str, ...]) -> None:

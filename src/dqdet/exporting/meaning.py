@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from dqdet.config import Config, from_yaml, to_yaml
 from dqdet.errors import DqdetError
+from dqdet.exporting.formats import Resolution
 
 PREFIX = "dqdet."
 
@@ -20,6 +21,7 @@ BOXES = "[batch, objects, 4] x1, y1, x2, y2 in pixels of the image within the ba
 SCORES = "[batch, objects] in 0..1, in falling order"
 LABELS = "[batch, objects] indices of the classes"
 MASKS = "[batch, objects, h, w] logits at a quarter of the resolution of the padded batch; above 0 is inside"
+FULL_MASKS = "[batch, objects, height, width] logits of the pixels of the batch; above 0 is inside"
 
 # By data.task and loss.kind: the outputs of the network in their order.
 OUTPUTS: dict[tuple[str, str], dict[str, str]] = {
@@ -58,6 +60,7 @@ class Meaning:
     config: Config  # of the model; its ``data`` says how images are resized
     size: tuple[int, int] | None  # height and width of all images; None: any
     half: bool
+    masks: Resolution = "quarter"  # of instances
 
     def to_text(self) -> dict[str, str]:
         """As pairs of text: ``config`` is what is read again, the others are for people and other programs."""
@@ -67,13 +70,14 @@ class Meaning:
             "config": to_yaml(config),
             "size": json.dumps(self.size),
             "half": json.dumps(self.half),
+            "resolution": json.dumps(self.masks),
             "family": config.model.family,
             "task": config.data.task,
             "classes": json.dumps(config.classes, ensure_ascii=False),
             "category_ids": json.dumps(config.ids),
             "stuff": json.dumps(config.stuff, ensure_ascii=False),
             "inputs": json.dumps({"images": CLIPS if config.data.task == "video" else IMAGES, "sizes": SIZES}),
-            "outputs": json.dumps(outputs(config)),
+            "outputs": json.dumps(outputs(config) | ({"masks": FULL_MASKS} if self.masks == "full" else {})),
         }
         return {PREFIX + name: text for name, text in texts.items()}
 
@@ -90,6 +94,7 @@ class Meaning:
         try:
             size = json.loads(texts[f"{PREFIX}size"])
             half = bool(json.loads(texts[f"{PREFIX}half"]))
-            return cls(config, None if size is None else (int(size[0]), int(size[1])), half)
+            masks: Resolution = "full" if json.loads(texts.get(f"{PREFIX}resolution", "null")) == "full" else "quarter"
+            return cls(config, None if size is None else (int(size[0]), int(size[1])), half, masks)
         except (KeyError, ValueError, TypeError, LookupError) as error:
             raise DqdetError(f"{source}: does not say for which images it is; export the model again") from error

@@ -44,6 +44,12 @@ class GivenMasks(Masks):
         return torch.stack([masks[of_image] for masks, of_image in zip(self.embeddings[0], queries, strict=True)])
 
 
+class FullMasks(GivenMasks):
+    """The same, of pixels."""
+
+    stride = 1
+
+
 class ExportedModel(nn.Module):
     """A `dqdet.types.BatchModel` without parameters, which runs on the CPU, or where its runtime does.
 
@@ -104,7 +110,8 @@ class ExportedModel(nn.Module):
         found = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
         masks = None
         if "masks" in found:
-            masks = GivenMasks(found["masks"][None], found["masks"].new_empty(0))
+            kind = FullMasks if self.meaning.masks == "full" else GivenMasks
+            masks = kind(found["masks"][None], found["masks"].new_empty(0))
         if "logits" in found:
             logits = found["logits"]
             return Predictions(logits[None], None, {"exported": logits.shape[1]}, masks)
