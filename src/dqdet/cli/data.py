@@ -46,6 +46,26 @@ def check_data(
         raise typer.Exit(1)
 
 
+@app.command("show")
+def show_data(
+    root: DataSet,
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="To write.")],
+    options: Options = None,
+    preset: Annotated[str, typer.Option(help="Whose augmentation is shown.")] = "deformable_detr_r50",
+    images: Annotated[int, typer.Option(min=1, help="How many.")] = 12,
+) -> None:
+    """Draw training images as a model gets them, augmented, with their boxes or masks: data.augment.mosaic=0.5, ..."""
+    from dqdet.data import open_dataset
+    from dqdet.drawing.data_check import augmented_sheet
+    from dqdet.formats.image_files import write_image
+
+    dataset = open_dataset(_data_options(root, preset, options), "train")
+    if not len(dataset):
+        raise DqdetError(f"{root}: the training split has no images")
+    write_image(out, augmented_sheet(dataset, images))
+    show(f"{out}: {min(images, len(dataset))} of {len(dataset)} training images, augmented")
+
+
 @app.command("convert")
 def convert_data(
     root: DataSet,

@@ -10,6 +10,7 @@ from dqdet.config.presets import (
     changes,
     describe,
     explained,
+    for_trained_weights,
     from_yaml,
     override,
     override_some,
@@ -21,6 +22,7 @@ from dqdet.config.presets import (
 )
 from dqdet.config.schema import (
     UNUSED,
+    AugmentConfig,
     BackboneConfig,
     Classification,
     ClipsConfig,
@@ -55,6 +57,7 @@ from dqdet.config.schema import (
 
 __all__ = [
     "UNUSED",
+    "AugmentConfig",
     "BackboneConfig",
     "Classification",
     "ClipsConfig",
@@ -91,6 +94,7 @@ __all__ = [
     "describe",
     "drop_places",
     "explained",
+    "for_trained_weights",
     "from_yaml",
     "override",
     "override_some",

@@ -529,6 +529,41 @@ TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
 }
 
 
+class AugmentConfig(Section):
+    """Augmentation beyond the published recipes, each kind off at 0 (``data/combining.py``, ``data/transforms.py``)."""
+
+    mosaic: Share = 0.0
+    """Chance that a training image becomes a mosaic of four, of detection and instance."""
+    mixup: Share = 0.0
+    """Chance that another image shines through, with its objects, of detection and instance."""
+    copy_paste: Share = 0.0
+    """Chance that objects of another image are copied into it, by their masks, of instance."""
+    rotate: Annotated[Real, Field(ge=0, le=180)] = 0.0
+    """Greatest turn in degrees, to both sides, of detection and instance."""
+    translate: Share = 0.0
+    """Greatest shift in shares of height and width, of detection and instance."""
+    scale: Rate = 0.0
+    """Greatest change of scale: 0.5 gives 0.5 to 1.5 of the size, of detection and instance."""
+    shear: Annotated[Real, Field(ge=0, le=60)] = 0.0
+    """Greatest shear in degrees, of detection and instance."""
+    colour: Annotated[Real, Field(ge=0, le=2)] = 0.0
+    """Strength of changes of brightness, contrast, saturation (by up to 0.4 at 1) and hue (0.05 turns at 1)."""
+    blur: Share = 0.0
+    """Chance of a Gaussian blur of 0.3 to 2 pixels."""
+    jpeg: Share = 0.0
+    """Chance of JPEG compression with a quality of 30 to 90."""
+
+    @property
+    def combines(self) -> bool:
+        """Whether images are made of several."""
+        return bool(self.mosaic or self.mixup or self.copy_paste)
+
+    @property
+    def moves(self) -> bool:
+        """Whether images go through an affine map."""
+        return bool(self.rotate or self.translate or self.scale or self.shear)
+
+
 class DataConfig(Section):
     kind: Literal["coco", "yolo", "voc", "labelme", "cityscapes", "youtube_vis", "scenes"] = "coco"
     """Format of the data set; scenes is generated."""
@@ -582,6 +617,8 @@ class DataConfig(Section):
     """Greatest shift of the hue by colour=true, in turns of the colour circle."""
     permute_channels: bool = False
     """With colour=true, the colour channels change places in half of all images."""
+    augment: AugmentConfig = AugmentConfig()
+    """Further augmentation, none of it in a published recipe."""
     skip_empty: bool = False
     """Leave out training images without objects, those with crowds alone, too; of coco, but not panoptic."""
     redraw_empty: bool = False
@@ -608,6 +645,17 @@ class DataConfig(Section):
         if self.val_size is not None and not sized:
             raise ValueError(
                 f"data.val_size has no effect on data.val_fit={self.val_fit}; set data.val_fit=stretch, or inside"
+            )
+        of_boxes = ("mosaic", "mixup", "copy_paste", "rotate", "translate", "scale", "shear")
+        used = [f"data.augment.{name}" for name in of_boxes if getattr(self.augment, name)]
+        if used and self.task not in ("detection", "instance"):
+            raise ValueError(
+                f"{listed(used)}: of data.task=detection and instance alone, not {self.task}; leave it out"
+            )
+        if self.augment.copy_paste and self.task != "instance":
+            raise ValueError(
+                "data.augment.copy_paste copies objects by their masks, which data.task=detection has not; set "
+                "data.task=instance, or leave it out"
             )
         return self
 

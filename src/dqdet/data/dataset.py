@@ -14,6 +14,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import query_size
 
 from dqdet.config import DataConfig
+from dqdet.data.combining import Combination
 from dqdet.data.transforms import Sample, make_transform
 from dqdet.types import Target
 
@@ -45,6 +46,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     def __init__(self, config: DataConfig, split: Split, seed: int) -> None:
         self.seed = seed
         self.transform = make_transform(config, train=split == "train")
+        self.combine = Combination(config.augment) if split == "train" and config.augment.combines else None
         self.padded_size = None if split == "train" else config.val_pad
         self.redraws = REDRAWS if config.redraw_empty and split == "train" else 0
         # In shared memory, because worker processes outlive an epoch.
@@ -93,10 +95,16 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
         """An item, augmented with what the global PyTorch generator gives."""
         sample = self.read(index)
         height, width = query_size([sample["image"]])
-        sample = self.transform(sample)
+        sample = self.augmented(sample)
         image = sample["image"]
         assert isinstance(image, Tensor)
         return image, self.target(sample, original_size=(height, width), image_id=self.image_ids[index])
+
+    def augmented(self, sample: Sample) -> Sample:
+        """A sample of ``read`` after all transforms, with other images in it where ``config.augment`` says so."""
+        if self.combine is not None:
+            sample = self.combine(sample, lambda: self.read(int(torch.randint(len(self), ()))))
+        return self.transform(sample)
 
     def target(self, sample: Sample, original_size: tuple[int, int], image_id: int) -> Target:
         """The objects of an augmented sample, with boxes relative to its image."""

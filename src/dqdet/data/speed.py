@@ -74,7 +74,7 @@ def _batch(dataset: DetectionDataset, indices: list[int]) -> Speed:
             sample = dataset.read(index)
             read = time.perf_counter()
             size = query_size([sample["image"]])
-            sample = dataset.transform(sample)
+            sample = dataset.augmented(sample)
             target = dataset.target(sample, original_size=(size[0], size[1]), image_id=dataset.image_ids[index])
             items.append((sample["image"], target))
             speed.reading += read - start

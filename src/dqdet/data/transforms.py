@@ -20,12 +20,15 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from dqdet.config import DataConfig
+from dqdet.config import AugmentConfig, DataConfig
 
 # The crop branch as published, for images whose shorter side is at most 800. It scales with data.resize.
 PUBLISHED_SIZE = 800
 BEFORE_CROP = (400, 500, 600)  # shorter side before the crop
 CROP = (384, 600)  # least and greatest side of the crop
+
+BLUR = (0.3, 2.0)  # standard deviation in pixels, of data.augment.blur
+QUALITY = (30, 90)  # of data.augment.jpeg
 
 
 class Sample(TypedDict):
@@ -88,7 +91,7 @@ def input_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
     return height, width
 
 
-class _Resize(v2.Transform):
+class Resize(v2.Transform):
     """Resize to the height and width that ``make_params`` returns as ``size``."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -100,7 +103,7 @@ class _Resize(v2.Transform):
         return self._call_kernel(F.resize, inpt, size=params["size"])
 
 
-class RandomSquare(_Resize):
+class RandomSquare(Resize):
     """Resize to a square with one of ``sizes`` as its side, drawn uniformly; proportions are not kept."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -112,7 +115,7 @@ class RandomSquare(_Resize):
         return {"size": [side, side]}
 
 
-class RandomShorterSide(_Resize):
+class RandomShorterSide(Resize):
     """Resize so that the shorter side is one of ``sizes``, drawn uniformly; see ``resized``."""
 
     def __init__(self, sizes: Sequence[int], longest: int | None = None) -> None:
@@ -126,7 +129,7 @@ class RandomShorterSide(_Resize):
         return {"size": list(resized(height, width, shorter, self.longest))}
 
 
-class ToInputSize(_Resize):
+class ToInputSize(Resize):
     """Resize as ``config`` says for validation and prediction; see ``input_size``.
 
     Pillow resizes images here, as in the published evaluations. PyTorch, which does it in training, is six times as
@@ -147,7 +150,7 @@ class ToInputSize(_Resize):
         return super().transform(inpt, params)
 
 
-class RandomScale(_Resize):
+class RandomScale(Resize):
     """Resize to the largest size that fits into ``window`` times a factor drawn uniformly from ``factors``.
 
     Args:
@@ -269,14 +272,14 @@ class PhotometricDistortion(v2.Transform):
         """A picture ``[3, H, W]`` (uint8) in other colours."""
         pixels = F.to_dtype(image, torch.float32, scale=True)
         if _half():
-            pixels = (pixels + _uniform(-self.BRIGHTNESS, self.BRIGHTNESS)).clamp(0, 1)
+            pixels = (pixels + uniform(-self.BRIGHTNESS, self.BRIGHTNESS)).clamp(0, 1)
         contrast_first = _half()
         if contrast_first:
             pixels = self._contrast(pixels)
         if _half():
-            pixels = _saturated(pixels, _uniform(*self.FACTORS))
+            pixels = _saturated(pixels, uniform(*self.FACTORS))
         if _half():
-            pixels = F.adjust_hue(pixels, _uniform(-self.hue, self.hue))
+            pixels = F.adjust_hue(pixels, uniform(-self.hue, self.hue))
         if not contrast_first:
             pixels = self._contrast(pixels)
         if self.permute and _half():
@@ -284,7 +287,17 @@ class PhotometricDistortion(v2.Transform):
         return F.to_dtype(pixels, torch.uint8, scale=True)
 
     def _contrast(self, pixels: Tensor) -> Tensor:
-        return (pixels * _uniform(*self.FACTORS)).clamp(0, 1) if _half() else pixels
+        return (pixels * uniform(*self.FACTORS)).clamp(0, 1) if _half() else pixels
+
+
+class Blur(v2.GaussianBlur):
+    """Leaves pictures alone that are too narrow to be mirrored at their borders."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        picture = isinstance(inpt, tv_tensors.Image | tv_tensors.Video)
+        if picture and min(inpt.shape[-2:]) <= self.kernel_size[0] // 2:
+            return inpt
+        return super().transform(inpt, params)
 
 
 def _half() -> bool:
@@ -292,7 +305,8 @@ def _half() -> bool:
     return bool(torch.rand(()) < 0.5)
 
 
-def _uniform(least: float, greatest: float) -> float:
+def uniform(least: float, greatest: float) -> float:
+    """A number drawn evenly between two."""
     return float(torch.empty(()).uniform_(least, greatest))
 
 
@@ -306,14 +320,17 @@ def _saturated(pixels: Tensor, factor: float) -> Tensor:
 def make_transform(config: DataConfig, train: bool) -> v2.Compose:
     """Everything between the pixels of an image, or a clip, and the network.
 
-    Training: horizontal flip; large-scale jitter, or a multi-scale resize, which with ``crop`` has an equal chance
-    to come after another resize and a crop; a crop of at most ``window``; with jitter, grey up to the window, which
-    is image to the model; distortion of the colours.
+    Training: the affine map of ``augment``; horizontal flip; large-scale jitter, or a multi-scale resize, which with
+    ``crop`` has an equal chance to come after another resize and a crop; a crop of at most ``window``; with jitter,
+    grey up to the window, which is image to the model; distortion of the colours; colours, blur and compression of
+    ``augment``.
     Otherwise a resize to ``input_size`` only, which also accepts a bare image of Pillow's. All resizes but that before
     the crop are to squares with ``square``.
     """
     steps: list[v2.Transform] = []
     if train:
+        if config.augment.moves:
+            steps += [_affine(config.augment), DropVanished()]
         if config.flip:
             steps.append(v2.RandomHorizontalFlip(0.5))
         if config.jitter is not None:
@@ -328,6 +345,7 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
         steps.append(DropVanished())
         if config.colour:
             steps.append(PhotometricDistortion(config.hue, config.permute_channels))
+        steps += _taken(config.augment)
     else:
         steps.append(ToInputSize(config))
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
@@ -341,3 +359,28 @@ def _multi_scale(config: DataConfig) -> v2.Transform:
     before, (least, greatest) = ([max(1, round(side * scale)) for side in sides] for sides in (BEFORE_CROP, CROP))
     crop = RandomSizeCrop((least, least), (greatest, greatest))
     return v2.RandomChoice([resize, v2.Compose([RandomShorterSide(before), crop, resize])])
+
+
+def _affine(config: AugmentConfig) -> v2.Transform:
+    """What it leaves free is grey. A turned box becomes the box around it, unless there is a mask."""
+    return v2.RandomAffine(
+        degrees=config.rotate,
+        translate=(config.translate, config.translate),
+        scale=(1 - config.scale, 1 + config.scale),
+        shear=config.shear,
+        interpolation=InterpolationMode.BILINEAR,
+        fill={tv_tensors.Image: PadTo.GREY, tv_tensors.Mask: 0},
+    )
+
+
+def _taken(config: AugmentConfig) -> list[v2.Transform]:
+    """How else the picture might have been taken: its colours, its sharpness, its compression. A clip has one draw."""
+    steps: list[v2.Transform] = []
+    if config.colour:
+        strength = 0.4 * config.colour
+        steps.append(v2.ColorJitter(strength, strength, strength, hue=strength / 8))
+    if config.blur:
+        steps.append(v2.RandomApply([Blur(kernel_size=9, sigma=BLUR)], config.blur))
+    if config.jpeg:
+        steps.append(v2.RandomApply([v2.JPEG(QUALITY)], config.jpeg))
+    return steps

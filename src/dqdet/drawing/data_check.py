@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import supervision as sv
 from PIL import Image
 
 from dqdet.config import DataConfig
 from dqdet.data import open_dataset
 from dqdet.data.coco import CocoDataset
-from dqdet.data.dataset import Split
+from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.overview import Overview, duplicates, overview
 from dqdet.drawing.overview import overview_page, sheet
-from dqdet.drawing.pictures import annotated, objects, picture
+from dqdet.drawing.pictures import annotated, ground_truth, objects, picture
 from dqdet.errors import DqdetError, listed
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -101,6 +102,15 @@ def _spread(values: np.ndarray) -> str:
     return f"{least:.3g}" if least == greatest else f"{least:.3g} .. {median:.3g} .. {greatest:.3g}"
 
 
+def augmented_sheet(dataset: DetectionDataset, count: int) -> Image.Image:
+    """Training images as the model gets them in the first epoch, with their objects; drawn at random."""
+    pictures = []
+    for index in np.random.default_rng(dataset.seed).permutation(len(dataset))[:count].tolist():
+        image, target = dataset[index]
+        pictures.append(_of_one_width(picture(image), ground_truth(target, target.size, dataset.classes)))
+    return sheet(pictures)
+
+
 def _sheet(dataset: CocoDataset) -> Image.Image:
     drawn = np.random.default_rng(0).permutation(len(dataset))[:SHOWN]
     pictures = []
@@ -110,7 +120,9 @@ def _sheet(dataset: CocoDataset) -> Image.Image:
         except DqdetError:  # among the faults
             continue
         shown = objects(sample["boxes"], sample["labels"], dataset.classes, sample.get("masks"))
-        image = picture(sample["image"])
-        longer = round(WIDTH * max(1, image.height / image.width))
-        pictures.append(annotated(image, shown, longer))
+        pictures.append(_of_one_width(picture(sample["image"]), shown))
     return sheet(pictures) if pictures else Image.new("RGB", (WIDTH, WIDTH), "white")
+
+
+def _of_one_width(image: Image.Image, shown: sv.Detections) -> Image.Image:
+    return annotated(image, shown, round(WIDTH * max(1, image.height / image.width)))
