@@ -5,7 +5,17 @@ import pytest
 import timm
 import yaml
 
-from dqdet.config import Config, describe, from_yaml, override, preset_names, resolve, to_yaml, total_steps
+from dqdet.config import (
+    Config,
+    describe,
+    for_trained_weights,
+    from_yaml,
+    override,
+    preset_names,
+    resolve,
+    to_yaml,
+    total_steps,
+)
 from dqdet.config import presets as configuration
 from dqdet.config.schema import (
     DabDeformableDetrConfig,
@@ -437,6 +447,7 @@ def test_a_damaged_configuration_file_is_named(text, expected):
     assert "\n" not in str(caught.value)
 
 
+SELF = ("description", "extends", "recipe")  # of a preset, beside its options
 REQUIRED = {"model": ["family"], "data": ["kind", "task"], "loss": ["kind"]}  # they restrict each other
 
 
@@ -460,6 +471,24 @@ def test_a_changed_default_keeps_the_explanation():
     assert SeqFormerConfig.explanation("levels") != DeformableDetrConfig.explanation("levels")
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("_finetune")])
+def test_fine_tuning_is_the_published_preset_with_a_short_recipe(name):
+    assert for_trained_weights(name)
+    base = name.removesuffix("_finetune")
+    assert not for_trained_weights(base)
+    before, after = options(resolve(base)), options(resolve(name))
+    differing = {path for path, value in after.items() if value != before[path]} - {"preset"}
+    lengths = {f"train.{option}" for option in ("epochs", "steps", "drop", "drop_steps", "batch", "warmup")}
+    rates = {f"train.{option}" for option in ("lr", "backbone_lr", "offsets_lr")}
+    assert {"train.epochs", "train.warmup"} <= differing <= lengths | rates
+    for rate in rates:
+        assert after[rate] <= before[rate] * after["train.batch"] / before["train.batch"]  # as published an image
+    assert after["train.epochs"] * 5 / 6 == after["train.drop"][0]
+    longer = resolve(name, ["train.epochs=60"])
+    assert longer.train.drop == [50.0]
+    assert longer.train.drop_steps == []
+
+
 def test_presets_hold_only_differences_from_what_they_extend():
     for name in PRESETS:
         own = configuration._read_preset(name)
@@ -470,7 +499,7 @@ def test_presets_hold_only_differences_from_what_they_extend():
         }
         inherited = resolve(own["extends"]) if "extends" in own else Config.model_validate({"preset": name} | required)
         before, after = options(inherited), options(resolve(name))
-        given = configuration._flat({key: value for key, value in own.items() if key not in ("description", "extends")})
+        given = configuration._flat({key: value for key, value in own.items() if key not in SELF})
         repeated = {path for path in given if before[path] == after[path]} - {
             f"{section}.{key}" for section, keys in REQUIRED.items() for key in keys
         }

@@ -19,6 +19,7 @@ from dqdet.models import create_model
 from dqdet.training.engine import train
 from dqdet.training.measurement import evaluate
 from dqdet.training.optimiser import learning_rate_factor, make_optimiser
+from dqdet.training.readiness import ready
 from tiny import TINY, tiny
 
 
@@ -32,6 +33,21 @@ def test_no_preset_has_anything_without_effect_on_its_data(preset):
     data = resolve(preset).data
     items = {"coco": 117_266, "cityscapes": 2975, "youtube_vis": 2238, "scenes": data.scenes.train_images}[data.kind]
     assert lines(preset, items // resolve(preset).train.batch) == []
+
+
+def test_a_recipe_for_trained_weights_says_that_it_has_none(caplog):
+    options = {name: value for name, value in TINY.items() if name != "model.refine"} | {"data.kind": "scenes"}
+    for preset, words in (
+        ("deformable_detr_r50_finetune", ["deformable_detr_r50_finetune is meant to start from trained weights"]),
+        ("deformable_detr_r50_refine_finetune", ["deformable_detr_r50_refine_finetune is meant to start from trained"]),
+        ("deformable_detr_r50", []),
+    ):
+        for init in (None, "some/run"):
+            caplog.clear()
+            ready(resolve(preset, options | {"init": init}))
+            found = [message for message in caplog.messages if "trained weights" in message]
+            assert len(found) == (len(words) if init is None else 0)
+            assert all(line.startswith(start) for line, start in zip(found, words, strict=False))
 
 
 JITTER = {"data.window": [64, 64], "data.jitter": [0.5, 1]}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dqdet.config.length import drop_places, total_steps
-from dqdet.config.presets import changes
+from dqdet.config.presets import changes, for_trained_weights
 from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
 
 DETECTION_FILES = ("coco", "yolo", "voc", "labelme")  # formats of detection, whose images are listed one by one
@@ -114,6 +114,15 @@ def without_effect(config: Config, steps_per_epoch: int, learnable: bool, measur
         *([] if learnable else ["the training split has no objects: nothing but their absence can be learned"]),
         *([] if measurable else ["the validation split has no objects: nothing is measured, the last model is kept"]),
     ]
+
+
+def without_weights(config: Config) -> Iterator[str]:
+    """A line where a preset for trained weights begins without any."""
+    if config.init is None and for_trained_weights(config.preset):
+        yield (
+            f"{config.preset} is meant to start from trained weights: give init=RUN_OR_CHECKPOINT, or train "
+            f"{config.preset.removesuffix('_finetune')} from scratch"
+        )
 
 
 def beyond_the_end(config: Config, steps_per_epoch: int) -> Iterator[str]:

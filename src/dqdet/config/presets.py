@@ -29,12 +29,19 @@ FIXED = ("preset", "model.family")  # what a preset is; another one is chosen by
 
 
 def preset_names() -> list[str]:
-    return sorted(file.name.removesuffix(".yaml") for file in files("dqdet").joinpath("presets").iterdir())
+    entries = files("dqdet").joinpath("presets").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.is_file())
 
 
 def describe(name: str) -> str:
     """What a preset is, in one line."""
     return _read_preset(name)["description"]
+
+
+def for_trained_weights(name: str) -> bool:
+    """Whether a preset is made for a training that starts from weights."""
+    options = _read_preset(name)
+    return options.get("recipe") == "finetune" or ("extends" in options and for_trained_weights(options["extends"]))
 
 
 def resolve(name: str | Path, overrides: Overrides = ()) -> Config:
@@ -55,7 +62,9 @@ def resolve(name: str | Path, overrides: Overrides = ()) -> Config:
     options = _read_preset(name)
     del options["description"]
     if "extends" in options:
-        config = _with(resolve(options.pop("extends")), _flat(options)).model_copy(update={"preset": name})
+        base = resolve(options.pop("extends"))
+        recipe = _read_recipe(options.pop("recipe")) if "recipe" in options else {}
+        config = _with(base, _flat(recipe) | _flat(options)).model_copy(update={"preset": name})
     else:
         config = _validated({"preset": name, **options})
     return override(config, overrides)
@@ -239,6 +248,11 @@ def _read_preset(name: str) -> dict[str, Any]:
         nearest = get_close_matches(name, names, n=1, cutoff=0.5)
         raise DqdetError(f"unknown preset '{name}'{_suggestion(nearest)}; there are: {', '.join(names)}")
     return yaml.safe_load(files("dqdet").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    """Options that several presets add to those of the one they extend, before their own."""
+    return yaml.safe_load(files("dqdet").joinpath("presets", "recipes", f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dqdet.config import Config, DataConfig
-from dqdet.config.effects import without_effect
+from dqdet.config.effects import without_effect, without_weights
 from dqdet.data import check_files as check_files_of
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 def ready(config: Config) -> tuple[DataModule, Config]:
     """The data of a training and its configuration, filled from it; says what has no effect."""
+    warn(without_weights(config))
     data = open_data(config)
     objects = [split.has_objects() for split in (data.train_set, data.val_set)]
     warn(without_effect(config, data.steps_per_epoch, *objects))
