@@ -255,6 +255,7 @@ def train(
     """
     from dqdet.runs.folder import run_folder
     from dqdet.training import engine
+    from dqdet.training.fitting import without_auto
 
     if resume is not None:
         if name is not None or out is not None:
@@ -265,7 +266,8 @@ def train(
         return run
     if name is None:
         raise DqdetError("which preset? `dqdet presets` lists them")
-    return engine.train(resolve(name, overrides), None if out is None else Path(out), callbacks)
+    options, auto = without_auto(overrides)
+    return engine.train(resolve(name, options), None if out is None else Path(out), callbacks, fit_memory=auto)
 
 
 def evaluate(

@@ -50,9 +50,11 @@ def train(
     if dry_run:
         if preset is None or out is not None or resume is not None:
             raise DqdetError("--dry-run takes a preset and options alone; it writes nothing")
+        from dqdet.training.fitting import without_auto
         from dqdet.training.rehearsal import rehearse
 
-        show(*rehearse(resolve(preset, overrides_of(dqdet.train, options))))
+        given, auto = without_auto(overrides_of(dqdet.train, options))
+        show(*rehearse(resolve(preset, given), fit_memory=auto))
         return
     run = dqdet.train(preset, out=out, resume=resume, **overrides_of(dqdet.train, options))
     from dqdet.runs.folder import load_metrics

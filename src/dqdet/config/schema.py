@@ -666,7 +666,9 @@ class TrainConfig(Section):
     steps: Count | None = None
     """Optimiser steps, the length of the training where epochs is null, or its end."""
     batch: Count = 16
-    """Images a step, over all processes and accumulated batches together."""
+    """Images a step, over all processes and accumulated batches together; auto, of `dqdet train`: as the preset has
+    it, in the largest parts that fit into the memory.
+    """
     accumulate: Count = 1
     """Batches a step and process, to fit a large batch into a small memory; the gradient stays the same."""
     lr: Positive = 2e-4

@@ -39,6 +39,7 @@ from dqdet.runs.transfer import start_from
 from dqdet.training.callbacks import LastCheckpoint, Validation
 from dqdet.training.data_module import DataModule
 from dqdet.training.evaluation import make_evaluation
+from dqdet.training.fitting import fitted
 from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
@@ -58,7 +59,9 @@ RESUMABLE = (
 NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ArithmeticError)
 
 
-def train(config: Config, out: Path | None = None, callbacks: Sequence[Callback] = ()) -> Path:
+def train(
+    config: Config, out: Path | None = None, callbacks: Sequence[Callback] = (), fit_memory: bool = False
+) -> Path:
     """Train a new model.
 
     Run by ``torchrun``, all its processes train together; otherwise this process trains, on one device.
@@ -67,6 +70,7 @@ def train(config: Config, out: Path | None = None, callbacks: Sequence[Callback]
         config: resolved; its classes are filled from the data set.
         out: folder of the run; see `dqdet.runs.folder`. None: as `new_run` names it.
         callbacks: of Lightning, besides those of dqdet.
+        fit_memory: take the batch in the largest parts that fit, see `dqdet.training.fitting`.
 
     Returns:
         the folder of the run.
@@ -76,6 +80,9 @@ def train(config: Config, out: Path | None = None, callbacks: Sequence[Callback]
         Interrupted: by SIGINT or SIGTERM; the state is saved.
     """
     data, config = ready(config)
+    if fit_memory:
+        data, config, line = fitted(config, data)
+        rank_zero_only(print)(line, file=sys.stderr)
     torch.manual_seed(config.train.seed)
     if config.init is None:
         model = create_model(config)

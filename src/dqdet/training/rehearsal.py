@@ -11,6 +11,7 @@ import torch
 from dqdet.config import Config, total_steps
 from dqdet.models import create_model
 from dqdet.runs.folder import without_pretraining
+from dqdet.training.fitting import fitted
 from dqdet.training.module import DetectionModule
 from dqdet.training.readiness import described, ready
 from dqdet.training.trainer import make_trainer, quietly
@@ -19,11 +20,12 @@ from dqdet.training.watching import Timing
 REHEARSED = 4  # steps
 
 
-def rehearse(config: Config) -> list[str]:
+def rehearse(config: Config, fit_memory: bool = False) -> list[str]:
     """Take some steps of a training and validate some images, without a run: what it will need, in lines.
 
     Args:
         config: as of `train`.
+        fit_memory: as of `train`.
 
     Returns:
         data, model, memory, time of a step, and the time that the whole training is expected to take.
@@ -32,6 +34,10 @@ def rehearse(config: Config) -> list[str]:
         DqdetError: data or options are at fault.
     """
     data, config = ready(config)
+    chosen: list[str] = []
+    if fit_memory:
+        data, config, line = fitted(config, data)
+        chosen.append(line)
     module = DetectionModule(create_model(without_pretraining(config)), config)
     timing = Timing()
     trainer = make_trainer(config, [timing], epochs=config.train.validate_every)
@@ -46,7 +52,7 @@ def rehearse(config: Config) -> list[str]:
         memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB of this process"
     steps = total_steps(config.train, data.steps_per_epoch)
     validations = max(1, steps // (data.steps_per_epoch * config.train.validate_every))
-    lines = [described(config, module, data), f"memory: at most {memory}"]
+    lines = [*chosen, described(config, module, data), f"memory: at most {memory}"]
     if not timing.steps:
         return [*lines, "time: an epoch has a single step, too few to be measured"]
     step, image = statistics.median(timing.steps), statistics.median(timing.images)
