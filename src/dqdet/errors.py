@@ -25,6 +25,14 @@ class Interrupted(DqdetError):
     """A training that was asked to stop has stopped; says how to go on."""
 
 
+class Everywhere(DqdetError):
+    """What all processes that train together end with; only where it is ``here`` the command line says it."""
+
+    def __init__(self, message: str, here: bool) -> None:
+        super().__init__(message)
+        self.here = here
+
+
 def listed(entries: Sequence[object], separator: str = ", ") -> str:
     """The first entries, and how many there are beyond them."""
     shown = separator.join(printable(str(entry), LONGEST // 4) for entry in entries[:SHOWN])

@@ -25,6 +25,7 @@ from dqdet.training.arriving import Arriving
 from dqdet.training.engine import resume, train
 from dqdet.training.measurement import evaluate
 from dqdet.training.module import DetectionModule
+from dqdet.training.readiness import open_data
 from tiny import contents, tiny
 
 
@@ -289,9 +290,10 @@ def test_a_disk_that_fills_up_ends_the_training_and_keeps_the_last_checkpoint(tm
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DqdetError, match=r"train\.batch=4 is not divisible by 1 processes times train\.accumulate=3"):
         train(tiny(train__accumulate=3), tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(DqdetError, match="8 processes"):
-        train(tiny(), tmp_path)
+        open_data(tiny())
     assert contents(tmp_path) == {}
 
 

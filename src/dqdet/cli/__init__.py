@@ -13,8 +13,8 @@ import typer
 
 from dqdet.cli import data, models, training, using
 from dqdet.cli.output import complain
-from dqdet.errors import DISK_FULL, DqdetError, Interrupted
-from dqdet.runs.lock import is_first_process
+from dqdet.errors import DISK_FULL, DqdetError, Everywhere, Interrupted
+from dqdet.runs.processes import is_first_process
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for commands in (training, using, models):
@@ -70,5 +70,6 @@ def main() -> None:
     except DqdetError as error:
         if "--debug" in arguments:
             raise
-        complain(error)
+        if not isinstance(error, Everywhere) or error.here:
+            complain(error)
         sys.exit(1)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dqdet.errors import DqdetError
-from dqdet.runs.lock import is_first_process
+from dqdet.runs.processes import is_first_process
 
 HEADLINE = ("AP", "AP50", "PQ", "AP_things", "mIoU")  # what a training ends with, where it is measured
 

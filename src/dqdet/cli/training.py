@@ -24,6 +24,7 @@ from dqdet.cli.output import HEADLINE, show
 from dqdet.config import describe, explained, preset_names, resolve
 from dqdet.errors import DqdetError
 from dqdet.metrics.scores import is_score, shown
+from dqdet.runs.processes import is_first_process
 
 app = typer.Typer()
 
@@ -43,7 +44,7 @@ def train(
         bool, typer.Option("--dry-run", help="Take some steps, print memory and time of the training, keep nothing.")
     ] = False,
 ) -> None:
-    """Train a model, on several processes when started by torchrun."""
+    """Train a model, on several processes when started by torchrun or srun."""
     options = options or []
     if preset is not None and OPTION.match(preset):  # --resume needs no preset
         options, preset = [preset, *options], None
@@ -57,6 +58,8 @@ def train(
         show(*rehearse(resolve(preset, given), fit_memory=auto))
         return
     run = dqdet.train(preset, out=out, resume=resume, **overrides_of(dqdet.train, options))
+    if not is_first_process():  # other hosts may not see the folder
+        return
     from dqdet.runs.folder import load_metrics
 
     best = load_metrics(run)

@@ -713,6 +713,12 @@ class TrainConfig(Section):
     """Validation images, the same ones each time, that are drawn with what the model finds, some ten times in a
     training; of boxes and instance masks; 0: none.
     """
+    recompute: bool = False
+    """Compute the layers of backbone, encoder and decoder anew in the backward pass, to keep less in memory; the
+    gradient stays the same.
+    """
+    timeout: Count = 600
+    """Seconds for which processes that train together wait for one another, before the training ends."""
     seed: Seed = 0
     """Of initial weights, order, augmentation and dropout; the same one gives the same training."""
 

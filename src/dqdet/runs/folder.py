@@ -31,7 +31,8 @@ from dqdet.formats.records import FINITE, are_numbers
 from dqdet.formats.writing import replacing
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.runs.lock import InUse, held, is_first_process
+from dqdet.runs.lock import InUse, held
+from dqdet.runs.processes import is_first_process
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
@@ -98,7 +99,8 @@ def _new_folder(name: str) -> Iterator[Path]:
 @contextmanager
 def _made_and_held(path: Path) -> Iterator[None]:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if is_first_process():  # other hosts may not see it
+            path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DqdetError(f"{path}: cannot be written ({error.strerror})") from error
     with held(path):

@@ -15,6 +15,7 @@ from typing import IO
 
 from dqdet.errors import DqdetError
 from dqdet.formats.writing import remove_unfinished
+from dqdet.runs.processes import is_first_process
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -24,11 +25,6 @@ _locks: set[IO[str]] = set()  # of this process
 
 class InUse(DqdetError):
     """Another process writes to the folder."""
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes, of those that torchrun started."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from dqdet.config import (
     Config,
     Overrides,
+    TrainConfig,
     about_drops,
     override_some,
     prolonged,
@@ -23,8 +25,11 @@ from dqdet.config import (
 )
 from dqdet.config.effects import beyond_the_end
 from dqdet.errors import DISK_FULL, DqdetError, Interrupted
+from dqdet.metrics.processes import from_first
 from dqdet.models import create_model
+from dqdet.models.detector import Detector
 from dqdet.runs.folder import (
+    CONFIG,
     CURVES,
     LAST,
     LOGS,
@@ -34,7 +39,8 @@ from dqdet.runs.folder import (
     new_run,
     without_pretraining,
 )
-from dqdet.runs.lock import held, is_first_process
+from dqdet.runs.lock import held
+from dqdet.runs.processes import is_first_process, is_started_again
 from dqdet.runs.transfer import start_from
 from dqdet.training.callbacks import LastCheckpoint, Validation
 from dqdet.training.data_module import DataModule
@@ -43,7 +49,8 @@ from dqdet.training.fitting import fitted
 from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
-from dqdet.training.readiness import described, open_data, place_of, ready, warn
+from dqdet.training.readiness import described, described_for_others, open_data, place_of, ready, warn
+from dqdet.training.together import check_same, everywhere, lost, meet
 from dqdet.training.trainer import make_trainer, quietly
 from dqdet.training.watching import Curves, Patience, ValidationPictures
 
@@ -52,7 +59,7 @@ logger = logging.getLogger(__name__)
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = (
     *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience", "pictures")),
-    *("data.root", "data.workers", "data.check"),
+    *("data.root", "data.workers", "data.check", "train.timeout"),
 )
 
 # What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
@@ -64,7 +71,8 @@ def train(
 ) -> Path:
     """Train a new model.
 
-    Run by ``torchrun``, all its processes train together; otherwise this process trains, on one device.
+    Run by ``torchrun`` or ``srun``, all processes train together; otherwise this process trains, on one device. Where
+    they are started again when one of them dies, a run of the same configuration in ``out`` goes on.
 
     Args:
         config: resolved; its classes are filled from the data set.
@@ -79,18 +87,36 @@ def train(
         DqdetError: data, options or folder are at fault, or the loss is not finite.
         Interrupted: by SIGINT or SIGTERM; the state is saved.
     """
-    data, config = ready(config)
+    if is_started_again() and out is None:
+        raise DqdetError("give the run a folder (--out): processes that are started again go on with what is there")
+    meet(config.train.timeout)
+    data, config = everywhere(lambda: ready(config))
     if fit_memory:
         data, config, line = fitted(config, data)
         rank_zero_only(print)(line, file=sys.stderr)
+    check_same(described_for_others(config, data))
+    if out is not None and is_started_again() and from_first(lambda: _is_begun(out, config)):
+        with ExitStack() as stack:
+            everywhere(lambda: stack.enter_context(held(out)))
+            return _go_on(out, config, data, callbacks)
+    model = everywhere(lambda: _new_model(config))
+    with ExitStack() as stack:
+        folder = everywhere(lambda: stack.enter_context(new_run(out, config)))
+        return _fit(DetectionModule(model, config), data, folder, None, callbacks)
+
+
+def _new_model(config: Config) -> Detector:
     torch.manual_seed(config.train.seed)
     if config.init is None:
-        model = create_model(config)
-    else:
-        model = create_model(without_pretraining(config))
-        rank_zero_only(print)(start_from(config.init, model, config), file=sys.stderr)
-    with new_run(out, config) as folder:
-        return _fit(DetectionModule(model, config), data, folder, None, callbacks)
+        return create_model(config)
+    model = create_model(without_pretraining(config))
+    rank_zero_only(print)(start_from(config.init, model, config), file=sys.stderr)
+    return model
+
+
+def _is_begun(run: Path, config: Config) -> bool:
+    """Whether there is a run of this configuration to go on with."""
+    return (run / LAST).is_file() and (run / CONFIG).is_file() and load_config(run) == config
 
 
 def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] = ()) -> None:
@@ -101,19 +127,47 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         overrides: of the options in `RESUMABLE`.
         callbacks: of Lightning, besides those of dqdet.
     """
-    with held(run):
-        before = load_config(run)
-        given = prolonged(before, overrides)
-        config = override_some(before, given, RESUMABLE, "cannot change in a training that goes on")
-        if is_first_process() and (noticed := match_metrics(run)):
-            print(noticed, file=sys.stderr)
-        data = open_data(config)
-        warn(beyond_the_end(config, data.steps_per_epoch))
-        if line := about_drops(before.train, config.train):
-            rank_zero_only(print)(line, file=sys.stderr)
-        check_classes(config, data.val_set.classes, place_of(config.data))
-        module = DetectionModule(create_model(without_pretraining(config)), config)
-        _fit(module, data, run, run / LAST, callbacks)
+    meet(_timeout(run, overrides))
+    with ExitStack() as stack:
+        everywhere(lambda: stack.enter_context(held(run)))
+        config, data = everywhere(lambda: _resumed(run, overrides))
+        _go_on(run, config, data, callbacks)
+
+
+def _timeout(run: Path, overrides: Overrides) -> int:
+    """That of a run, as far as it can be read."""
+    try:
+        return override_some(load_config(run), overrides, RESUMABLE, "").train.timeout
+    except DqdetError:  # which all processes will hear of
+        return TrainConfig().timeout
+
+
+def _resumed(run: Path, overrides: Overrides) -> tuple[Config, DataModule]:
+    """The configuration of a training that goes on, and its data."""
+    before = load_config(run)
+    given = prolonged(before, overrides)
+    config = override_some(before, given, RESUMABLE, "cannot change in a training that goes on")
+    if is_first_process() and (noticed := match_metrics(run)):
+        print(noticed, file=sys.stderr)
+    data = open_data(config)
+    warn(beyond_the_end(config, data.steps_per_epoch))
+    if line := about_drops(before.train, config.train):
+        rank_zero_only(print)(line, file=sys.stderr)
+    check_classes(config, data.val_set.classes, place_of(config.data))
+    return config, data
+
+
+def _go_on(run: Path, config: Config, data: DataModule, callbacks: Sequence[Callback]) -> Path:
+    """Train from the last checkpoint of a folder that is held."""
+    check_same(described_for_others(config, data))
+    everywhere(lambda: _check_is_seen(run))
+    model = everywhere(lambda: create_model(without_pretraining(config)))
+    return _fit(DetectionModule(model, config), data, run, run / LAST, callbacks)
+
+
+def _check_is_seen(run: Path) -> None:
+    if not (run / LAST).is_file() and not is_first_process():
+        raise DqdetError(f"{run / LAST}: is not there; a run goes on in a folder that all hosts see")
 
 
 def _fit(
@@ -167,6 +221,10 @@ def _fit(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
         ) from error
     except NOT_RESTORED as error:
+        if gone := lost(
+            error, f"`dqdet train --resume {out}` goes on from the last checkpoint, with any number of them"
+        ):
+            raise gone from error
         if checkpoint is None or module.restored:
             raise
         raise DqdetError(

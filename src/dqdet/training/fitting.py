@@ -8,7 +8,6 @@ not fit would end other programs, the peaks of two small steps tell what larger 
 from __future__ import annotations
 
 import gc
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.runs.folder import without_pretraining
+from dqdet.runs.processes import this_process
 from dqdet.training.data_module import DataModule
 from dqdet.training.module import DetectionModule
 from dqdet.training.trainer import make_trainer, quietly
@@ -50,7 +50,7 @@ def fitted(config: Config, data: DataModule) -> tuple[DataModule, Config, str]:
     Raises:
         DqdetError: several processes train together, not even one image fits, or the memory cannot be measured.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if this_process().world > 1:
         raise DqdetError("train.batch=auto is for one process; give train.batch and train.accumulate to several")
     largest = open_dataset(as_large_as_can_be(config.data), "train", config.train.seed)
 

@@ -29,7 +29,8 @@ from dqdet.runs.folder import (
     save_metrics,
     write_file,
 )
-from dqdet.runs.lock import InUse, held, is_first_process
+from dqdet.runs.lock import InUse, held
+from dqdet.runs.processes import is_first_process
 from dqdet.training.callbacks import Validation
 from dqdet.training.data_module import validation_loader
 from dqdet.training.evaluation import make_evaluation

@@ -16,6 +16,7 @@ from dqdet.errors import DqdetError, listed
 from dqdet.inference import infer
 from dqdet.inference.windows import best_tracks, track
 from dqdet.losses import Losses, make_loss
+from dqdet.nn.repeated import recompute
 from dqdet.runs.folder import check_finite, differences
 from dqdet.training.arriving import Arriving
 from dqdet.training.data_module import DataModule
@@ -41,6 +42,8 @@ class DetectionModule(LightningModule):
     def __init__(self, model: nn.Module, config: Config) -> None:
         super().__init__()
         self.model = model
+        if config.train.recompute:
+            recompute(model)
         self.criterion = make_loss(config.loss)
         self.config = config
         self.unchecked: tuple[Arriving, str] | None = None  # the last loss, and what it is the loss of

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
+from zlib import crc32
 
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dqdet.config import Config, DataConfig
 from dqdet.config.effects import without_effect, without_weights
+from dqdet.config.presets import changes
 from dqdet.data import check_files as check_files_of
 from dqdet.data import open_dataset
 from dqdet.data.dataset import DetectionDataset
-from dqdet.errors import DqdetError, listed
+from dqdet.errors import DqdetError, listed, value_text
 from dqdet.runs.folder import check_classes
+from dqdet.runs.processes import this_process
 from dqdet.training.data_module import DataModule
 from dqdet.training.module import DetectionModule
+
+OF_HOSTS = ("data.root", "data.workers", "data.check", "model.backbone.weights")  # options that may differ between them
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ def ready(config: Config) -> tuple[DataModule, Config]:
 
 def open_data(config: Config) -> DataModule:
     """Both splits, whose classes and files are checked."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = this_process().world
     if config.train.batch % (processes * config.train.accumulate):
         raise DqdetError(
             f"train.batch={config.train.batch} is not divisible by {processes} processes times "
@@ -54,7 +59,7 @@ def open_data(config: Config) -> DataModule:
 
 def check_files(config: Config, *datasets: DetectionDataset) -> None:
     """That every file can be read, unless ``data.check`` is off."""
-    if config.data.check and os.environ.get("LOCAL_RANK", "0") == "0":  # once on every machine
+    if config.data.check and this_process().local_rank == 0:  # once on every machine
         check_files_of(datasets)
 
 
@@ -71,6 +76,18 @@ def described(config: Config, module: DetectionModule, data: DataModule) -> str:
         f"{config.preset} with {config.queries.kind} queries, {parameters / 1e6:.1f} M parameters, "
         f"{len(data.train_set)} training and {len(data.val_set)} validation {items}, {len(config.classes)} classes"
     )
+
+
+def described_for_others(config: Config, data: DataModule) -> dict[str, str]:
+    """What must be the same in all processes of a training; where its files lie may differ between hosts."""
+    splits = {"the training split": data.train_set, "the validation split": data.val_set}
+    return {
+        **{option: value_text(value) for option, value in changes(config).items() if option not in OF_HOSTS},
+        **{
+            name: f"{len(split)} images with checksum {crc32(np.asarray(split.image_ids).tobytes()):08x}"
+            for name, split in splits.items()
+        },
+    }
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
-from torch import distributed as dist
 
 from dqdet.config import Config, TrainConfig
+from dqdet.runs.processes import this_process
 from dqdet.training.callbacks import CheckpointFiles
 from dqdet.training.module import LOG_EVERY
+from dqdet.training.together import Environment, meet
 
 
 def make_trainer(
@@ -31,22 +29,18 @@ def make_trainer(
     loggers: Sequence[Logger] | Literal[False] = False,
     epochs: int | None = None,
 ) -> Trainer:
-    """A trainer for one device, or for all processes that torchrun started."""
+    """A trainer for one device, or for all processes that torchrun or srun started."""
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)  # no remarks on the machine
-    torchrun = TorchElasticEnvironment.detect()
-    if torchrun:
-        _leave_group_at_exit()
-    environment: ClusterEnvironment = TorchElasticEnvironment() if torchrun else LightningEnvironment()
-    devices = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else 1
-    options = config.train
+    options, process = config.train, this_process()
+    meet(options.timeout)
     return Trainer(
         accelerator="auto",
-        devices=devices,
-        num_nodes=environment.world_size() // devices,
-        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if torchrun else "auto",
-        sync_batchnorm=torchrun and torch.cuda.is_available(),
-        plugins=[environment, CheckpointFiles()],
+        devices=process.local_world,
+        num_nodes=-(-process.world // process.local_world),
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if process.together else "auto",
+        sync_batchnorm=process.together and torch.cuda.is_available(),
+        plugins=[Environment() if process.together else LightningEnvironment(), CheckpointFiles()],
         precision=_precision(options),
         max_epochs=epochs,
         check_val_every_n_epoch=options.validate_every,
@@ -76,9 +70,3 @@ def _precision(options: TrainConfig) -> Literal["32", "16-mixed", "bf16-mixed"]:
         rank_zero_only(print)("train.precision=16-mixed needs a CUDA device; going on with 32", file=sys.stderr)
         return "32"
     return options.precision
-
-
-@cache
-def _leave_group_at_exit() -> None:
-    """A process that ends inside its group may abort, because threads of the group are still running."""
-    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
