@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test test-all lint demo bench gpu clean
+.PHONY: setup test test-all lint docs demo bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,11 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup  ## the site, in build/site; broken links and anchors are errors
+	$(BIN)/python docs/options.py > docs/options.md
+	$(BIN)/typer dqdet.cli utils docs --name dqdet --title 'Every command' --output docs/commands.md > /dev/null
+	$(BIN)/zensical build --clean --strict
 
 demo: setup  ## train a static and a modulated model on generated scenes, compare them, draw pictures
 	$(BIN)/python examples/demo.py --out runs/demo

@@ -1,9 +1,10 @@
 """Detection transformers with dynamic query combinations.
 
->>> run = dqdet.train("deformable_detr_r50", data={"root": "/data/coco"}, train={"epochs": 12})
->>> dqdet.evaluate(run)["AP"]
->>> predictor = dqdet.load(run)
->>> predictor("street.jpg")["class_name"]
+Example:
+    >>> run = dqdet.train("deformable_detr_r50", data={"root": "/data/coco"}, train={"epochs": 12})
+    >>> dqdet.evaluate(run)["AP"]
+    >>> predictor = dqdet.load(run)
+    >>> predictor("street.jpg")["class_name"]
 
 `load`, `convert` and `upgrade` also take official checkpoints, Hugging Face models and names on the hub.
 
