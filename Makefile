@@ -44,4 +44,4 @@ study-%: setup  ## a study of `dqdet study`, for example `make study-detectors`
 	$(BIN)/dqdet study $* --out runs/study-$* --page docs/studies/$*.md
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) runs build docs/commands.md docs/options.md .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis

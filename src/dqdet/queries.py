@@ -14,13 +14,14 @@ only places of the library that ask whether it is training.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dqdet.config import Context, QueriesConfig
+from dqdet.errors import DqdetError
 from dqdet.nn.heads import in_float32
 from dqdet.types import Queries
 
@@ -245,6 +246,11 @@ class SharedQueries(QuerySource):
         return Queries(parts, {"shared": self.config.count}, coefficients)
 
 
+# Makes the queries of ``queries.kind=own`` of widths, context channels and configuration, as `ModulatedQueries` takes
+# them. A program sets it before it trains or loads such a model; no file can, since files execute nothing.
+own: Callable[[Mapping[str, int], int, QueriesConfig], QuerySource] | None = None
+
+
 def make_queries(config: QueriesConfig, widths: Mapping[str, int], backbone: int, hidden: int) -> QuerySource:
     """The source of queries that the configuration names.
 
@@ -253,6 +259,9 @@ def make_queries(config: QueriesConfig, widths: Mapping[str, int], backbone: int
         widths: what a query of this family consists of, part name -> width.
         backbone: channels of the backbone's coarsest map.
         hidden: channels of the model's own maps.
+
+    Raises:
+        DqdetError: the kind is own, and the program has set none.
     """
     context: Context = "backbone" if config.context == "none" else config.context  # constants look at no map
     channels = backbone if context == "backbone" else hidden
@@ -268,6 +277,10 @@ def make_queries(config: QueriesConfig, widths: Mapping[str, int], backbone: int
             source = GroupedQueries(widths, config)
         case "shared":
             source = SharedQueries(widths, channels, config)
+        case "own":
+            if own is None:
+                raise DqdetError("queries.kind=own needs a program that sets dqdet.queries.own, see docs/extending.md")
+            source = own(widths, channels, config)
     source.context = context
     return source
 

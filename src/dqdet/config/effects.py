@@ -16,8 +16,8 @@ from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
 
 DETECTION_FILES = ("coco", "yolo", "voc", "labelme")  # formats of detection, whose images are listed one by one
 FILLED = ("classes", "category_ids", "stuff")  # from the data set
-TRAINED = ("modulated", "grouped")  # kinds of queries with groups that train beside those of inference
-DYNAMIC = ("modulated", "generated", "shared")  # those that look at a map
+TRAINED = ("modulated", "grouped", "own")  # kinds of queries with groups that train beside those of inference
+DYNAMIC = ("modulated", "generated", "shared", "own")  # those that look at a map; own ones may do anything
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,21 @@ class Unused:
 
 UNUSED = (
     Unused(("queries.ratio", "queries.basic"), "queries.kind", lambda c: c.queries.kind not in TRAINED),
-    Unused(("queries.patterns",), "queries.kind", lambda c: c.queries.kind != "shared"),
+    Unused(("queries.patterns",), "queries.kind", lambda c: c.queries.kind not in ("shared", "own")),
     Unused(
         ("queries.hidden", "queries.context", "queries.pool", "queries.pool_padding"),
         "queries.kind",
         lambda c: c.queries.kind not in DYNAMIC,
     ),
-    Unused(("queries.coefficients",), "queries.kind", lambda c: c.queries.kind not in ("modulated", "shared")),
+    Unused(
+        ("queries.coefficients",),
+        "queries.kind",
+        lambda c: c.queries.kind not in ("modulated", "shared", "own"),
+    ),
     Unused(
         ("queries.hidden", "queries.pool", "queries.pool_padding"),
         "queries.context",
-        lambda c: c.queries.kind in DYNAMIC and c.queries.context == "none",
+        lambda c: c.queries.kind in ("modulated", "shared") and c.queries.context == "none",
     ),
     Unused(("queries.label_noise", "queries.box_noise"), "queries.denoising", lambda c: c.queries.denoising == 0),
     Unused(("loss.beta",), "queries.kind", lambda c: c.queries.kind not in TRAINED),

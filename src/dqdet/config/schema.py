@@ -335,9 +335,9 @@ ModelConfig = Annotated[
 class QueriesConfig(Section):
     """Where the decoder's queries come from (``queries.py``)."""
 
-    kind: Literal["static", "modulated", "generated", "grouped", "shared"] = "modulated"
+    kind: Literal["static", "modulated", "generated", "grouped", "shared", "own"] = "modulated"
     """Where queries come from: learned (static), combined by the image (modulated), made by an MLP (generated), with
-    unrelated training groups (grouped), from shared patterns (shared).
+    unrelated training groups (grouped), from shared patterns (shared), of a Python program (own).
     """
     count: Width = 300
     """m: queries used at inference, the most objects that can be found."""
