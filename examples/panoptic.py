@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     metrics = dqdet.evaluate(run)
     predictor = dqdet.load(run)
     dataset = open_dataset(predictor.config.data, "val")
-    images = [to_pil_image(dataset[number][0]) for number in range(PICTURES)]
+    images = [to_pil_image(dataset[number][0]) for number in range(min(PICTURES, len(dataset)))]
     for number, (image, outcome) in enumerate(zip(images, predictor.outcomes(images), strict=True)):
         predictor.drawn(image, outcome, threshold=None).save(given.out / f"{number}.png")
         print(f"{number}.png:", ", ".join(segment["name"] for segment in predictor.panoptic(image).segments))

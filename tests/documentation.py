@@ -21,7 +21,7 @@ import typer
 
 import dqdet
 from dqdet import cli, studies
-from dqdet.config import parse_overrides, resolve
+from dqdet.config import MaskLossConfig, parse_overrides, resolve
 from tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,8 @@ BLOCK = re.compile(
 MARKS = ("not run", "slow", "other data")  # the first and the last with a reason
 SIZES = {name: value for name, value in TINY.items() if name != "model.refine"}  # which not all families have
 SIZES |= {"model.backbone.pretrained": False, "train.batch": 2, "train.epochs": 1, "train.drop": []}
+SIZES |= {"data.scenes.train_images": 4, "data.scenes.val_images": 4, "data.window": [96, 96]}
+SIZES |= {"data.resize": [96], "data.val_resize": 96, "data.max_size": 128}  # maps of more than one cell
 SMALLER = {  # options of commands that would take long
     ("benchmark",): ["--repeats", "2", "--batch", "1", "--size", "64"],
     ("data", "benchmark"): ["--images", "2", "data.resize=[64]"],
@@ -175,7 +177,8 @@ def value_of(node: ast.expr, names: dict[str, Any]) -> Any:
 def shrunk(words: list[str]) -> list[str]:
     """A command of dqdet at tiny sizes; of an option that is given twice, the last one counts."""
     if words[0] == "train" and "--resume" not in words:
-        return words + as_words(SIZES)
+        masks = isinstance(resolve(words[1]).loss, MaskLossConfig)
+        return words + as_words(SIZES | ({"loss.points": 64} if masks else {}))
     return words + next((more for start, more in SMALLER.items() if tuple(words[: len(start)]) == start), [])
 
 

@@ -32,6 +32,7 @@ def test_own_data_from_zero(tmp_path):
     assert (out / "run" / "eval" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_upgrade_and_fine_tune(tmp_path):
     prepare(tmp_path)
     options = ["--data", str(tmp_path / "data/cells"), "--out", str(tmp_path / "out"), "--ratio", "2", *SMALL]
@@ -42,12 +43,14 @@ def test_upgrade_and_fine_tune(tmp_path):
     torch.testing.assert_close(upgraded, before)
 
 
+@pytest.mark.slow
 def test_panoptic_scenes(tmp_path):
     out = example("panoptic").main(["--out", str(tmp_path / "out"), *SMALL])
     assert all(PIL.Image.open(out / f"{number}.png").width >= 64 for number in range(4))
     assert "PQ" in json.loads((out / "run" / "eval" / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_video(tmp_path):
     out = example("video").main(["--out", str(tmp_path / "out"), *SMALL, "data.scenes.train_images=4"])
     assert (out / "video.mp4").stat().st_size > 0

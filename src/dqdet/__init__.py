@@ -1,6 +1,6 @@
 """Detection transformers with dynamic query combinations.
 
-Example:
+Examples:
     >>> run = dqdet.train("deformable_detr_r50", data={"root": "/data/coco"}, train={"epochs": 12})
     >>> dqdet.evaluate(run)["AP"]
     >>> predictor = dqdet.load(run)
