@@ -37,7 +37,7 @@ def recompute(model: nn.Module) -> None:
     again, and running statistics do not see a batch twice: losses, gradients and buffers are what they would have been.
     """
     for layer in repeated_layers(model):
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+        layer.forward = partial(_forward, layer)
 
 
 def _forward(layer: nn.Module, *args: Any, **options: Any) -> Any:
