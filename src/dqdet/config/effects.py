@@ -67,6 +67,8 @@ UNUSED = (
     ),
     # The images that become clips are COCO's.
     Unused(("data.skip_empty",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES and not c.data.clips.images),
+    Unused(("data.shrink",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES),
+    Unused(("data.shrink",), "data.task", lambda c: c.data.task != "detection"),
     Unused(("data.val_share",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES),
     Unused(("data.skip_empty",), "data.task", lambda c: c.data.kind == "coco" and c.data.task == "panoptic"),
     Unused(("data.hue", "data.permute_channels"), "data.colour", lambda c: not c.data.colour),

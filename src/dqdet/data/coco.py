@@ -36,7 +36,7 @@ from dqdet.data.annotations import Annotations, divided
 from dqdet.data.coco_files import SPLIT_NAMES, CocoImages, find_split, first_folder, refuse
 from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.labelme import read_labelme
-from dqdet.data.transforms import Sample
+from dqdet.data.transforms import Sample, least_side
 from dqdet.data.voc import read_voc
 from dqdet.data.yolo import read_yolo
 from dqdet.errors import listed, value_text
@@ -174,6 +174,9 @@ class CocoDataset(DetectionDataset):
     def __init__(self, config: DataConfig, split: Split, seed: int = 0) -> None:
         super().__init__(config, split, seed)
         self.task = config.task
+        # Masks would have to be shrunk with their image.
+        shrunk = config.shrink and split == "train" and self.task == "detection"
+        self.least = least_side(config) if shrunk else None
         self.read_annotations = partial(READERS[config.kind], config, split)
         needed = KEYS if self.task == "detection" else (*KEYS, "segmentation")
         annotations = read_coco(config, split, needed) if config.kind == "coco" else self.read_annotations()
@@ -237,10 +240,11 @@ class CocoDataset(DetectionDataset):
 
     def read(self, index: int) -> Sample:
         first, stop = self.starts[index : index + 2].tolist()
-        height, width = self.images.sizes[index].tolist()
-        boxes = torch.tensor(self.boxes[first:stop])
+        image, _, part = self.images.read_shrunk(index, self.least)
+        height, width = image.shape[1:]
+        boxes = torch.tensor(self.boxes[first:stop]) / part  # [N, 4]
         sample: Sample = {
-            "image": self.images.read(index),
+            "image": tv_tensors.Image(image),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": torch.tensor(self.labels[first:stop]),
         }

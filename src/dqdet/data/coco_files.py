@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
-from dqdet.formats.image_files import read_pixels
+from dqdet.formats.image_files import Picture, read_shrunk
 from dqdet.formats.image_headers import header_faults
 from dqdet.formats.records import is_text
 
@@ -135,16 +135,24 @@ class CocoImages:
         Raises:
             DqdetError: it cannot be read, or has another size than its record.
         """
+        return tv_tensors.Image(self.read_shrunk(index, None).pixels)
+
+    def read_shrunk(self, index: int, least: int | None) -> Picture:
+        """The image, of which ``least`` pixels of the shorter side are enough, see `read_shrunk`; None: all there are.
+
+        Raises:
+            DqdetError: it cannot be read, or has another size than its record.
+        """
         file = self.folder / self.file_names[index]
         advice = f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
         height, width = self.sizes[index].tolist()
-        image = read_pixels(file, advice, (width, height), lambda: self._warn(file))
-        if image.shape[1:] != (height, width):
+        picture = read_shrunk(file, least, advice, (width, height), lambda: self._warn(file))
+        if picture.size != (width, height):
             raise DqdetError(
-                f"{file}: is {image.shape[2]} x {image.shape[1]} pixels, but {self.kind} {self.ids[index]} of "
+                f"{file}: is {picture.size[0]} x {picture.size[1]} pixels, but {self.kind} {self.ids[index]} of "
                 f"{self.annotation_file} is {width} x {height}; correct one of them"
             )
-        return tv_tensors.Image(image)
+        return picture
 
     def _warn(self, file: Path) -> None:
         if self.unwarned.acquire(block=False):

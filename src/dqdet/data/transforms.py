@@ -10,6 +10,7 @@ randomness comes from the global PyTorch generator; ``DetectionDataset`` seeds i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -349,6 +350,16 @@ def make_transform(config: DataConfig, train: bool) -> v2.Compose:
     else:
         steps.append(ToInputSize(config))
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
+
+
+def least_side(config: DataConfig) -> int:
+    """The shorter side, in pixels, that a training image must have so that no resize has to make it larger."""
+    if config.jitter is not None:
+        assert config.window is not None, "jitter is relative to the window"
+        side = max(config.window) * config.jitter[1]
+    else:
+        side = max(config.resize)  # of an image that is resized before the crop, too
+    return math.ceil(side * (1 + config.augment.scale))
 
 
 def _multi_scale(config: DataConfig) -> v2.Transform:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ TURNED: dict[int, Callable[[Tensor], Tensor]] = {  # the same of pixels [3, H, W
     8: lambda pixels: pixels.transpose(1, 2).flip(1),
 }
 BACK = {**UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # and what undoes that
+PARTS = (8, 4, 2)  # of height and width, that decoders of JPEG can make alone
 SIDEWAYS = 5  # the first orientation that exchanges width and height
 
 WHOLE_RANGES, FRACTION_RANGES = (255, 4095, 65535), (1, 255, 4095, 65535)  # greatest values
@@ -122,14 +124,43 @@ def read_pixels(
     in_doubt: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """The pixels of `read_image`, ``[3, H, W]`` uint8, in less time where they are those of a JPEG."""
+    return read_shrunk(file, None, advice, recorded, in_doubt).pixels
+
+
+class Picture(NamedTuple):
+    """Pixels, as they were decoded."""
+
+    pixels: Tensor  # [3, h, w] uint8
+    size: Size  # of the whole picture
+    part: int  # pixel x is made of those from part * x on, within a pixel if turned; h and w are rounded up
+
+
+def read_shrunk(
+    file: str | Path,
+    least: int | None,
+    advice: str = REPLACE,
+    recorded: Size | None = None,
+    in_doubt: Callable[[], None] = lambda: None,
+) -> Picture:
+    """The picture of `read_image`, of which a large JPEG is decoded in part.
+
+    It becomes an eighth, a quarter or a half as high and wide, the least that leaves ``least`` pixels of the shorter
+    side: its blocks of 8 x 8 pixels are made of frequencies, and the high ones are not computed. None: it is whole.
+    """
     with opened_image(file, advice) as image:
         upright = _is_wanted_upright(image, file, recorded, in_doubt)
+        whole = sizes(image)[upright]
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
+            width, height = image.size
+            part = next((p for p in PARTS if least is not None and min(width, height) // p >= least), 1)
+            if part > 1:
+                image.draft(None, (width // part, height // part))
+                return Picture(pil_to_tensor(as_rgb(image, upright)), whole, part)
             # Damage that this decoder does not read past is Pillow's to judge, below.
             with suppress(RuntimeError):
                 pixels = decode_jpeg(_content(file), ImageReadMode.RGB)
-                return TURNED[orientation(image)](pixels) if upright else pixels
-        return pil_to_tensor(as_rgb(image, upright))
+                return Picture(TURNED[orientation(image)](pixels) if upright else pixels, whole, 1)
+        return Picture(pil_to_tensor(as_rgb(image, upright)), whole, 1)
 
 
 def _content(file: str | Path) -> Tensor:
