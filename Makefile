@@ -35,6 +35,7 @@ bench: setup  ## speed against transformers on this machine
 	$(BIN)/python benchmarks/deformable_detr.py --json runs/deformable_detr.json
 	$(BIN)/python benchmarks/mask2former.py --json runs/mask2former.json
 	$(BIN)/python benchmarks/families.py --json runs/families.json
+	$(BIN)/python benchmarks/recompute.py --json runs/recompute.json
 
 # Without a virtual environment: machines with a card come with a PyTorch of their own.
 gpu:  ## tests and speed on an NVIDIA card, in pieces of minutes; run again to go on

@@ -75,7 +75,7 @@ def on_both(hosts: Sequence[str], each: int, scripts: Sequence[Sequence[str]]) -
     ]
 
 
-def outputs(processes: Sequence[subprocess.Popen], timeout: float = 240) -> list[tuple[int, str]]:
+def outputs(processes: Sequence[subprocess.Popen], timeout: float = 540) -> list[tuple[int, str]]:
     """Exit status and output of each, when all have ended."""
     try:
         texts = [process.communicate(timeout=timeout)[0] for process in processes]

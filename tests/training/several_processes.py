@@ -1,4 +1,9 @@
-"""Run by torchrun: a training whose losses every process writes down."""
+"""Run by torchrun: trainings whose losses every process writes down, and what they say when they disagree.
+
+    python several_processes.py OUT OVERRIDES [MORE]
+
+MORE is a folder for a training with divided weights, and for trainings that cannot be.
+"""
 
 import json
 import sys
@@ -7,13 +12,48 @@ from pathlib import Path
 import torch.distributed as dist
 from recorder import Recorder
 
+from dqdet.errors import DqdetError, Everywhere
 from dqdet.training.engine import train
 from dqdet.training.measurement import evaluate
+from dqdet.training.together import check_same, everywhere
 from tiny import tiny_scenes
 
-out, overrides = Path(sys.argv[1]), json.loads(sys.argv[2])
-recorder = Recorder()
-train(tiny_scenes(**overrides), out, [recorder])
-metrics = evaluate(out)
-seen = [(images, loss) for *_, images, loss, _ in recorder.steps]
-(out / f"process-{dist.get_rank()}.json").write_text(json.dumps({"seen": seen, "metrics": metrics}))
+DIVIDED = {"train__strategy": "fsdp", "train__recompute": True, "train__ema": None, "train__epochs": 1}
+
+
+def fails(rank: int, message: str = "no space") -> None:
+    if dist.get_rank() >= rank:
+        raise DqdetError(message)
+
+
+def said(overrides: dict, more: Path) -> dict[str, list]:
+    """What this process raises, and whether it is the one to say it."""
+    rank = dist.get_rank()
+    found = {}
+    for name, attempt in {
+        "none fails": lambda: everywhere(lambda: fails(2)),
+        "one fails": lambda: everywhere(lambda: fails(1)),
+        "both fail": lambda: everywhere(lambda: fails(0)),
+        "each fails": lambda: everywhere(lambda: fails(0, f"no space for {rank}")),
+        "other versions": lambda: check_same({"dqdet": f"0.{rank + 1}", "torch": "2.11"}),
+        "other data": lambda: train(tiny_scenes(**overrides | {"data__scenes__train_images": 12 + rank}), more / "new"),
+        "used folder": lambda: train(tiny_scenes(**overrides), more / "used"),
+    }.items():
+        try:
+            attempt()
+        except Everywhere as error:
+            found[name] = [str(error), error.here]
+    return found
+
+
+if __name__ == "__main__":
+    out, overrides = Path(sys.argv[1]), json.loads(sys.argv[2])
+    recorder = Recorder()
+    train(tiny_scenes(**overrides), out, [recorder])
+    notes = {"metrics": evaluate(out), "seen": [(images, loss) for *_, images, loss, _ in recorder.steps]}
+    if sys.argv[3:]:
+        more = Path(sys.argv[3])
+        divided = Recorder()
+        train(tiny_scenes(**overrides | DIVIDED), more / "divided", [divided])
+        notes |= {"divided": [(images, loss) for *_, images, loss, _ in divided.steps], "said": said(overrides, more)}
+    (out / f"process-{dist.get_rank()}.json").write_text(json.dumps(notes))

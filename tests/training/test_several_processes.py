@@ -1,12 +1,17 @@
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
+from hosts import network, on_both, outputs
 from recorder import Recorder
+from safetensors.torch import load_file
 
 from dqdet.runs.folder import load_metrics
 from dqdet.training.engine import resume, train
@@ -27,6 +32,17 @@ SAME = {
 ACCUMULATED = SAME | {"preset": "detr_r50", "train__accumulate": 2, "data__scenes__train_images": 14}
 
 
+EVERYONE_SAYS = {
+    "one fails": "process 1 on {host}: no space",
+    "both fail": "no space",
+    "each fails": "process 0 on {host}: no space for 0",
+    "other versions": "dqdet is not the same on all hosts: 0.1 on {host}, 0.2 on {host}; make it the same",
+    "other data": "data.scenes.train_images is not the same on all hosts: 12 on {host}, 13 on {host}; make it the same",
+    "used folder": "process 0 on {host}: {more}/used: has a run already (model.safetensors); continue it with --resume "
+    "{more}/used, or choose another --out",
+}
+
+
 def train_with_two(out: Path, overrides: dict) -> Path:
     """The run folder of a training of two processes."""
     path = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -44,7 +60,17 @@ def train_with_two(out: Path, overrides: dict) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    return train_with_two(tmp_path_factory.mktemp("two"), SAME)
+    """The run folder of a training on two hosts, one process each; what else they did is in the folder beside it."""
+    out, more = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("more")
+    (more / "used").mkdir()
+    (more / "used" / "model.safetensors").touch()
+    script = [str(HERE / "several_processes.py"), str(out), json.dumps(SAME), str(more)]
+    with network() as hosts:
+        # Where no network can be made: two agents here, each with its own processes.
+        for status, text in outputs(on_both(hosts or ["", ""], 1, [script, script])):
+            assert status == 0, text
+    more.rename(out.with_name("two more"))
+    return out
 
 
 def test_two_processes_train_like_one(two, tmp_path):
@@ -65,6 +91,63 @@ def test_two_processes_train_like_one(two, tmp_path):
     results = [json.loads((run / "eval" / "results.json").read_text()) for run in (two, tmp_path)]
     assert {entry["image_id"] for entry in results[0]} == {entry["image_id"] for entry in results[1]}
     assert len(results[0]) == len(results[1])
+
+
+def of_processes(two: Path, name: str) -> list:
+    return [json.loads((two / f"process-{rank}.json").read_text())[name] for rank in (0, 1)]
+
+
+def test_what_fails_in_one_process_ends_all_and_is_said_once(two):
+    first, second = of_processes(two, "said")
+    names = {"host": socket.gethostname(), "more": first["used folder"][0].split(": ")[1].removesuffix("/used")}
+    lines = {name: line.format(**names) for name, line in EVERYONE_SAYS.items()}
+    assert first == {name: [line, True] for name, line in lines.items()}
+    assert second == {name: [line, False] for name, line in lines.items()}
+    assert not (two.with_name("two more") / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder and the steps of one process that trains with whole weights."""
+    folder = tmp_path_factory.mktemp("one")
+    train(tiny(**SAME | {"train__ema": None, "train__epochs": 1}), folder, [recorder := Recorder()])
+    return folder, recorder.steps
+
+
+def test_divided_weights_learn_the_same_as_whole_ones(two, one):
+    first, second = of_processes(two, "divided")
+    assert len(first) == 3
+    for (*_, images, loss, _), (images_0, loss_0), (images_1, loss_1) in zip(one[1], first, second, strict=True):
+        assert images_0 + images_1 == images
+        assert (loss_0 + loss_1) / 2 == pytest.approx(loss, rel=1e-5)
+    assert load_metrics(two.with_name("two more") / "divided") == pytest.approx(load_metrics(one[0]), abs=1e-4)
+
+
+def test_a_run_of_divided_weights_has_whole_files(two, one):
+    runs = two.with_name("two more") / "divided", one[0]
+    divided, whole = (torch.load(run / "last.ckpt", weights_only=True) for run in runs)
+    assert divided.keys() == whole.keys()
+    torch.testing.assert_close(clear(divided["state_dict"]), clear(whole["state_dict"]), rtol=1e-5, atol=1e-5)
+    (divided,), (whole,) = divided["optimizer_states"], whole["optimizer_states"]
+    assert divided["param_groups"] == whole["param_groups"]
+    # The moments are sums of gradients, which are clipped to 0.1.
+    torch.testing.assert_close(divided["state"], whole["state"], rtol=1e-3, atol=1e-6)
+    divided, whole = (load_file(run / "model.safetensors") for run in runs)
+    torch.testing.assert_close(clear(divided), clear(whole), rtol=1e-5, atol=1e-5)
+
+
+def clear(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without biases that a norm takes away again: their gradient is rounding, which Adam brings to any size."""
+    return {name: tensor for name, tensor in state.items() if not re.search(r"input_proj\.\d\.0\.bias", name)}
+
+
+def test_one_process_goes_on_with_what_divided_weights_began(two, one):
+    found = []
+    for run in (two.with_name("two more") / "divided", one[0]):
+        resume(run, {"train.epochs": 2, "train.strategy": "ddp"}, [recorder := Recorder()])
+        found.append(recorder.steps)
+    assert [step[:3] for step in found[0]] == [step[:3] for step in found[1]]
+    assert [step[3] for step in found[0]] == pytest.approx([step[3] for step in found[1]], rel=1e-5)
 
 
 def test_one_process_goes_on_with_what_two_began(two, tmp_path):

@@ -721,6 +721,10 @@ class TrainConfig(Section):
     """Compute the layers of backbone, encoder and decoder anew in the backward pass, to keep less in memory; the
     gradient stays the same.
     """
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Whether each process of several has the whole model, or they divide weights, gradients and the optimiser's state
+    (fsdp).
+    """
     timeout: Count = 600
     """Seconds for which processes that train together wait for one another, before the training ends."""
     seed: Seed = 0
@@ -730,6 +734,16 @@ class TrainConfig(Section):
     def _consistent(self) -> Self:
         if self.epochs is None and self.steps is None:
             raise ValueError("the training has no length: set train.epochs or train.steps")
+        if self.strategy == "fsdp" and self.ema is not None:
+            raise ValueError(
+                f"train.ema={self.ema} averages whole weights, which train.strategy=fsdp divides; set train.ema=null, "
+                "or train.strategy=ddp"
+            )
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError(
+                "train.precision=16-mixed scales the loss by whole gradients, which train.strategy=fsdp divides; set "
+                "train.precision=bf16-mixed"
+            )
         if self.drop and self.drop_steps:
             raise ValueError(
                 f"train.drop={self.drop} (epochs) and train.drop_steps={self.drop_steps} are both set; empty one of "

@@ -211,6 +211,24 @@ class PlainLoader(DataLoader[Any]):
             raise DqdetError(message.removeprefix(name)) from error.with_traceback(None)
 
 
+def killed_worker(error: BaseException, go_on: str = "") -> DqdetError | None:
+    """What to say where a process of a loader was killed, or None: the error is another one.
+
+    PyTorch notices it wherever the main process is then, so that no loader can say it.
+
+    Args:
+        error: of whatever was under way.
+        go_on: what to do then, beside using less memory.
+    """
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
+        return None
+    reason = str(error).splitlines()[0].rstrip(" .")
+    return DqdetError(
+        f"a process that reads images has died, most likely for lack of memory ({reason}); lower data.workers or "
+        f"train.batch{go_on}"
+    )
+
+
 class BatchLoader(PlainLoader):
     """A loader of ``Batch``."""
 

@@ -128,13 +128,16 @@ def prepare_folder(path: Path, config: Config) -> None:
     write_file(path / CONFIG, to_yaml(config).encode())
 
 
-def save_folder(path: Path, model: nn.Module, config: Config, metrics: Mapping[str, float]) -> None:
-    """Write a model with its configuration and what was measured of it.
+def save_folder(
+    path: Path, model: nn.Module | Mapping[str, Tensor], config: Config, metrics: Mapping[str, float]
+) -> None:
+    """Write a model, or its weights, with its configuration and what was measured of it.
 
     Raises:
         DqdetError: a file cannot be written; the previous one is kept.
     """
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    weights = {name: tensor.contiguous() for name, tensor in state.items()}
     write_file(path / CONFIG, to_yaml(config).encode())
     # What was measured is in the weights, too: between the two files a process can be killed.
     metadata = {"format": "pt", "model": _summary(config), "metrics": json.dumps(metrics)}

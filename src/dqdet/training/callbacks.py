@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.tensor import DTensor
 
 from dqdet.config import to_yaml
 from dqdet.errors import DqdetError, Interrupted
@@ -70,7 +71,10 @@ class Validation(Callback):
         logged = {name: v for name, v in self.metrics.items() if "/" not in name or name.startswith(of_classes)}
         summary = {f"val/{name}": v for name, v in logged.items() if is_score(v)}
         pl_module.log_dict(summary, sync_dist=True)
-        if self.folder is None or not trainer.is_global_zero:
+        if self.folder is None:
+            return
+        state = trainer.strategy.lightning_module_state_dict()  # gathered from all processes, where it is divided
+        if not trainer.is_global_zero:
             return
         metric, best = self.evaluation.best, load_metrics(self.folder)
         kept = is_kept(self.metrics, best, metric)
@@ -82,7 +86,7 @@ class Validation(Callback):
             # JSON has no NaN.
             written = {name: -1.0 if math.isnan(value) else value for name, value in self.metrics.items()}
             metrics = {"step": trainer.global_step, **written}
-            save_folder(self.folder, pl_module.model, pl_module.config, metrics)
+            save_folder(self.folder, {n.removeprefix("model."): w for n, w in state.items()}, pl_module.config, metrics)
 
 
 class LastCheckpoint(Callback):
@@ -179,7 +183,8 @@ class LastCheckpoint(Callback):
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         pl_module.check_loss()
-        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in pl_module.parameters())
+        if not trainer.strategy.reduce_boolean_decision(all(bool(weights.isfinite().all()) for weights in own)):
             raise DqdetError(
                 f"the weights are not finite after step {trainer.global_step}; the last checkpoint is kept; "
                 "lower train.lr, warm up longer (train.warmup) or set train.precision=32"

@@ -24,6 +24,7 @@ from dqdet.config import (
     total_steps,
 )
 from dqdet.config.effects import beyond_the_end
+from dqdet.data.loader import killed_worker
 from dqdet.errors import DISK_FULL, DqdetError, Interrupted
 from dqdet.metrics.processes import from_first
 from dqdet.models import create_model
@@ -59,7 +60,7 @@ logger = logging.getLogger(__name__)
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = (
     *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience", "pictures")),
-    *("data.root", "data.workers", "data.check", "train.timeout"),
+    *("data.root", "data.workers", "data.check", "train.timeout", "train.strategy", "train.recompute"),
 )
 
 # What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
@@ -221,6 +222,8 @@ def _fit(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
         ) from error
     except NOT_RESTORED as error:
+        if killed := killed_worker(error, f", then `dqdet train --resume {out}` goes on from the last checkpoint"):
+            raise killed from error
         if gone := lost(
             error, f"`dqdet train --resume {out}` goes on from the last checkpoint, with any number of them"
         ):

@@ -12,6 +12,7 @@ from torch import nn
 from dqdet.config import Config, Overrides, Precision, override_some, parse_overrides
 from dqdet.config.effects import unused
 from dqdet.data import open_dataset
+from dqdet.data.loader import killed_worker
 from dqdet.exporting.formats import is_exported
 from dqdet.exporting.model import ExportedModel
 from dqdet.models.fast import made_fast
@@ -39,6 +40,7 @@ from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import check_files, place_of, warn
 from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
 from dqdet.training.report import write_report
+from dqdet.training.together import lost
 from dqdet.training.trainer import make_trainer, quietly
 
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
@@ -118,6 +120,10 @@ def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dic
         quietly(trainer.validate, DetectionModule(model, config), loader, verbose=False)
     except SystemExit as error:  # Lightning's answer to KeyboardInterrupt
         raise KeyboardInterrupt from error
+    except RuntimeError as error:
+        if ending := killed_worker(error) or lost(error, "measure again"):
+            raise ending from error
+        raise
     if folder is not None and config.data.task in ("detection", "instance") and trainer.is_global_zero:
         seconds = time.perf_counter() - started
         speed = f"{len(dataset)} images in {seconds:.1f} s on {trainer.strategy.root_device}, reading included"

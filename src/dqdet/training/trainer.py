@@ -20,6 +20,7 @@ from dqdet.config import Config, TrainConfig
 from dqdet.runs.processes import this_process
 from dqdet.training.callbacks import CheckpointFiles
 from dqdet.training.module import LOG_EVERY
+from dqdet.training.sharding import ShardedStrategy
 from dqdet.training.together import Environment, meet
 
 
@@ -38,7 +39,7 @@ def make_trainer(
         accelerator="auto",
         devices=process.local_world,
         num_nodes=-(-process.world // process.local_world),
-        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if process.together else "auto",
+        strategy=_strategy(options, process.together),
         sync_batchnorm=process.together and torch.cuda.is_available(),
         plugins=[Environment() if process.together else LightningEnvironment(), CheckpointFiles()],
         precision=_precision(options),
@@ -62,6 +63,16 @@ def quietly(run: Callable[..., object], *args: object, **options: object) -> Non
         warnings.simplefilter("ignore", PossibleUserWarning)  # advice: more workers, log more often
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
         run(*args, **options)
+
+
+def _strategy(options: TrainConfig, together: bool) -> DDPStrategy | Literal["auto"]:
+    if not together:
+        if options.strategy == "fsdp":
+            print("train.strategy=fsdp has no effect: torchrun or srun has not started this process", file=sys.stderr)
+        return "auto"
+    if options.strategy == "fsdp":
+        return ShardedStrategy()
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _precision(options: TrainConfig) -> Literal["32", "16-mixed", "bf16-mixed"]:
