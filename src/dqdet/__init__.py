@@ -241,7 +241,8 @@ def train(
     """Train the model of a preset, or go on with a run that was interrupted.
 
     Args:
-        name: of the preset, or the path of a ``config.yaml``; None with ``resume``.
+        name: of the preset, or the path of a ``config.yaml``; ``auto`` for a choice by data and machine, which is
+            printed with its reasons; None with ``resume``.
         out: folder of the run; by default ``runs/NAME``, numbered when that has a run already.
         resume: folder of a run to go on with. It may train longer (``train.epochs``, ``train.steps``); other
             options of the training stay as they are.
@@ -256,7 +257,7 @@ def train(
     """
     from dqdet.runs.folder import run_folder
     from dqdet.training import engine
-    from dqdet.training.fitting import without_auto
+    from dqdet.training.choosing import configured
 
     if resume is not None:
         if name is not None or out is not None:
@@ -267,8 +268,8 @@ def train(
         return run
     if name is None:
         raise DqdetError("which preset? `dqdet presets` lists them")
-    options, auto = without_auto(overrides)
-    return engine.train(resolve(name, options), None if out is None else Path(out), callbacks, fit_memory=auto)
+    config, fit_memory = configured(name, overrides)
+    return engine.train(config, None if out is None else Path(out), callbacks, fit_memory)
 
 
 def evaluate(

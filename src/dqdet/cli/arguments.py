@@ -21,10 +21,15 @@ def complete_preset(typed: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(typed)]
 
 
+def complete_training(typed: str) -> list[str]:
+    """The same, and auto."""
+    return [*(["auto"] if "auto".startswith(typed) else []), *complete_preset(typed)]
+
+
 PRESET = {
     "metavar": "[PRESET]",
-    "help": "`dqdet presets` lists them; or a config.yaml.",
-    "autocompletion": complete_preset,
+    "help": "`dqdet presets` lists them; auto chooses one by data and machine; or a config.yaml.",
+    "autocompletion": complete_training,
 }
 
 Options = Annotated[

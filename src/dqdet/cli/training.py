@@ -51,11 +51,10 @@ def train(
     if dry_run:
         if preset is None or out is not None or resume is not None:
             raise DqdetError("--dry-run takes a preset and options alone; it writes nothing")
-        from dqdet.training.fitting import without_auto
+        from dqdet.training.choosing import configured
         from dqdet.training.rehearsal import rehearse
 
-        given, auto = without_auto(overrides_of(dqdet.train, options))
-        show(*rehearse(resolve(preset, given), fit_memory=auto))
+        show(*rehearse(*configured(preset, overrides_of(dqdet.train, options))))
         return
     run = dqdet.train(preset, out=out, resume=resume, **overrides_of(dqdet.train, options))
     if not is_first_process():  # other hosts may not see the folder
