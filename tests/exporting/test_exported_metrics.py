@@ -38,6 +38,7 @@ def test_box_ap_on_blood_cells_is_that_of_the_run(shared, metrics):
 
 
 def test_pq_on_scenes_is_that_of_the_run(metrics):
-    scenes = {"data.scenes.train_images": 400, "data.scenes.val_images": 20, "train.steps": 60}
+    scenes = {"data.scenes.train_images": 400, "data.scenes.val_images": 20, "train.steps": 120}
+    young = {"inference.object_threshold": 0.05, "inference.overlap_threshold": 0.0}  # its scores are low
     sides = {"data.scenes.size": 64, "data.resize": [64], "data.val_resize": 64, "data.max_size": 64}
-    assert_same(*metrics("scenes_tiny_panoptic", (64, 64), **scenes, **sides), "PQ")
+    assert_same(*metrics("scenes_tiny_panoptic", (64, 64), **scenes, **young, **sides), "PQ")
