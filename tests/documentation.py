@@ -21,6 +21,7 @@ import typer
 
 import dqdet
 from dqdet import cli, studies
+from dqdet.cli.arguments import OPTION
 from dqdet.config import MaskLossConfig, parse_overrides, resolve
 from tiny import TINY
 
@@ -95,6 +96,8 @@ def check_command(words: list[str]) -> None:
         case ["torchrun", *rest]:
             assert rest[rest.index("-m") + 1] == "dqdet"
             check_dqdet(rest[rest.index("-m") + 2 :])
+        case ["srun", *rest]:
+            check_dqdet(rest[rest.index("dqdet") + 1 :])
         case ["make", target, *variables]:
             assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.M), f"no target {target}"
             assert all("=" in variable for variable in variables)
@@ -126,15 +129,17 @@ def check_dqdet(words: list[str]) -> None:
     context = command.make_context(context.info_name, list(words), parent=context.parent)
     given = context.params
     texts = [*(given.get("options") or []), *(given.get("sources") or []), *(given.get("models") or [])]
-    options = [text for text in texts if cli.OPTION.match(text)]
+    options = [text for text in texts if OPTION.match(text)]
     preset = given.get("preset") or "deformable_detr_r50"
-    if cli.OPTION.match(preset):  # --resume needs none
+    if OPTION.match(preset):  # --resume needs none
         options, preset = [preset, *options], "deformable_detr_r50"
     if context.info_name == "presets" and given["name"]:
         preset = given["name"]
     if context.info_name == "study" and given["name"]:
         assert given["name"] in studies.QUESTIONS, f"no study {given['name']}"
     overrides = parse_overrides(options)
+    if preset == "auto":
+        preset = "scenes_tiny"
     if Path(preset).suffix != ".yaml":
         resolve(preset, overrides)
 
@@ -177,7 +182,7 @@ def value_of(node: ast.expr, names: dict[str, Any]) -> Any:
 def shrunk(words: list[str]) -> list[str]:
     """A command of dqdet at tiny sizes; of an option that is given twice, the last one counts."""
     if words[0] == "train" and "--resume" not in words:
-        masks = isinstance(resolve(words[1]).loss, MaskLossConfig)
+        masks = words[1] != "auto" and isinstance(resolve(words[1]).loss, MaskLossConfig)
         return words + as_words(SIZES | ({"loss.points": 64} if masks else {}))
     return words + next((more for start, more in SMALLER.items() if tuple(words[: len(start)]) == start), [])
 

@@ -382,7 +382,7 @@ def test_a_later_override_wins_and_the_given_configuration_stays():
         ("data.crop=maybe", "data.crop=maybe: should be a valid boolean"),
         (
             "queries.kind=dynamic",
-            "queries.kind=dynamic: should be 'static', 'modulated', 'generated', 'grouped' or 'shared'",
+            "queries.kind=dynamic: should be 'static', 'modulated', 'generated', 'grouped', 'shared' or 'own'",
         ),
         ("model.dropout=-1", "model.dropout=-1: should be greater than or equal to 0"),
         ("train.epochs", "'train.epochs' is not of the form option=value"),

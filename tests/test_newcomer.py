@@ -10,7 +10,7 @@ import pytest
 
 from documentation import ROOT, as_words, blocks
 from dqdet.metrics.scores import shown
-from dqdet.training import engine, report
+from dqdet.training import measurement, report
 
 WRITE = report.write_report  # which is left out in other tests
 SIZES = {  # of scenes_tiny, which learns on a CPU
@@ -46,7 +46,7 @@ def own_data_commands() -> list[list[str]]:
 
 @pytest.mark.slow
 def test_from_the_readme_to_a_report(run, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "write_report", WRITE)
+    monkeypatch.setattr(measurement, "write_report", WRITE)
     monkeypatch.chdir(tmp_path)
     bccd = shared / "data" / "bccd"
     places = {"/data/cells": str(bccd), "RUN": "runs/deformable_detr_r50", "photos/": str(bccd / "images" / "val")}
@@ -58,7 +58,7 @@ def test_from_the_readme_to_a_report(run, shared, tmp_path, monkeypatch):
         status, _, err = run(*words)
         assert status == 0, f"dqdet {' '.join(words)}: {err}"
         done.append(words[0])
-    assert done == ["data", "train", "train", "eval", "predict"]
+    assert done == ["data", "train", "train", "train", "eval", "predict"]
 
     assert "RBC" in (tmp_path / "cells.html").read_text()
     folder = tmp_path / "runs" / "deformable_detr_r50"
@@ -79,5 +79,5 @@ def test_from_the_readme_to_a_report(run, shared, tmp_path, monkeypatch):
 
 def test_the_path_is_the_one_that_the_readme_describes():
     commands = own_data_commands()
-    assert [words[0] for words in commands] == ["data", "train", "train", "eval", "predict"]
+    assert [words[0] for words in commands] == ["data", "train", "train", "train", "eval", "predict"]
     assert all(Path(word).suffix != ".py" for words in commands for word in words)

@@ -121,7 +121,8 @@ def test_what_cannot_be_chosen_is_said(monkeypatch, run):
     assert run("train", "scenes_tiny", "train.batch=auto", "train.accumulate=2")[2] == (
         "error: train.batch=auto chooses train.accumulate; leave out one of them\n"
     )
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     data, config = ready(tiny())
     with pytest.raises(DqdetError, match="is for one process"):
         fitting.fitted(config, data)
