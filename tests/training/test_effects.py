@@ -134,6 +134,13 @@ def test_options_that_nothing_reads_are_said_and_are_not_read(preset, given, cha
     assert observed(after.model_dump_json()) == observed(before.model_dump_json())
 
 
+def test_own_queries_may_read_anything():
+    given = {"queries.ratio": 3, "queries.patterns": 7, "queries.coefficients": "raw", "queries.pool": "max"}
+    given |= {"loss.beta": 0.5}
+    assert len(unused(resolve("scenes_tiny", given | {"queries.kind": "static"}), given)) == len(given)
+    assert unused(resolve("scenes_tiny", given | {"queries.kind": "own"}), given) == []
+
+
 # The others would need downloads or data.
 @pytest.mark.parametrize(
     ("preset", "options", "expected"),
