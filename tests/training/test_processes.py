@@ -6,11 +6,13 @@ import re
 import signal
 
 import pytest
+import torch.distributed as dist
 from hosts import free_port
 from lightning.pytorch import Callback
 from recorder import Recorder
 
-from dqdet.errors import DqdetError
+from dqdet.cli import main
+from dqdet.errors import DqdetError, Everywhere
 from dqdet.runs.folder import load_metrics
 from dqdet.runs.processes import Process, is_first_process, is_started_again, meeting_point, this_process
 from dqdet.training.engine import resume, train
@@ -170,3 +172,32 @@ def test_an_error_of_the_network_is_said_in_one_line(monkeypatch, message):
     assert re.fullmatch(r"process 1 on .*: another process is gone, .* \(.*\); go on", str(found))
     assert message[-30:] in str(found)
     assert "pytorch" not in str(found)
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """A group of this process alone, as torchrun makes it on one GPU."""
+    given(monkeypatch, RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="localhost", MASTER_PORT=free_port())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_frozen_backbone_is_not_waited_for(group, tmp_path, strategy):
+    train(tiny(train__strategy=strategy, train__backbone_lr=0, train__steps=3), tmp_path, [found := Recorder()])
+    assert len(found.steps) == 3
+
+
+def test_what_all_processes_end_with_is_printed_where_it_is_said(monkeypatch, capsys):
+    def end(here: bool):
+        def app(*arguments, **options):
+            raise Everywhere("a host is gone", here)
+
+        return app
+
+    monkeypatch.setattr("sys.argv", ["dqdet", "train"])
+    for here, line in (True, "error: a host is gone\n"), (False, ""):
+        monkeypatch.setattr("dqdet.cli.app", end(here))
+        with pytest.raises(SystemExit) as ending:
+            main()
+        assert (ending.value.code, capsys.readouterr().err) == (1, line)

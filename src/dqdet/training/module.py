@@ -20,7 +20,7 @@ from dqdet.nn.repeated import recompute
 from dqdet.runs.folder import check_finite, differences
 from dqdet.training.arriving import Arriving
 from dqdet.training.data_module import DataModule
-from dqdet.training.optimiser import make_optimiser, make_schedule
+from dqdet.training.optimiser import freeze, make_optimiser, make_schedule
 from dqdet.types import Batch, Outcome, Track, VideoStream
 
 LOG_EVERY = 10  # steps
@@ -42,6 +42,7 @@ class DetectionModule(LightningModule):
     def __init__(self, model: nn.Module, config: Config) -> None:
         super().__init__()
         self.model = model
+        freeze(model, config.train)
         if config.train.recompute:
             recompute(model)
         self.criterion = make_loss(config.loss)

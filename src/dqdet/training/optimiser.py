@@ -30,8 +30,7 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> AdamW:
     ``config.decay_norms`` off, to all but norms, learned queries, and embeddings of levels and positions: these are
     groups of their own then. With ``config.layer_decay`` the blocks of the backbone are, too.
     """
-    if config.backbone_lr == 0:
-        model.get_submodule("backbone").requires_grad_(False)
+    freeze(model, config)
     decay = config.layer_decay
     layers = {} if decay is None else _layers(model.get_submodule("backbone.body"), decay)
     rates = {
@@ -57,6 +56,12 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> AdamW:
             suffix = NO_DECAY if undecayed and not config.decay_norms else ""
             groups[_group(name, config) + suffix]["params"].append(parameter)
     return AdamW([{"name": name, **group} for name, group in groups.items() if group["params"]])
+
+
+def freeze(model: nn.Module, config: TrainConfig) -> None:
+    """Hold what does not learn. Processes that train together wait for the gradients of all else."""
+    if config.backbone_lr == 0:
+        model.get_submodule("backbone").requires_grad_(False)
 
 
 def _layers(transformer: Any, layer_decay: float) -> dict[nn.Parameter, tuple[float, bool]]:

@@ -14,6 +14,7 @@ from dqdet.runs.folder import without_pretraining
 from dqdet.training.fitting import fitted
 from dqdet.training.module import DetectionModule
 from dqdet.training.readiness import described, ready
+from dqdet.training.together import everywhere, meet
 from dqdet.training.trainer import make_trainer, quietly
 from dqdet.training.watching import Timing
 
@@ -33,7 +34,8 @@ def rehearse(config: Config, fit_memory: bool = False) -> list[str]:
     Raises:
         DqdetError: data or options are at fault.
     """
-    data, config = ready(config)
+    meet(config.train.timeout)
+    data, config = everywhere(lambda: ready(config))
     chosen: list[str] = []
     if fit_memory:
         data, config, line = fitted(config, data)

@@ -52,21 +52,23 @@ class ShardedStrategy(DDPStrategy):
         """There are none."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return _whole(super().lightning_module_state_dict())
+        return tree_map(self._whole, super().lightning_module_state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return _whole(super().optimizer_state(optimizer))
+        return tree_map(self._whole, super().optimizer_state(optimizer))
+
+    def _whole(self, value: Any) -> Any:
+        """In the first process, which writes it, the whole of a tensor; all have to call it."""
+        if not isinstance(value, DTensor):
+            return value
+        whole = value.full_tensor()
+        return whole.cpu() if self.is_global_zero else None  # together they need not fit into a device
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimiser, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
             divided = {number: _like(parameters[number], values) for number, values in state["state"].items()}
             optimiser.load_state_dict({**state, "state": divided})
-
-
-def _whole(state: dict[str, Any]) -> dict[str, Any]:
-    """The same with whole tensors in place of those that are divided; all processes have to call it."""
-    return tree_map(lambda x: x.full_tensor() if isinstance(x, DTensor) else x, state)
 
 
 def _like(parameter: torch.Tensor, values: dict[str, Any]) -> dict[str, Any]:

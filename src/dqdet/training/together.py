@@ -85,7 +85,9 @@ def meet(timeout: int) -> None:
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     try:
         patience = timedelta(seconds=timeout)
-        _store, _, _ = next(dist.rendezvous("env://", process.rank, process.world, timeout=patience))
+        store, _, _ = next(dist.rendezvous("env://", process.rank, process.world, timeout=patience))
+        # torchrun keeps its store when it starts processes again, with the addresses of those that are gone.
+        _store = dist.PrefixStore(f"dqdet {process.world} {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(
             "gloo" if device is None else "nccl",
             store=_store,
@@ -164,7 +166,7 @@ def lost(error: BaseException, go_on: str) -> Everywhere | None:
 def _is_first_to_say() -> bool:
     """Whether no other process has said it; where the store is gone, too, all say it."""
     try:
-        return _store is None or _store.add("dqdet: said", 1) == 1
+        return _store is None or _store.add("said", 1) == 1
     except RuntimeError:
         return True
 
