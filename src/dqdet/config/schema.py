@@ -727,6 +727,8 @@ class TrainConfig(Section):
     """
     timeout: Count = 600
     """Seconds for which processes that train together wait for one another, before the training ends."""
+    logger: list[Literal["tensorboard", "csv", "wandb", "mlflow"]] = ["tensorboard", "csv"]
+    """Where losses, rates and metrics are logged; csv always is; wandb and mlflow are of the extra loggers."""
     seed: Seed = 0
     """Of initial weights, order, augmentation and dropout; the same one gives the same training."""
 

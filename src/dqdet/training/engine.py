@@ -47,6 +47,7 @@ from dqdet.training.callbacks import LastCheckpoint, Validation
 from dqdet.training.data_module import DataModule
 from dqdet.training.evaluation import make_evaluation
 from dqdet.training.fitting import fitted
+from dqdet.training.loggers import finish, make_loggers
 from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = (
     *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience", "pictures")),
-    *("data.root", "data.workers", "data.check", "train.timeout", "train.strategy", "train.recompute"),
+    *("train.logger", "data.root", "data.workers", "data.check", "train.timeout", "train.strategy", "train.recompute"),
 )
 
 # What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
@@ -185,7 +186,8 @@ def _fit(
     progress = TrainingProgress(config.train.batch, evaluation.best, config.train.steps)
     validation = Validation(evaluation, out, progress.print)
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
-    events = TensorBoardLogger(out / LOGS, name="tensorboard", version=0)
+    loggers = make_loggers(config, out)
+    events = next((logger for logger in loggers if isinstance(logger, TensorBoardLogger)), None)
     log = CsvLog(out / LOGS / "csv" / "version_0" / "metrics.csv")
     watching: list[Callback] = [Curves(out / CURVES, log, evaluation.best)]
     if config.train.patience is not None:
@@ -197,7 +199,7 @@ def _fit(
         # Validation measures and saves before the averaged weights are swapped out again; the last checkpoint is
         # saved after the average has taken in the step.
         [validation, *averaging, *callbacks, last, LearningRateMonitor(), progress, GoingOn(log, events), *watching],
-        [events, log],
+        [*loggers, log],
         epochs=-(-total_steps(config.train, data.steps_per_epoch) // data.steps_per_epoch),
     )
     rank_zero_only(progress.print)(f"{out}: {described(config, module, data)}")
@@ -235,5 +237,6 @@ def _fit(
             "go on from it"
         ) from error
     finally:
+        finish(loggers)
         torch.set_float32_matmul_precision(precision)
     return trainer.strategy.broadcast(out)

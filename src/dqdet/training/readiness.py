@@ -19,6 +19,7 @@ from dqdet.errors import DqdetError, listed, value_text
 from dqdet.runs.folder import check_classes
 from dqdet.runs.processes import this_process
 from dqdet.training.data_module import DataModule
+from dqdet.training.loggers import check_loggers
 from dqdet.training.module import DetectionModule
 
 OF_HOSTS = ("data.root", "data.workers", "data.check", "model.backbone.weights")  # options that may differ between them
@@ -42,6 +43,7 @@ def ready(config: Config) -> tuple[DataModule, Config]:
 
 def open_data(config: Config) -> DataModule:
     """Both splits, whose classes and files are checked."""
+    check_loggers(config.train.logger)
     processes = this_process().world
     if config.train.batch % (processes * config.train.accumulate):
         raise DqdetError(

@@ -62,6 +62,7 @@ def quietly(run: Callable[..., object], *args: object, **options: object) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)  # advice: more workers, log more often
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
+        warnings.filterwarnings("ignore", message="MLFlow only allows")  # in the names of classes
         run(*args, **options)
 
 

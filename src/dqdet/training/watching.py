@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from dqdet.data.dataset import DetectionDataset
@@ -139,11 +139,16 @@ class ValidationPictures(Callback):
         if not (trainer.is_global_zero and wanted and trainer.state.fn == "fit"):
             return
         drawn = self._picture(found)
-        write_image(self.folder / f"epoch_{epoch:04d}.jpg", drawn)
+        file = self.folder / f"epoch_{epoch:04d}.jpg"
+        write_image(file, drawn)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(drawn)  # [H, W, 3]
                 logger.experiment.add_image("val/pictures", pixels, trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("val/pictures", [drawn], trainer.global_step)
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_artifact(logger.run_id, file, "pictures")
 
     def _picture(self, found: Mapping[int, ImageDetections]) -> Image.Image:
         images, truths, detections = [], [], []
