@@ -307,3 +307,6 @@ def test_a_sheet_of_augmented_images(run, shared, tmp_path):
     plain, again, mosaics = (np.asarray(PIL.Image.open(file)) for file in files)
     np.testing.assert_array_equal(plain, again)
     assert plain.shape != mosaics.shape or (plain != mosaics).any()
+    assert run("data", "show", shared / "data" / "bccd", "--out", tmp_path / "sheet")[2] == (
+        f"error: --out {tmp_path / 'sheet'}: not the name of a picture; let it end in .png or .jpg\n"
+    )

@@ -57,8 +57,10 @@ def show_data(
     """Draw training images as a model gets them, augmented, with their boxes or masks: data.augment.mosaic=0.5, ..."""
     from dqdet.data import open_dataset
     from dqdet.drawing.data_check import augmented_sheet
-    from dqdet.formats.image_files import write_image
+    from dqdet.formats.image_files import is_image_name, write_image
 
+    if not is_image_name(out):
+        raise DqdetError(f"--out {out}: not the name of a picture; let it end in .png or .jpg")
     dataset = open_dataset(_data_options(root, preset, options), "train")
     if not len(dataset):
         raise DqdetError(f"{root}: the training split has no images")
