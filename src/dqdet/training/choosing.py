@@ -23,6 +23,7 @@ from dqdet.data import open_dataset
 from dqdet.data.kinds import kind_of
 from dqdet.data.overview import overview
 from dqdet.errors import DqdetError, listed
+from dqdet.runs.processes import this_process
 from dqdet.runs.sources import load_model
 from dqdet.training.fitting import without_auto
 
@@ -110,7 +111,7 @@ def configured(name: str | Path, overrides: Overrides) -> tuple[Config, bool]:
     plan = planned(given)
     for line in plan.lines(given):
         rank_zero_only(print)(f"auto: {line}", file=sys.stderr)
-    free = not {"train.batch", "train.accumulate"} & given.keys() and int(os.environ.get("WORLD_SIZE", 1)) == 1
+    free = not {"train.batch", "train.accumulate"} & given.keys() and this_process().world == 1
     return resolve(plan.preset, plan.options(given)), fit_memory or free
 
 
