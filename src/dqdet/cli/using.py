@@ -45,6 +45,14 @@ def predict(
     ids: Annotated[
         Path | None, typer.Option(metavar="ANNOTATIONS.json", help="COCO file with the ids of the images, for results.")
     ] = None,
+    tiles: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Side of tiles that large images are cut in, for small objects."),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(show_default="0.2", help="Least part of its side that a tile shares with the next."),
+    ] = None,
     precision: FastPrecision = "fp32",
     compile: Compile = False,
     force: Force = False,
@@ -61,10 +69,14 @@ def predict(
     overrides = overrides_of(dqdet.load, options)
     if threshold is not None and "inference.object_threshold" in overrides:
         raise DqdetError("--threshold and inference.object_threshold are the same; leave out one of them")
+    if overlap is not None and tiles is None:
+        raise DqdetError(f"--overlap {overlap:g} is that of tiles; give --tiles, too, such as --tiles 640")
     paths = [source for source in sources if source not in options]
     if not paths:
         raise DqdetError("nothing to look at; give images, folders, videos or addresses")
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides)
+    if tiles is not None:
+        predictor = predictor.tiled(tiles) if overlap is None else predictor.tiled(tiles, overlap)
     limit = None if threshold is None else _threshold(threshold, model, predictor)
     failures = given.predict(predictor, paths, out, limit, ids, force, say=lambda line: print(line, flush=True))
     for failure in failures:

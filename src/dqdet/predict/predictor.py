@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, overload
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 import supervision as sv
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
 
 from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
@@ -21,7 +23,9 @@ from dqdet.errors import DqdetError
 from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
+from dqdet.inference.tiles import Tile, joined, tiles_of
 from dqdet.predict.addresses import fetch, is_address
+from dqdet.predict.ahead import ahead
 from dqdet.runs.hub import publish
 from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor | bytes | IO[bytes]
 THRESHOLD = 0.5  # of the scores of objects and tracks that are shown
 Sizes = list[tuple[int, int]]
+
+LARGEST_OVERLAP = 0.9  # of tiles; with more, each pixel is looked at more than a hundred times
 
 # Of the longer side of a picture with what was found: smaller and larger images are resized
 SMALLEST_PICTURE, LARGEST_PICTURE = 640, 2560
@@ -220,6 +226,18 @@ class Predictor:
         batch = pad_images(inputs, size=self.config.data.val_pad)
         return self.model(*batch), sizes, [one.size for one in prepared]
 
+    def tiled(self, side: int, overlap: float = 0.2) -> TiledPredictor:
+        """A predictor that cuts large pictures in tiles, for objects that would be too small after a resize.
+
+        Args:
+            side: of a tile, in pixels of the picture.
+            overlap: least part of its side that a tile shares with the next, from 0 to 0.9.
+
+        Raises:
+            DqdetError: side or overlap are out of range, or the model finds panoptic maps or tracks.
+        """
+        return TiledPredictor(self, side, overlap)
+
     @property
     def _has_weights(self) -> bool:
         return next(self.model.parameters(), None) is not None
@@ -303,6 +321,59 @@ class Predictor:
             {"id": number, "name": name, "isthing": int(name not in self.config.stuff)}
             for number, name in zip(self.category_ids, self.config.classes, strict=True)
         ]
+
+
+class TiledPredictor(Predictor):
+    """The same of a picture's tiles, one by one, joined to what was found in the picture; see `Predictor.tiled`.
+
+    ``config.inference.limit`` is that of a tile. A picture that is no larger than a tile goes through as ever.
+    """
+
+    def __init__(self, predictor: Predictor, side: int, overlap: float) -> None:
+        task = predictor.config.data.task
+        if task not in ("detection", "instance"):
+            raise DqdetError(f"tiles are for boxes and instance masks, not for data.task={task}; leave them out")
+        if side < 1 or not 0 <= overlap <= LARGEST_OVERLAP:
+            raise DqdetError(
+                f"tiles of {side} pixels with overlap {overlap:g}: give a side of at least 1, and an overlap from 0 to "
+                f"{LARGEST_OVERLAP:g}"
+            )
+        super().__init__(
+            predictor.model,
+            predictor.config,
+            predictor.metrics,
+            predictor.device,
+            predictor.batch,
+            predictor.trained,
+        )
+        self.side, self.overlap = side, overlap
+
+    def prepared(self, image: Image.Image) -> Prepared:
+        """All pixels of an image; its tiles are made when they are needed, which bounds the memory."""
+        return Prepared(F.pil_to_tensor(image), (image.height, image.width))
+
+    def padded(self, prepared: Prepared) -> tuple[int, int]:
+        return prepared.size
+
+    def outcomes_of(self, batch: Sequence[Prepared], threshold: Threshold | None = None) -> list[Outcome]:
+        of_images = [tiles_of(one.size, self.side, self.overlap) for one in batch]
+        cut = ((one.pixels, tile) for one, tiles in zip(batch, of_images, strict=True) for tile in tiles)
+
+        def prepare(part: tuple[Tensor, Tile]) -> Prepared:
+            pixels, (left, top, right, bottom) = part
+            return Predictor.prepared(self, F.to_pil_image(pixels[:, top:bottom, left:right]))
+
+        prepared = ahead(prepare, cut, 2 * self.batch, threads=2)
+        batches = iter(lambda: list(islice(prepared, self.batch)), [])
+        found = (objects(outcome) for some in batches for outcome in super(TiledPredictor, self).outcomes_of(some))
+        outcomes: list[Outcome] = []
+        for one, tiles in zip(batch, of_images, strict=True):
+            of_tiles = list(islice(found, len(tiles)))
+            outcomes.append(joined(of_tiles, tiles, one.size) if len(tiles) > 1 else of_tiles[0])
+        return outcomes
+
+    def predictions(self, images: Sequence[ImageSource]) -> NoReturn:
+        raise DqdetError("of a picture in tiles there are no predictions as a whole; ask the predictor without tiles")
 
 
 def objects(outcome: Outcome) -> ImageDetections:
