@@ -29,7 +29,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="SOURCE... [OPTION=VALUE]...",
-            help="Images, folders, videos, patterns or http addresses; and options, such as inference.limit=20.",
+            help="Images, folders, videos, patterns or http addresses, or one stream (rtsp://, rtmp://, .m3u8) or "
+            "camera (webcam:0), which Ctrl-C ends; and options, such as inference.limit=20.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for pictures or an annotated video, and official results files.")],

@@ -1,4 +1,4 @@
-"""Images and videos that have an address on the web."""
+"""Images, videos and streams that have an address, and cameras."""
 
 from __future__ import annotations
 
@@ -14,8 +14,24 @@ LARGEST = 256 * 2**20  # bytes of a file
 TIMEOUT = 30.0  # seconds without a byte
 
 
+STREAM = re.compile(r"(rtsps?|rtmps?|srt|udp|tcp)://", re.I)
+PLAYLIST = re.compile(r"https?://[^?#]*\.m3u8($|[?#])", re.I)
+CAMERA = re.compile(r"(webcam:|/dev/video)(?P<number>\d+)$")
+
+
 def is_address(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
+    """Whether it is that of a file."""
+    return source.lower().startswith(("http://", "https://")) and not is_stream(source)
+
+
+def is_stream(source: str) -> bool:
+    """Whether frames come from there one after the other; ``webcam:0`` and ``/dev/video0`` are cameras."""
+    return any(known.match(source) for known in (STREAM, PLAYLIST, CAMERA))
+
+
+def public(address: str) -> str:
+    """An address without the name and password of a user."""
+    return re.sub(r"//[^/@]*@", "//", address)
 
 
 def fetch(address: str, folder: Path, largest: int = LARGEST) -> Path:

@@ -92,7 +92,7 @@ class VideoFile(Video):
         number = 1
         try:
             for frame in container.decode(stream):
-                yield _upright(frame)
+                yield upright(frame)
                 number += 1
         except av.FFmpegError as error:
             raise DqdetError(
@@ -208,7 +208,7 @@ def natural(name: str) -> list[tuple[str, int]]:
     return [(text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
+def upright(frame: av.VideoFrame) -> Image.Image:
     """A frame as its display matrix says: mirrored, where that turns it over, and rotated."""
     image = frame.to_image()
     matrix = frame.side_data.get("DISPLAYMATRIX")

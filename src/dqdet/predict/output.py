@@ -12,7 +12,7 @@ import av
 
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.formats.writing import move_files, unfinished_folder
-from dqdet.predict.addresses import is_address
+from dqdet.predict.addresses import is_address, is_stream, public
 from dqdet.runs.lock import held
 
 RESULTS = ("results.json", "panoptic.json", "images.json", "videos.json")
@@ -49,9 +49,7 @@ def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Ite
         DqdetError: the folder is in use, has results of another source, or cannot be written to.
         Interrupted: by Ctrl-C or SIGTERM.
     """
-    output = Output(
-        out, {"source": ", ".join(str(s) if is_address(str(s)) else str(Path(s).resolve()) for s in sources)}
-    )
+    output = Output(out, {"source": ", ".join(map(_named, sources))})
     try:
         out.mkdir(parents=True, exist_ok=True)
         with held(out):
@@ -72,6 +70,11 @@ def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Ite
     except (OSError, av.FFmpegError) as error:
         done = f"; {output.done}: {out / RESULTS[0]}" if output.done else ""
         raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space{done}") from error
+
+
+def _named(source: str | Path) -> str:
+    source = str(source)
+    return public(source) if is_address(source) or is_stream(source) else str(Path(source).resolve())
 
 
 def _check_source(out: Path, info: dict[str, str]) -> None:

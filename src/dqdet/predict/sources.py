@@ -14,7 +14,7 @@ from dqdet.drawing.pictures import Threshold
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.image_files import image_files, is_image_name
 from dqdet.formats.records import is_id, is_text
-from dqdet.predict.addresses import fetch, is_address
+from dqdet.predict.addresses import fetch, is_address, is_stream, public
 from dqdet.predict.frames import is_video_file
 from dqdet.predict.images import Picture, predict_pictures
 from dqdet.predict.predictor import Predictor
@@ -38,7 +38,8 @@ def predict(
 
     Args:
         predictor: of the model.
-        sources: files, folders, patterns, addresses (``http://``, ``https://``). A folder is a collection of images;
+        sources: files, folders, patterns, addresses (``http://``, ``https://``), or one stream or camera (see
+            `is_stream`). A folder is a collection of images;
             of a model of videos one video, or, where it has no images but folders of them, several.
         out: folder to write to.
         threshold: as for `predict_pictures` and `predict_video`.
@@ -56,6 +57,11 @@ def predict(
     of_videos = predictor.config.data.task == "video"
     if of_videos and annotations is not None:
         raise DqdetError(f"{annotations}: has ids of images, but a model of data.task=video looks at videos")
+    streams = [str(source) for source in sources if is_stream(str(source))]
+    if streams and len(sources) > 1:
+        raise DqdetError(f"{public(streams[0])}: all else would wait for the end of this stream; give it alone")
+    if streams:
+        return predict_video(predictor, streams[0], out, threshold, force, say)
     failures: list[DqdetError] = []
     with TemporaryDirectory() as temporary:
         downloads = Path(temporary)

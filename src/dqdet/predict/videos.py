@@ -18,11 +18,13 @@ from dqdet.errors import DqdetError
 from dqdet.formats.results import video_results
 from dqdet.formats.writing import replacing
 from dqdet.inference.windows import best_tracks, track
+from dqdet.predict.addresses import is_stream, public
 from dqdet.predict.frames import Video, open_video, video_writer
 from dqdet.predict.images import ResultFiles
 from dqdet.predict.output import Output, results_folder
 from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor
 from dqdet.predict.progress import Tally, in_progress
+from dqdet.predict.streams import Stream
 from dqdet.types import Track
 
 
@@ -64,7 +66,7 @@ def predict_video(
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[DqdetError]:
-    """Detect in a video file, an animation, or a folder of frames, and write into ``out``:
+    """Detect in a video file, an animation, a folder of frames, or a stream, and write into ``out``:
 
     - ``NAME.mp4``: the video with what scores above ``threshold`` (as of `predict_pictures`) drawn in,
     - of a video model ``results.json``, all tracks in the official format of YouTube-VIS, and ``videos.json``, the
@@ -73,7 +75,8 @@ def predict_video(
     - of an image model the files of `ResultFiles`, with the numbers of frames, from 1, as ids of images.
 
     ``say`` is given a line on what was done. Frames are read when they are needed, so that the memory does not depend
-    on the length of the video. A video ends before the first frame that cannot be read.
+    on the length of the video. A video ends before the first frame that cannot be read, a stream also with the first
+    Ctrl-C or SIGTERM; all files are then as if it had ended there by itself.
 
     Returns:
         what was wrong with that frame, if there was one; the frames before it are done.
@@ -84,11 +87,11 @@ def predict_video(
             are found are kept.
         Interrupted: by Ctrl-C or SIGTERM; results that are found are kept.
     """
-    source, out = Path(source), Path(out)
-    video = open_video(source)
-    if (out / f"{video.name}.mp4").resolve() == source.resolve():
-        raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
+    out = Path(out)
     of_videos = predictor.config.data.task == "video"
+    video = _opened(source, of_videos)
+    if (out / f"{video.name}.mp4").resolve() == Path(source).resolve():
+        raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
     tally = Tally("frames", "tracks" if of_videos else "objects")
     failures: list[DqdetError] = []
     with (
@@ -101,6 +104,16 @@ def predict_video(
             append(picture)
     say(f"{out / video.name}.mp4: {tally.line(predictor.shown_above(threshold))}")
     return failures
+
+
+def _opened(source: str | Path, of_videos: bool) -> Video:
+    if not is_stream(str(source)):
+        return open_video(Path(source))
+    if of_videos:
+        raise DqdetError(
+            f"{public(str(source))}: a model of data.task=video reads a video twice; record it, and give the file"
+        )
+    return Stream(str(source))
 
 
 def _readable(video: Video, failures: list[DqdetError]) -> Iterator[Image.Image]:
