@@ -19,7 +19,7 @@ from PIL import Image
 import dqdet
 from dqdet.errors import DqdetError
 from dqdet.predict import streams
-from dqdet.predict.addresses import is_address, is_stream, public
+from dqdet.predict.addresses import is_download, is_stream, public
 from dqdet.predict.frames import VideoFile
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.sources import predict
@@ -225,6 +225,6 @@ def test_what_is_a_stream():
         "/dev/video1",
     ):
         assert is_stream(source)
-        assert not is_address(source)
+        assert not is_download(source)
     for source in ("https://a/b.mp4", "https://a/b.jpg?list=c.m3u8", "webcam", "photos", "/dev/video", "b.m3u8"):
         assert not is_stream(source)

@@ -132,8 +132,8 @@ def test_folders_of_no_format_are_named(run, tmp_path):
     status, _, err = run("data", "check", tmp_path)
     assert status == 1
     assert err == (
-        f"error: {tmp_path}: no data set of coco, yolo, voc, labelme is recognised there; give its format, such as "
-        "data.kind=yolo\n"
+        f"error: {tmp_path}: no data set of coco, yolo, voc, webdataset, labelme is recognised there; give its "
+        "format, such as data.kind=yolo\n"
     )
     with pytest.raises(DqdetError, match="no such folder"):
         kind_of(tmp_path / "gone")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,7 +16,10 @@ from dqdet.errors import DqdetError, printable
 
 app = typer.Typer(no_args_is_help=True, help="Look at data sets, convert them, and measure how fast they are read.")
 
-DataSet = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the data set: COCO, YOLO, VOC or LabelMe.")]
+DataSet = Annotated[
+    str,
+    typer.Argument(metavar="DATA", help="Folder of the data set: COCO, YOLO, VOC, LabelMe, or shards, also by http."),
+]
 
 
 @app.command("check")
@@ -32,14 +35,14 @@ def check_data(
     from dqdet.drawing.data_check import check
 
     checked = check(_data_options(root, preset, options))
-    table = Table("", *checked.splits, title=str(root))
+    table = Table("", *checked.splits, title=root)
     for row in checked.table():
         table.add_row(*map(printable, row))
     show(table)
     if page is not None:
         from dqdet.runs.folder import write_file
 
-        write_file(page, checked.page(str(root)).encode())
+        write_file(page, checked.page(root).encode())
     for fault in checked.faults:
         complain(DqdetError(fault))
     if checked.faults:
@@ -73,11 +76,15 @@ def convert_data(
     root: DataSet,
     out: Annotated[Path, typer.Option(help="Folder to write, with copies of the images.")],
     options: Options = None,
+    to: Annotated[
+        Literal["coco", "webdataset"],
+        typer.Option(help="coco: annotations/instances_SPLIT.json and images/SPLIT; webdataset: tar files."),
+    ] = "coco",
 ) -> None:
-    """Write a data set as COCO has it: annotations/instances_SPLIT.json and images/SPLIT."""
+    """Write a data set as COCO has it, or as shards, SPLIT-000000.tar and so on, with index-SPLIT.json."""
     from dqdet.data import open_dataset
     from dqdet.data.coco import CocoDataset
-    from dqdet.data.conversion import write_coco
+    from dqdet.data.conversion import WRITERS
 
     config = _data_options(root, "deformable_detr_r50", options)
     splits: dict[str, CocoDataset] = {}
@@ -85,9 +92,9 @@ def convert_data(
         dataset = open_dataset(config, split)
         assert isinstance(dataset, CocoDataset)
         splits[split] = dataset
-    write_coco(splits, out)
+    WRITERS[to](splits, out)
     sizes = ", ".join(f"{split} {len(dataset)} images" for split, dataset in splits.items())
-    show(f"{out}: {config.kind} as COCO, {sizes}, {len(splits['train'].classes)} classes")
+    show(f"{out}: {config.kind} as {to.replace('coco', 'COCO')}, {sizes}, {len(splits['train'].classes)} classes")
 
 
 @app.command("benchmark")
@@ -113,14 +120,14 @@ def benchmark_data(
     print(f"a GPU that takes {rate:g} images/s needs data.workers={speed.workers(rate)}, each on a core of its own")
 
 
-def _data_options(root: Path, preset: str, options: list[str] | None) -> DataConfig:
+def _data_options(root: str, preset: str, options: list[str] | None) -> DataConfig:
     """The options of a data set, whose format is found by its files unless it is given."""
     from dqdet.data.kinds import SIGNS, kind_of
 
     given = parse_overrides(options or [])
     if others := [path for path in given if not path.startswith("data.") or path == "data.root"]:
         raise DqdetError(f"{', '.join(others)}: give the folder and options that begin with data.")
-    config = resolve(preset, {"data.kind": given.get("data.kind") or kind_of(root), "data.root": str(root)} | given)
+    config = resolve(preset, {"data.kind": given.get("data.kind") or kind_of(root), "data.root": root} | given)
     if config.data.kind not in SIGNS or config.data.task not in ("detection", "instance"):
         raise DqdetError(
             f"data.kind={config.data.kind} with data.task={config.data.task}: only boxes (detection) and masks "

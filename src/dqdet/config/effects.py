@@ -14,7 +14,8 @@ from dqdet.config.length import drop_places, total_steps
 from dqdet.config.presets import changes, for_trained_weights
 from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
 
-DETECTION_FILES = ("coco", "yolo", "voc", "labelme")  # formats of detection, whose images are listed one by one
+DIVIDED = ("coco", "yolo", "voc", "labelme")  # formats of detection that may come without splits
+DETECTION_FILES = (*DIVIDED, "webdataset")  # formats of detection, whose images are listed one by one
 FILLED = ("classes", "category_ids", "stuff")  # from the data set
 TRAINED = ("modulated", "grouped", "own")  # kinds of queries with groups that train beside those of inference
 DYNAMIC = ("modulated", "generated", "shared", "own")  # those that look at a map; own ones may do anything
@@ -69,7 +70,8 @@ UNUSED = (
     Unused(("data.skip_empty",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES and not c.data.clips.images),
     Unused(("data.shrink",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES),
     Unused(("data.shrink",), "data.task", lambda c: c.data.task != "detection"),
-    Unused(("data.val_share",), "data.kind", lambda c: c.data.kind not in DETECTION_FILES),
+    Unused(("data.val_share",), "data.kind", lambda c: c.data.kind not in DIVIDED),
+    Unused(("data.cache",), "data.kind", lambda c: c.data.kind != "webdataset"),
     Unused(("data.skip_empty",), "data.task", lambda c: c.data.kind == "coco" and c.data.task == "panoptic"),
     Unused(("data.hue", "data.permute_channels"), "data.colour", lambda c: not c.data.colour),
     Unused(("data.resize", "data.crop"), "data.jitter", lambda c: c.data.jitter is not None),

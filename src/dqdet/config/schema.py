@@ -523,6 +523,7 @@ TASKS_OF_DATA: dict[str, tuple[Task, ...]] = {
     "yolo": ("detection", "instance"),
     "voc": ("detection", "instance"),
     "labelme": ("detection", "instance"),
+    "webdataset": ("detection", "instance"),
     "cityscapes": ("instance", "panoptic"),
     "youtube_vis": ("video",),
     "scenes": ("detection", "instance", "panoptic", "video"),
@@ -565,18 +566,20 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    kind: Literal["coco", "yolo", "voc", "labelme", "cityscapes", "youtube_vis", "scenes"] = "coco"
+    kind: Literal["coco", "yolo", "voc", "labelme", "webdataset", "cityscapes", "youtube_vis", "scenes"] = "coco"
     """Format of the data set; scenes is generated."""
     task: Task = "detection"
     """What is annotated, learned and measured: boxes, masks, panoptic maps or tracks."""
     root: Text | None = None
-    """Folder of the data set; scenes need none."""
+    """Folder of the data set, of webdataset also its http address; scenes need none."""
     train: Text | None = None
     """Name of the training split; null: train2017 or train, whichever there is."""
     val: Text | None = None
     """Name of the validation split; null: val2017, val, valid or test, whichever there is."""
     val_share: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     """Share of the images, drawn by their names, that are for validation where a data set has no splits."""
+    cache: Annotated[Real, Field(ge=0)] = 10.0
+    """Most GiB of the images of a split behind an http address that are kept in the user's cache; 0: none."""
     resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))
     """Shorter sides of training images in pixels, one drawn an image."""
     square: bool = False

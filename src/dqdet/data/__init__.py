@@ -19,7 +19,11 @@ DATASETS: dict[tuple[str, str], type[DetectionDataset]] = {
     ("coco", "detection"): CocoDataset,
     ("coco", "instance"): CocoDataset,
     ("coco", "panoptic"): CocoPanopticDataset,
-    **{(kind, task): CocoDataset for kind in ("yolo", "voc", "labelme") for task in ("detection", "instance")},
+    **{
+        (kind, task): CocoDataset
+        for kind in ("yolo", "voc", "labelme", "webdataset")
+        for task in ("detection", "instance")
+    },
     ("cityscapes", "instance"): CityscapesDataset,
     ("cityscapes", "panoptic"): CityscapesDataset,
     ("youtube_vis", "video"): YoutubeVisDataset,

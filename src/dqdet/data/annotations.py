@@ -19,6 +19,7 @@ from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, printable
 from dqdet.formats.image_files import is_image_name, opened_image, sizes
 from dqdet.formats.image_headers import AT_ONCE
+from dqdet.formats.shards import Shards
 from dqdet.formats.yolo import read_names
 
 CLASS_FILES = ("classes.txt", "labels.txt")  # that list the classes of formats which do so nowhere else
@@ -34,6 +35,7 @@ class Annotations:
     folder: Path  # of the images
     document: dict[str, Any]  # of COCO: images, categories, annotations
     faults: list[str] = field(default_factory=list)  # of the files that the document is made of
+    shards: Shards | None = None  # of the images, where they are no files of their own
 
 
 @dataclass

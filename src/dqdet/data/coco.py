@@ -1,5 +1,5 @@
 """Data sets in COCO's detection and instance format, as downloaded or as exported by annotation tools, and those of
-other formats (YOLO, Pascal VOC, LabelMe) as COCO would have them.
+other formats (YOLO, Pascal VOC, LabelMe, shards) as COCO would have them.
 
 Two layouts of a split are found under the root folder:
 
@@ -38,6 +38,7 @@ from dqdet.data.dataset import DetectionDataset, Split
 from dqdet.data.labelme import read_labelme
 from dqdet.data.transforms import Sample, least_side
 from dqdet.data.voc import read_voc
+from dqdet.data.webdataset import ShardImages, read_webdataset
 from dqdet.data.yolo import read_yolo
 from dqdet.errors import listed, value_text
 from dqdet.formats.masks import CompressedMasks, compress, mask_area, segmentation_fault
@@ -118,6 +119,11 @@ READERS: dict[str, Callable[[DataConfig, Split], Annotations]] = {
     "yolo": read_yolo,
     "voc": read_voc,
     "labelme": read_labelme,
+    "webdataset": read_webdataset,
+}
+WITH_KEYS: dict[str, Callable[[DataConfig, Split, Sequence[str]], Annotations]] = {  # those that read a document
+    "coco": read_coco,
+    "webdataset": read_webdataset,
 }
 
 
@@ -179,10 +185,12 @@ class CocoDataset(DetectionDataset):
         self.least = least_side(config) if shrunk else None
         self.read_annotations = partial(READERS[config.kind], config, split)
         needed = KEYS if self.task == "detection" else (*KEYS, "segmentation")
-        annotations = read_coco(config, split, needed) if config.kind == "coco" else self.read_annotations()
+        read_keys = WITH_KEYS.get(config.kind)
+        annotations = self.read_annotations() if read_keys is None else read_keys(config, split, needed)
         self.annotation_file, folder, document = annotations.file, annotations.folder, annotations.document
         faults = annotations.faults or find_faults(document, masks=self.task == "instance")
-        refuse(self.annotation_file, faults, {"images": (folder, document["images"])})
+        shards = annotations.shards
+        refuse(self.annotation_file, faults, {} if shards is not None else {"images": (folder, document["images"])})
 
         categories = sorted(document["categories"], key=lambda category: category["id"])
         self.classes = [category["name"] for category in categories]
@@ -192,7 +200,11 @@ class CocoDataset(DetectionDataset):
         if config.skip_empty and split == "train":
             shown = {one["image_id"] for one in objects}
             records = [record for record in records if record["id"] in shown]
-        self.images = CocoImages(records, self.annotation_file, folder)
+        if shards is None:
+            self.images = CocoImages(records, self.annotation_file, folder)
+        else:
+            ids = [record["id"] for record in document["images"]]
+            self.images = ShardImages(records, self.annotation_file, folder, shards, ids)
         self.image_ids = self.images.ids
         self.aspect_ratios = self.images.aspect_ratios
         self._set_objects(objects)

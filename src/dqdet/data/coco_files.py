@@ -18,6 +18,7 @@ from dqdet.errors import DqdetError, listed
 from dqdet.formats.image_files import Picture, read_shrunk
 from dqdet.formats.image_headers import header_faults
 from dqdet.formats.records import is_text
+from dqdet.formats.shards import Member
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,10 @@ class CocoImages:
     def aspect_ratios(self) -> np.ndarray:
         return self.sizes[:, 1] / self.sizes[:, 0]
 
+    def stored(self, index: int) -> Path | Member:
+        """Where the file of an image is."""
+        return self.folder / self.file_names[index]
+
     def file_faults(self) -> list[str]:
         """What is wrong with the files, as far as their headers tell."""
         faults = header_faults(self.folder, self.file_names.tolist(), [(h, w) for h, w in self.sizes.tolist()])
@@ -143,10 +148,11 @@ class CocoImages:
         Raises:
             DqdetError: it cannot be read, or has another size than its record.
         """
-        file = self.folder / self.file_names[index]
+        file = self.stored(index)
+        encoded = file.encoded() if isinstance(file, Member) else file
         advice = f"replace the file or remove {self.kind} {self.ids[index]} from {self.annotation_file}"
         height, width = self.sizes[index].tolist()
-        picture = read_shrunk(file, least, advice, (width, height), lambda: self._warn(file))
+        picture = read_shrunk(encoded, least, advice, (width, height), lambda: self._warn(file))
         if picture.size != (width, height):
             raise DqdetError(
                 f"{file}: is {picture.size[0]} x {picture.size[1]} pixels, but {self.kind} {self.ids[index]} of "
@@ -154,7 +160,7 @@ class CocoImages:
             )
         return picture
 
-    def _warn(self, file: Path) -> None:
+    def _warn(self, file: Path | Member) -> None:
         if self.unwarned.acquire(block=False):
             logger.warning(
                 f"{self.annotation_file}: images such as {file.name} are turned upright as their EXIF orientation "

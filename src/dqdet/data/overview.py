@@ -13,6 +13,7 @@ import numpy as np
 
 from dqdet.config import DataConfig
 from dqdet.data.transforms import input_size
+from dqdet.formats.shards import Member
 
 SMALL, MEDIUM = 32**2, 96**2  # pixels: the bounds of COCO's small, medium and large objects
 
@@ -73,17 +74,21 @@ def overview(document: Mapping[str, Any], config: DataConfig) -> Overview:
     )
 
 
-def duplicates(files: Mapping[str, Sequence[Path]]) -> list[list[tuple[str, Path]]]:
+def duplicates(files: Mapping[str, Sequence[Path | Member]]) -> list[list[tuple[str, Path | Member]]]:
     """The files with the same content, whatever they are called, as groups of (split, file).
 
     Args:
         files: of each split.
     """
-    same: dict[bytes, list[tuple[str, Path]]] = {}
-    sizes = Counter(file.stat().st_size for of_split in files.values() for file in of_split)
+    same: dict[bytes, list[tuple[str, Path | Member]]] = {}
+    sizes = Counter(_size(file) for of_split in files.values() for file in of_split)
     for split, of_split in files.items():
         for file in of_split:
-            if sizes[file.stat().st_size] > 1:  # the others need not be read
+            if sizes[_size(file)] > 1:  # the others need not be read
                 digest = hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
                 same.setdefault(digest, []).append((split, file))
     return [group for group in same.values() if len(group) > 1]
+
+
+def _size(file: Path | Member) -> int:
+    return file.length if isinstance(file, Member) else file.stat().st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import supervision as sv
@@ -17,6 +18,7 @@ from dqdet.data.overview import Overview, duplicates, overview
 from dqdet.drawing.overview import overview_page, sheet
 from dqdet.drawing.pictures import annotated, ground_truth, objects, picture
 from dqdet.errors import DqdetError, listed
+from dqdet.formats.shards import Member
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 SHOWN, WIDTH = 9, 360  # pictures of a split, and their width in pixels
@@ -66,7 +68,7 @@ def check(config: DataConfig) -> Checked:
 def _shared_files(datasets: Mapping[str, CocoDataset]) -> list[str]:
     """Images that are in both splits, which makes a validation too good, or twice in one."""
     files = {
-        split: [file for name in dataset.images.file_names if (file := dataset.images.folder / name).is_file()]
+        split: [file for file in map(dataset.images.stored, range(len(dataset))) if _is_there(file)]
         for split, dataset in datasets.items()
     }
     groups = duplicates(files)
@@ -77,6 +79,10 @@ def _shared_files(datasets: Mapping[str, CocoDataset]) -> list[str]:
         for found, where in ((between, "in both splits"), (within, "more than once in a split"))
         if found
     ]
+
+
+def _is_there(file: Path | Member) -> bool:
+    return isinstance(file, Member) or file.is_file()
 
 
 def _column(found: Overview) -> dict[str, str]:

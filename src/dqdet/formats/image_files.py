@@ -72,22 +72,32 @@ KINDS = {
 }
 
 
+class Encoded(NamedTuple):
+    """An image file in memory; its text is what messages call it."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @contextmanager
-def opened_image(file: str | Path, advice: str, what: str = "an image") -> Iterator[Image.Image]:
+def opened_image(file: str | Path | Encoded, advice: str, what: str = "an image") -> Iterator[Image.Image]:
     """The image in a file; its pixels are read when they are used, inside the context.
 
     Args:
-        file: its path.
+        file: its path, or what is in it.
         advice: what to do where it cannot be read, the end of the message.
         what: it should be, for the message.
 
     Raises:
         DqdetError: it is no regular file, it cannot be opened, or its pixels cannot be read.
     """
-    if reason := irregular(file):
+    if not isinstance(file, Encoded) and (reason := irregular(file)):
         raise DqdetError(f"{file}: {reason}; {advice}")
     try:
-        with Image.open(file) as image:
+        with Image.open(BytesIO(file.content) if isinstance(file, Encoded) else file) as image:
             yield image
     except DqdetError:
         raise
@@ -97,7 +107,7 @@ def opened_image(file: str | Path, advice: str, what: str = "an image") -> Itera
 
 
 def read_image(
-    file: str | Path,
+    file: str | Path | Encoded,
     advice: str = REPLACE,
     recorded: Size | None = None,
     in_doubt: Callable[[], None] = lambda: None,
@@ -105,7 +115,7 @@ def read_image(
     """The picture in a file, as this module's docstring says.
 
     Args:
-        file: its path.
+        file: its path, or what is in it.
         advice: what to do where it cannot be read, the end of the message.
         recorded: what a data set says about its size, which may be that of the picture as stored.
         in_doubt: is called where the orientation matters, but both sizes are the recorded one.
@@ -136,7 +146,7 @@ class Picture(NamedTuple):
 
 
 def read_shrunk(
-    file: str | Path,
+    file: str | Path | Encoded,
     least: int | None,
     advice: str = REPLACE,
     recorded: Size | None = None,
@@ -163,13 +173,15 @@ def read_shrunk(
         return Picture(pil_to_tensor(as_rgb(image, upright)), whole, 1)
 
 
-def _content(file: str | Path) -> Tensor:
+def _content(file: str | Path | Encoded) -> Tensor:
     """All bytes of a file."""
+    if isinstance(file, Encoded):
+        return torch.frombuffer(bytearray(file.content), dtype=torch.uint8)
     return torch.from_numpy(np.fromfile(file, dtype=np.uint8))
 
 
 def _is_wanted_upright(
-    image: Image.Image, file: str | Path, recorded: Size | None, in_doubt: Callable[[], None]
+    image: Image.Image, file: str | Path | Encoded, recorded: Size | None, in_doubt: Callable[[], None]
 ) -> bool:
     """Whether the picture in a file is to be turned as EXIF says; raises DqdetError if it is one of several."""
     if (count := len(pages(image))) > 1:

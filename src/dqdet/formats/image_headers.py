@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -37,12 +37,20 @@ def header_fault(file: str, size: Size | None) -> str | None:
         with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
                 return "is no regular file"
-            with Image.open(opened) as image:
-                width, height = image.size
-                if size is None or size == (height, width):
-                    return None
-                if size == (width, height) and image.getexif().get(ORIENTATION) in TURNED:
-                    return None
+            return opened_header_fault(opened, size)
+    except (OSError, ValueError) as error:
+        return f"cannot be read as an image ({str(error) or type(error).__name__})"
+
+
+def opened_header_fault(opened: IO[bytes], size: Size | None) -> str | None:
+    """As `header_fault` of an opened file."""
+    try:
+        with Image.open(opened) as image:
+            width, height = image.size
+            if size is None or size == (height, width):
+                return None
+            if size == (width, height) and image.getexif().get(ORIENTATION) in TURNED:
+                return None
     except Exception as error:  # whatever Pillow raises on damaged bytes
         return f"cannot be read as an image ({str(error) or type(error).__name__})"
     return f"is {width} x {height} pixels instead of {size[1]} x {size[0]}"

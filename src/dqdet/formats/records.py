@@ -92,7 +92,7 @@ def _document_with(keys: tuple[str, ...]) -> Any:
     """The type of a document whose annotations have some of these keys."""
     typed_dict: Any = TypedDict  # mypy wants its keys to be written out
     annotation = typed_dict("annotation", dict.fromkeys(keys, Any), total=False)
-    lists = {"images": Any, "categories": Any, "annotations": GenericAlias(list, annotation)}
+    lists = {"images": Any, "categories": Any, "shards": Any, "annotations": GenericAlias(list, annotation)}
     return typed_dict("document", lists, total=False)
 
 
@@ -166,7 +166,7 @@ def record_faults(
 
     Args:
         kind: what messages call a record.
-        records: of the annotation file.
+        records: of the annotation file; those with a ``place``, of other files, are called by that.
         fault: why a record, which has an id that no other has, cannot be used.
         key: under which the records have their ids.
     """
@@ -178,7 +178,7 @@ def record_faults(
             continue
         reason = f"has an {key} that is there already" if record[key] in ids else fault(record)
         if reason is not None:
-            faults.append(f"{kind} {record[key]} {reason}")
+            faults.append(f"{record.get('place', f'{kind} {record[key]}')} {reason}")
         ids.add(record[key])
     return faults, ids
 

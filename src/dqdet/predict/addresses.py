@@ -9,19 +9,18 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from dqdet.errors import DqdetError
+from dqdet.formats.remote import TIMEOUT, is_address
 
 LARGEST = 256 * 2**20  # bytes of a file
-TIMEOUT = 30.0  # seconds without a byte
-
 
 STREAM = re.compile(r"(rtsps?|rtmps?|srt|udp|tcp)://", re.I)
 PLAYLIST = re.compile(r"https?://[^?#]*\.m3u8($|[?#])", re.I)
 CAMERA = re.compile(r"(webcam:|/dev/video)(?P<number>\d+)$")
 
 
-def is_address(source: str) -> bool:
-    """Whether it is that of a file."""
-    return source.lower().startswith(("http://", "https://")) and not is_stream(source)
+def is_download(source: str) -> bool:
+    """Whether it is the address of a file."""
+    return is_address(source) and not is_stream(source)
 
 
 def is_stream(source: str) -> bool:

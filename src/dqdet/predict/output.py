@@ -12,7 +12,7 @@ import av
 
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.formats.writing import move_files, unfinished_folder
-from dqdet.predict.addresses import is_address, is_stream, public
+from dqdet.predict.addresses import is_download, is_stream, public
 from dqdet.runs.lock import held
 
 RESULTS = ("results.json", "panoptic.json", "images.json", "videos.json")
@@ -74,7 +74,7 @@ def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Ite
 
 def _named(source: str | Path) -> str:
     source = str(source)
-    return public(source) if is_address(source) or is_stream(source) else str(Path(source).resolve())
+    return public(source) if is_download(source) or is_stream(source) else str(Path(source).resolve())
 
 
 def _check_source(out: Path, info: dict[str, str]) -> None:

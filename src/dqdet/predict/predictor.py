@@ -24,7 +24,7 @@ from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.inference.tiles import Tile, joined, tiles_of
-from dqdet.predict.addresses import fetch, is_address
+from dqdet.predict.addresses import fetch, is_download
 from dqdet.predict.ahead import ahead
 from dqdet.runs.hub import publish
 from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
@@ -395,7 +395,7 @@ def as_image(source: ImageSource) -> Image.Image:
         DqdetError: the file or image cannot be read or fetched, an array is not ``[H, W, 3]`` of uint8, or a tensor is
             not ``[3, H, W]`` of uint8 or of numbers in 0..1.
     """
-    if isinstance(source, str) and is_address(source):
+    if isinstance(source, str) and is_download(source):
         with TemporaryDirectory() as folder:
             return read_image(fetch(source, Path(folder) / "fetched"))
     if isinstance(source, str | Path):

@@ -14,7 +14,7 @@ from dqdet.drawing.pictures import Threshold
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.image_files import image_files, is_image_name
 from dqdet.formats.records import is_id, is_text
-from dqdet.predict.addresses import fetch, is_address, is_stream, public
+from dqdet.predict.addresses import fetch, is_download, is_stream, public
 from dqdet.predict.frames import is_video_file
 from dqdet.predict.images import Picture, predict_pictures
 from dqdet.predict.predictor import Predictor
@@ -104,7 +104,7 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
 
 def _paths(source: str | Path, downloads: Path, addresses: dict[str, str], failures: list[DqdetError]) -> list[Path]:
     """The files and folders that a source means; ``addresses`` takes where they were fetched from."""
-    if isinstance(source, str) and is_address(source):
+    if isinstance(source, str) and is_download(source):
         try:
             file = fetch(source, downloads / str(len(list(downloads.iterdir()))))
             addresses[str(file)] = source

@@ -124,7 +124,7 @@ def planned(given: Mapping[str, Any]) -> Plan:
     root = given.get("data.root")
     if root is None:
         raise DqdetError("`train auto` chooses by the data: give data.root=FOLDER")
-    kind = given.get("data.kind") or kind_of(Path(root))
+    kind = given.get("data.kind") or kind_of(root)
     data = {name: value for name, value in given.items() if name.startswith("data.")} | {"data.kind": kind}
     found = look(data)
     init = given.get("init")

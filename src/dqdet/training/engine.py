@@ -61,7 +61,8 @@ logger = logging.getLogger(__name__)
 # What may differ when a training goes on; with anything else it would be another training.
 RESUMABLE = (
     *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience", "pictures")),
-    *("train.logger", "data.root", "data.workers", "data.check", "train.timeout", "train.strategy", "train.recompute"),
+    *("data.root", "data.cache", "data.workers", "data.check"),
+    *("train.logger", "train.timeout", "train.strategy", "train.recompute"),
 )
 
 # What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.

@@ -22,7 +22,8 @@ from dqdet.training.data_module import DataModule
 from dqdet.training.loggers import check_loggers
 from dqdet.training.module import DetectionModule
 
-OF_HOSTS = ("data.root", "data.workers", "data.check", "model.backbone.weights")  # options that may differ between them
+# Options that may differ between them.
+OF_HOSTS = ("data.root", "data.cache", "data.workers", "data.check", "model.backbone.weights")
 
 logger = logging.getLogger(__name__)
 
