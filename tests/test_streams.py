@@ -108,6 +108,20 @@ def test_a_stream_may_be_joined_in_its_middle(predictor, camera, recorded, tmp_p
     assert FRAMES <= len(images) < 2 * FRAMES
 
 
+def test_damaged_packets_are_left_out(predictor, camera, tmp_path):
+    """As a file, this one would end before its third frame."""
+    with av.open(tmp_path / "a.mkv", "w") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "rgb24"
+        for t in range(FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_image(frame(t))))
+        container.mux(stream.encode())
+    parts = (tmp_path / "a.mkv").read_bytes().split(b"\x89PNG")
+    parts[3] = bytes(len(parts[3]))
+    assert predict(predictor, [camera(b"\x89PNG".join(parts))], tmp_path / "out") == []
+    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == FRAMES - 1
+
+
 def test_a_playlist_of_the_web_is_a_stream(predictor, tmp_path):
     (tmp_path / "served").mkdir()
     with av.open(tmp_path / "served" / "live.m3u8", "w", format="hls", options={"hls_time": "1"}) as container:

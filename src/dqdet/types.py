@@ -270,6 +270,7 @@ class ImageDetections:
     labels: Tensor  # [K] int64, index into the class list
     boxes: Tensor  # [K, 4] x1, y1, x2, y2 in pixels; may reach beyond the image
     masks: RleMasks | None = None
+    track_ids: Tensor | None = None  # [K] int64, of frames that are tracked: from 1, or 0 for none
 
 
 @dataclass

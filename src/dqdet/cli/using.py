@@ -54,6 +54,10 @@ def predict(
         float | None,
         typer.Option(show_default="0.2", help="Least part of its side that a tile shares with the next."),
     ] = None,
+    track: Annotated[
+        bool,
+        typer.Option("--track", help="Number the objects in videos and streams, for models of images."),
+    ] = False,
     precision: FastPrecision = "fp32",
     compile: Compile = False,
     force: Force = False,
@@ -65,6 +69,7 @@ def predict(
     (GIF, APNG, WebP, TIFF) is a video, too.
     """
     from dqdet.predict import sources as given
+    from dqdet.predict.tracking import check_installed
 
     options = [source for source in sources if OPTION.match(source) and not os.path.exists(source)]
     overrides = overrides_of(dqdet.load, options)
@@ -75,11 +80,15 @@ def predict(
     paths = [source for source in sources if source not in options]
     if not paths:
         raise DqdetError("nothing to look at; give images, folders, videos or addresses")
+    if track:
+        check_installed()
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides)
     if tiles is not None:
         predictor = predictor.tiled(tiles) if overlap is None else predictor.tiled(tiles, overlap)
     limit = None if threshold is None else _threshold(threshold, model, predictor)
-    failures = given.predict(predictor, paths, out, limit, ids, force, say=lambda line: print(line, flush=True))
+    failures = given.predict(
+        predictor, paths, out, limit, ids, force, say=lambda line: print(line, flush=True), tracking=track
+    )
     for failure in failures:
         complain(failure)
     if len(failures) > 1:

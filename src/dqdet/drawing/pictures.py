@@ -57,7 +57,9 @@ def objects(boxes: Tensor, labels: Tensor, classes: Sequence[str], masks: Tensor
 
 
 def above(found: ImageDetections, threshold: Threshold) -> Tensor:
-    """Which detections ``[K]`` (bool) score above a threshold, or that of their class."""
+    """Which detections ``[K]`` (bool) are shown: those in a track, or else above a threshold, or that of their class."""
+    if found.track_ids is not None:
+        return found.track_ids > 0
     if isinstance(threshold, float | int):
         return found.scores > threshold
     return found.scores > torch.tensor(threshold, device=found.scores.device)[found.labels]
@@ -85,6 +87,7 @@ def detected(
         mask=masks,
         class_id=labels,
         confidence=found.scores[kept].cpu().numpy(),
+        tracker_id=None if found.track_ids is None else found.track_ids[kept].cpu().numpy(),
         data={"class_name": np.array(classes)[labels]},
     )
 

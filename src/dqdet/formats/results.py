@@ -38,7 +38,7 @@ def coco_results(
 
     An entry has its box (``bbox``: x, y, width, height in pixels) or its mask (``segm``: compressed RLE), never both:
     the official evaluation would take the areas of masks from the boxes. Boxes are not clipped to the image, as in
-    the published evaluations.
+    the published evaluations. An entry that belongs to a track has its ``track_id``, which evaluations do not read.
 
     Raises:
         DqdetError: scores or boxes are not finite.
@@ -50,10 +50,14 @@ def coco_results(
         key, shapes = "segmentation", detections.masks.rles
     else:
         key, shapes = "bbox", box_convert(detections.boxes, "xyxy", "xywh").tolist()
-    return [
+    entries = [
         {"image_id": image_id, "category_id": category_ids[label], key: shape, "score": score}
         for score, label, shape in zip(detections.scores.tolist(), detections.labels.tolist(), shapes, strict=True)
     ]
+    if detections.track_ids is not None:
+        for entry, number in zip(entries, detections.track_ids.tolist(), strict=True):
+            entry.update({"track_id": number} if number else {})
+    return entries
 
 
 def panoptic_result(image_id: int, file_name: str, panoptic: PanopticMap) -> dict[str, Any]:

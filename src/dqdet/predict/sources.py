@@ -18,7 +18,7 @@ from dqdet.predict.addresses import fetch, is_download, is_stream, public
 from dqdet.predict.frames import is_video_file
 from dqdet.predict.images import Picture, predict_pictures
 from dqdet.predict.predictor import Predictor
-from dqdet.predict.videos import predict_video
+from dqdet.predict.videos import check_tracking, predict_video
 
 
 def predict(
@@ -29,6 +29,7 @@ def predict(
     annotations: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    tracking: bool = False,
 ) -> list[DqdetError]:
     """Detect in all sources and write what was found into ``out``.
 
@@ -46,22 +47,25 @@ def predict(
         annotations: file in COCO's format that has the ids of the images.
         force: overwrite results of other sources.
         say: is given a line on each thing that is done.
+        tracking: number the objects in videos, as `predict_video` does.
 
     Returns:
         what was wrong with files and videos that could not be read; all others are done nevertheless.
 
     Raises:
-        DqdetError: there is nothing to look at, ``out`` cannot be written, or the model is one of videos and
-            ``annotations`` are given.
+        DqdetError: there is nothing to look at, ``out`` cannot be written, the model is one of videos and
+            ``annotations`` are given, or it cannot track, or an image should be tracked.
     """
     of_videos = predictor.config.data.task == "video"
+    if tracking:
+        check_tracking(predictor)
     if of_videos and annotations is not None:
         raise DqdetError(f"{annotations}: has ids of images, but a model of data.task=video looks at videos")
     streams = [str(source) for source in sources if is_stream(str(source))]
     if streams and len(sources) > 1:
         raise DqdetError(f"{public(streams[0])}: all else would wait for the end of this stream; give it alone")
     if streams:
-        return predict_video(predictor, streams[0], out, threshold, force, say)
+        return predict_video(predictor, streams[0], out, threshold, force, say, tracking)
     failures: list[DqdetError] = []
     with TemporaryDirectory() as temporary:
         downloads = Path(temporary)
@@ -75,13 +79,16 @@ def predict(
             videos = [path for path in given if is_video_file(path)]
         images = [path for path in given if path not in videos and not of_videos]
         pictures = named(_distinct(file for path in images for file in _images(path, out)), given, downloads)
+        if pictures and tracking:
+            raise DqdetError(f"{pictures[0].file}: is an image, which has no tracks; give videos alone")
         if pictures:
             ids = None if annotations is None else ids_from(annotations, pictures)
             failures += predict_pictures(predictor, pictures, sources, out, threshold, ids, force, say)
         alone = len(videos) == 1 and not pictures
         for path, name in zip(videos, _numbered(path.stem for path in videos), strict=True):
             try:
-                failures += predict_video(predictor, path, out if alone else out / name, threshold, force, say)
+                place = out if alone else out / name
+                failures += predict_video(predictor, path, place, threshold, force, say, tracking)
             except DqdetError as error:
                 if alone and not addresses:
                     raise

@@ -22,9 +22,10 @@ from dqdet.predict.addresses import is_stream, public
 from dqdet.predict.frames import Video, open_video, video_writer
 from dqdet.predict.images import ResultFiles
 from dqdet.predict.output import Output, results_folder
-from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor
+from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor, objects
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.predict.streams import Stream
+from dqdet.predict.tracking import Tracker, check_installed
 from dqdet.types import Track
 
 
@@ -65,6 +66,7 @@ def predict_video(
     threshold: Threshold | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    tracking: bool = False,
 ) -> list[DqdetError]:
     """Detect in a video file, an animation, a folder of frames, or a stream, and write into ``out``:
 
@@ -72,7 +74,8 @@ def predict_video(
     - of a video model ``results.json``, all tracks in the official format of YouTube-VIS, and ``videos.json``, the
       video (of a folder with the names of its frames) and the categories behind the ids; a track has one colour in
       the whole video,
-    - of an image model the files of `ResultFiles`, with the numbers of frames, from 1, as ids of images.
+    - of an image model the files of `ResultFiles`, with the numbers of frames, from 1, as ids of images; with
+      ``tracking`` the detections of a `Tracker` have the ``track_id`` of their object, and these are drawn.
 
     ``say`` is given a line on what was done. Frames are read when they are needed, so that the memory does not depend
     on the length of the video. A video ends before the first frame that cannot be read, a stream also with the first
@@ -83,27 +86,43 @@ def predict_video(
 
     Raises:
         DqdetError: the video cannot be read, the video would be overwritten, or ``out`` has results of another source,
-            which are overwritten only with ``force``; ``out`` is as before. ``out`` cannot be written; results that
-            are found are kept.
+            which are overwritten only with ``force``; ``out`` is as before. The same with ``tracking``, where the
+            model's objects cannot be tracked. ``out`` cannot be written; results that are found are kept.
         Interrupted: by Ctrl-C or SIGTERM; results that are found are kept.
     """
     out = Path(out)
     of_videos = predictor.config.data.task == "video"
+    if tracking:
+        check_tracking(predictor)
     video = _opened(source, of_videos)
     if (out / f"{video.name}.mp4").resolve() == Path(source).resolve():
         raise DqdetError(f"{out}: has the video, which would be overwritten; choose another folder for the results")
-    tally = Tally("frames", "tracks" if of_videos else "objects")
+    tally = Tally("frames", "tracks" if of_videos or tracking else "objects")
     failures: list[DqdetError] = []
     with (
         results_folder(out, [source], force) as output,
         replacing(output.folder / f"{video.name}.mp4") as unfinished,
         video_writer(unfinished, video.rate) as append,
     ):
-        pictures = _tracked if of_videos else _detected
-        for picture in pictures(predictor, video, failures, output, threshold, tally):
+        if of_videos:
+            pictures = _tracked(predictor, video, failures, output, threshold, tally)
+        else:
+            tracker = Tracker(video.rate, predictor.shown_above(threshold)) if tracking else None
+            pictures = _detected(predictor, video, failures, output, threshold, tally, tracker)
+        for picture in pictures:
             append(picture)
     say(f"{out / video.name}.mp4: {tally.line(predictor.shown_above(threshold))}")
     return failures
+
+
+def check_tracking(predictor: Predictor) -> None:
+    """Raise DqdetError where the frames of a model cannot be tracked."""
+    task = predictor.config.data.task
+    if task == "video":
+        raise DqdetError("a model of data.task=video tracks by itself; leave out the tracking")
+    if task not in ("detection", "instance"):
+        raise DqdetError(f"tracking is for boxes and instance masks, not for data.task={task}; leave it out")
+    check_installed()
 
 
 def _opened(source: str | Path, of_videos: bool) -> Video:
@@ -177,14 +196,18 @@ def _detected(
     output: Output,
     threshold: Threshold | None,
     tally: Tally,
+    tracker: Tracker | None,
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
     results = ResultFiles(predictor, output)
     for number, image in enumerate(in_progress(_readable(video, failures), "predicting", video.length), 1):
         (outcome,) = predictor.outcomes([image], threshold)
+        tracks = 0 if tracker is None else tracker.count
+        if tracker is not None:
+            outcome = tracker.followed(objects(outcome))
         name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
         results.add(number, name, image, outcome)
         output.done = f"{number} frames are done"
-        tally.add(predictor.shown(outcome, threshold))
+        tally.add(predictor.shown(outcome, threshold) if tracker is None else tracker.count - tracks)
         yield predictor.drawn(image, outcome, threshold)
     results.finish()
