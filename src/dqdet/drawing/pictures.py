@@ -57,7 +57,7 @@ def objects(boxes: Tensor, labels: Tensor, classes: Sequence[str], masks: Tensor
 
 
 def above(found: ImageDetections, threshold: Threshold) -> Tensor:
-    """Which detections ``[K]`` (bool) are shown: those in a track, or else above a threshold, or that of their class."""
+    """Which detections ``[K]`` (bool) to show: those in a track, or else above a threshold or that of their class."""
     if found.track_ids is not None:
         return found.track_ids > 0
     if isinstance(threshold, float | int):
