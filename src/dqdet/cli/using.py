@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -61,6 +61,10 @@ def predict(
     precision: FastPrecision = "fp32",
     compile: Compile = False,
     force: Force = False,
+    engine: Annotated[
+        Literal["here", "ray"],
+        typer.Option(help="ray: many images on the machines of a Ray cluster, without pictures; goes on by itself."),
+    ] = "here",
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
 
@@ -80,6 +84,18 @@ def predict(
     paths = [source for source in sources if source not in options]
     if not paths:
         raise DqdetError("nothing to look at; give images, folders, videos or addresses")
+    if engine == "ray":
+        drawn = {"--threshold": threshold, "--tiles": tiles, "--track": track or None}
+        if given_options := [name for name, value in drawn.items() if value is not None]:
+            raise DqdetError(
+                f"{', '.join(given_options)}: not with --engine ray, which draws no pictures; leave it out"
+            )
+        from dqdet.predict import on_ray
+
+        loaded = on_ray.loading(model, precision, compile, overrides)
+        if failed := on_ray.predict_on_ray(loaded, paths, out, ids, force, say=lambda line: print(line, flush=True)):
+            print(f"{out / 'errors.json'}: {failed} images could not be read")
+        return
     if track:
         check_installed()
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -93,12 +93,56 @@ class Picture(NamedTuple):
     name: str  # of it in results, with slashes where there are folders; with a suffix that says how to write it
 
 
-class Readable(NamedTuple):
+Source = TypeVar("Source")
+
+
+class Readable(NamedTuple, Generic[Source]):
     """A picture that has been read."""
 
-    picture: Picture
+    picture: Source
     image: Image.Image
     prepared: Prepared
+
+
+def found_in(
+    predictor: Predictor,
+    pictures: Iterable[Source],
+    read: Callable[[Source], Image.Image],
+    failed: Callable[[Source, DqdetError], None],
+    threshold: Threshold | None,
+    tally: Tally,
+) -> Iterator[tuple[Readable[Source], Outcome]]:
+    """What is found in pictures, in their order; those of one shape among the next few go through the model together.
+
+    Args:
+        predictor: of the model.
+        pictures: are taken as they are needed.
+        read: a picture, in threads; raises DqdetError where it cannot be read.
+        failed: is given the pictures that could not be read, which are left out, and why.
+        threshold: of the segments of panoptic maps.
+        tally: of the time that the model takes.
+    """
+    size = predictor.batch
+
+    def attempt(picture: Source) -> Readable[Source] | tuple[Source, DqdetError]:
+        try:
+            image = read(picture)
+        except DqdetError as error:
+            return picture, error
+        return Readable(picture, image, predictor.prepared(image))
+
+    def readable() -> Iterator[Readable[Source]]:
+        for one in ahead(attempt, pictures, size, threads=2):
+            if isinstance(one, Readable):
+                yield one
+            else:
+                failed(*one)
+
+    def outcomes(batch: Sequence[Readable[Source]]) -> list[Outcome]:
+        with tally.busy():
+            return predictor.outcomes_of([one.prepared for one in batch], threshold)
+
+    return in_batches(readable(), outcomes, lambda one: predictor.padded(one.prepared), size, 2 * size)
 
 
 def predict_pictures(
@@ -148,33 +192,20 @@ def predict_pictures(
         raise DqdetError(f"{out}: has the images, which would be overwritten; choose another folder for the results")
     tally = Tally("images", "segments" if predictor.config.data.task == "panoptic" else "objects")
     failures: list[DqdetError] = []
-    size = predictor.batch
+    seen = in_progress(pictures, "predicting", len(pictures))
 
-    def read(picture: Picture) -> Readable | DqdetError:
-        try:
-            image = read_image(picture.file)
-        except DqdetError as error:
-            return error
-        return Readable(picture, image, predictor.prepared(image))
+    def read(picture: Picture) -> Image.Image:
+        return read_image(picture.file)
 
-    def readable() -> Iterator[Readable]:
-        for one in in_progress(ahead(read, pictures, size, threads=2), "predicting", len(pictures)):
-            if isinstance(one, DqdetError):
-                failures.append(one)
-            else:
-                yield one
+    def failed(picture: Picture, error: DqdetError) -> None:
+        failures.append(error)
 
-    def outcomes(batch: Sequence[Readable]) -> list[Outcome]:
-        with tally.busy():
-            return predictor.outcomes_of([one.prepared for one in batch], threshold)
-
-    def predicted() -> Iterator[tuple[Readable, Outcome]]:
-        return in_batches(readable(), outcomes, lambda one: predictor.padded(one.prepared), size, 2 * size)
+    predicted = found_in(predictor, seen, read, failed, threshold, tally)
 
     with results_folder(out, sources, force) as output:
         results = ResultFiles(predictor, output)
 
-        def write(found: tuple[Readable, Outcome]) -> None:
+        def write(found: tuple[Readable[Picture], Outcome]) -> None:
             (picture, image, _), outcome = found
             (out / picture.name).parent.mkdir(parents=True, exist_ok=True)
             write_image(out / picture.name, predictor.drawn(image, outcome, threshold))
@@ -182,7 +213,7 @@ def predict_pictures(
             tally.add(predictor.shown(outcome, threshold))
             output.done = f"{len(results.described)} of {len(pictures)} images are done"
 
-        for _ in ahead(write, predicted(), size):
+        for _ in ahead(write, predicted, predictor.batch):
             pass
         results.finish()
     say(f"{out}: {tally.line(predictor.shown_above(threshold))}")

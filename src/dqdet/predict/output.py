@@ -12,7 +12,7 @@ import av
 
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.formats.writing import move_files, unfinished_folder
-from dqdet.predict.addresses import is_download, is_stream, public
+from dqdet.predict.addresses import is_stream, public
 from dqdet.runs.lock import held
 
 RESULTS = ("results.json", "panoptic.json", "images.json", "videos.json")
@@ -34,6 +34,11 @@ class Output:
     done: str = ""
 
 
+def described(sources: Sequence[str | Path]) -> dict[str, str]:
+    """What result files say of their source."""
+    return {"source": ", ".join(map(_named, sources))}
+
+
 @contextmanager
 def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Iterator[Output]:
     """Hold the folder of results of ``sources``; result files are put there at the end.
@@ -49,7 +54,7 @@ def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Ite
         DqdetError: the folder is in use, has results of another source, or cannot be written to.
         Interrupted: by Ctrl-C or SIGTERM.
     """
-    output = Output(out, {"source": ", ".join(map(_named, sources))})
+    output = Output(out, described(sources))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with held(out):
@@ -74,7 +79,7 @@ def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Ite
 
 def _named(source: str | Path) -> str:
     source = str(source)
-    return public(source) if is_download(source) or is_stream(source) else str(Path(source).resolve())
+    return public(source) if "://" in source or is_stream(source) else str(Path(source).resolve())
 
 
 def _check_source(out: Path, info: dict[str, str]) -> None:

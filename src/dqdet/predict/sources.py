@@ -85,7 +85,7 @@ def predict(
             ids = None if annotations is None else ids_from(annotations, pictures)
             failures += predict_pictures(predictor, pictures, sources, out, threshold, ids, force, say)
         alone = len(videos) == 1 and not pictures
-        for path, name in zip(videos, _numbered(path.stem for path in videos), strict=True):
+        for path, name in zip(videos, numbered(path.stem for path in videos), strict=True):
             try:
                 place = out if alone else out / name
                 failures += predict_video(predictor, path, place, threshold, force, say, tracking)
@@ -119,12 +119,28 @@ def _paths(source: str | Path, downloads: Path, addresses: dict[str, str], failu
         except DqdetError as error:
             failures.append(error)
             return []
+    return _matches(source)
+
+
+def _matches(source: str | Path) -> list[Path]:
+    """A file or folder itself, or all that have a pattern."""
     path = Path(source)
     if os.path.exists(path) or not glob.has_magic(str(source)):
         return [path]
     if not (matches := sorted(glob.glob(str(source), recursive=True))):
         raise DqdetError(f"{source}: no file or folder has such a name; give an image, a video or a folder of images")
     return [Path(match) for match in matches]
+
+
+def images_of(sources: Sequence[str | Path], out: Path) -> list[Picture]:
+    """All images of files, folders and patterns, by the names of their results; other files that a pattern has are not.
+
+    Raises:
+        DqdetError: there is nothing of a name.
+    """
+    given = [path for source in sources for path in _matches(source)]
+    given = _distinct(path for path in given if path in map(Path, sources) or path.is_dir() or is_image_name(path))
+    return named(_distinct(file for path in given for file in _images(path, out)), given)
 
 
 def _images(path: Path, out: Path) -> list[Path]:
@@ -154,7 +170,7 @@ def _has_images(path: Path) -> bool:
     return os.path.isdir(path) and any(map(is_image_name, path.iterdir()))
 
 
-def named(files: Sequence[Path], given: Sequence[Path], downloads: Path) -> list[Picture]:
+def named(files: Sequence[Path], given: Sequence[Path], downloads: Path | None = None) -> list[Picture]:
     """Files with the names that their results have.
 
     Args:
@@ -166,10 +182,10 @@ def named(files: Sequence[Path], given: Sequence[Path], downloads: Path) -> list
     inside = os.path.commonpath(map(os.path.abspath, folders)) if folders else ""  # without ".."
     names = [file.name if downloads in file.parents else os.path.relpath(file, inside) for file in files]
     names = [name if is_image_name(Path(name)) else f"{name}.png" for name in names]
-    return [Picture(file, name) for file, name in zip(files, _numbered(names), strict=True)]
+    return [Picture(file, name) for file, name in zip(files, numbered(names), strict=True)]
 
 
-def _numbered(names: Iterable[str]) -> list[str]:
+def numbered(names: Iterable[str]) -> list[str]:
     """The same names, with a number where one was there before: ``a.png``, ``a-2.png``."""
     distinct: dict[str, None] = {}
     for name in names:

@@ -1,0 +1,341 @@
+"""Many images, predicted by all machines of a Ray cluster, shard by shard.
+
+Ray Data gives the shards to actors, of which each loads the model once; what they find comes back and is written by
+this process, a file for each shard. So the machines need no common disk for the results, and the same command goes on
+where it was stopped, without the shards that are done. Images are read where they are predicted: from a store
+(``s3://``, ``gs://``), an address, or a path that is the same on all machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from dqdet.config import Precision
+from dqdet.errors import DqdetError, Interrupted
+from dqdet.formats.image_files import Encoded, is_image_name, one_line, read_image
+from dqdet.formats.remote import is_address, read_whole
+from dqdet.formats.results import GrowingList, IouType, coco_results
+from dqdet.formats.writing import move_files, replacing, unfinished_folder
+from dqdet.predict.images import Picture, found_in, image_ids
+from dqdet.predict.output import RESULTS, described
+from dqdet.predict.predictor import Predictor, objects
+from dqdet.predict.progress import Tally
+from dqdet.predict.sources import ids_from, images_of, numbered
+from dqdet.runs.lock import held
+
+SHARD = 256  # images
+MAGIC = re.compile(r"[*?]")
+MISSING = "`--engine ray` needs Ray Data: pip install 'dqdet[ray]'"
+
+
+class Job(NamedTuple):
+    """An image to look at."""
+
+    place: str  # path or address
+    name: str  # in results
+    image_id: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How each actor loads the model.
+
+    Attributes:
+        load: gives the predictor; ``dqdet.load`` with the model's source.
+        named: what decides about results, for the plan.
+    """
+
+    load: Callable[[], Predictor]
+    named: dict[str, Any] = field(default_factory=dict)
+
+
+def loading(source: str, precision: Precision, compile: bool, overrides: dict[str, Any]) -> Loading:
+    """That of ``dqdet.load``; files of a model that change make it another one."""
+    import dqdet
+
+    place = Path(source)
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] * place.is_file()
+    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    source = str(place.resolve()) if place.exists() else source
+    named = {"model": source, "files": state, "precision": precision, "options": overrides}
+    return Loading(partial(dqdet.load, source, precision=precision, compile=compile, **overrides), named)
+
+
+class ShardPredictor:
+    """What an actor does: it loads the model, and looks at shards.
+
+    A shard becomes a list with an entry for each image: its ``id``, ``file_name``, ``width``, ``height``, ``results``
+    as COCO's results files have them, and ``error``: why it could not be read (then there is nothing else), or null.
+    """
+
+    def __init__(self, load: Callable[[], Predictor]) -> None:
+        self.predictor = load()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """A column ``jobs`` of JSON, one text a shard; the same of ``found``."""
+        found = [json.dumps(self.of_shard([Job(*job) for job in json.loads(text)])) for text in batch["jobs"]]
+        return {"shard": list(batch["shard"]), "found": found}
+
+    def of_shard(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        entries: dict[int, dict[str, Any]] = {}
+
+        def failed(job: Job, error: DqdetError) -> None:
+            entries[job.image_id] = {"id": job.image_id, "file_name": job.name, "error": str(error)}
+
+        tally = Tally("images", "objects")
+        for (job, image, _), outcome in found_in(self.predictor, jobs, read_job, failed, None, tally):
+            found = objects(outcome)
+            iou_type: IouType = "bbox" if found.masks is None else "segm"
+            entries[job.image_id] = {
+                **{"id": job.image_id, "file_name": job.name, "width": image.width, "height": image.height},
+                "results": coco_results(job.image_id, found, self.predictor.category_ids, iou_type),
+                "error": None,
+            }
+        return [entries[job.image_id] for job in jobs]
+
+
+def read_job(job: Job) -> Image.Image:
+    """Raises DqdetError where it cannot be read."""
+    if "://" not in job.place:
+        return read_image(Path(job.place))
+    if is_address(job.place):
+        if (content := read_whole(job.place)) is None:
+            raise DqdetError(f"{job.place}: there is no such image; correct the address")
+    else:
+        from pyarrow import fs
+
+        try:
+            system, path = fs.FileSystem.from_uri(job.place)
+            with system.open_input_file(path) as file:
+                content = file.read()
+        except (OSError, ValueError) as error:
+            raise DqdetError(f"{job.place}: cannot be read ({one_line(error)}); check address and rights") from error
+    return read_image(Encoded(job.place, content))
+
+
+def jobs_of(sources: Sequence[str], out: Path, annotations: Path | None) -> list[Job]:
+    """All images of folders, patterns and addresses, also of stores; ids and names are those of `predict`.
+
+    Raises:
+        DqdetError: there are none.
+    """
+    local = [source for source in sources if "://" not in source]
+    pictures = images_of(local, out) if local else []
+    places = [str(picture.file.absolute()) for picture in pictures]
+    names = [picture.name for picture in pictures]
+    for source in sources:
+        if "://" in source:
+            for place, name in _stored(source):
+                places.append(place)
+                names.append(name)
+    names = numbered(names)
+    pictures = [Picture(Path(place), name) for place, name in zip(places, names, strict=True)]
+    if annotations is not None:
+        by_name = ids_from(annotations, pictures)
+        ids = [by_name[name] for name in names]
+    else:
+        ids = list(image_ids([picture.file for picture in pictures]).values())
+    return [Job(*one) for one in zip(places, names, ids, strict=True)]
+
+
+def _stored(source: str) -> Iterator[tuple[str, str]]:
+    """Places and names of the images that an address means: a file, a folder with all below, or a pattern."""
+    if is_address(source) or (is_image_name(Path(source)) and not MAGIC.search(source)):
+        yield source, Path(source.partition("?")[0]).name
+        return
+    from pyarrow import fs
+
+    start = MAGIC.search(source)
+    folder = source.rstrip("/") if start is None else source[: start.start()].rpartition("/")[0]
+    wanted = re.compile(".*" if start is None else _regular(source[len(folder) + 1 :]))
+    try:
+        system, base = fs.FileSystem.from_uri(folder)
+        found = system.get_file_info(fs.FileSelector(base, recursive=True))
+    except (OSError, ValueError) as error:
+        raise DqdetError(f"{source}: cannot be listed ({one_line(error)}); check address and rights") from error
+    names = sorted(info.path.removeprefix(base).lstrip("/") for info in found if info.is_file)
+    names = [name for name in names if is_image_name(Path(name)) and wanted.fullmatch(name)]
+    if not names:
+        raise DqdetError(f"{source}: no images there; give a folder or a pattern, such as {folder}/**")
+    yield from ((f"{folder}/{name}", name) for name in names)
+
+
+def _regular(pattern: str) -> str:
+    """``**/`` is any folders or none, ``**`` anything, ``*`` a part of a name, ``?`` a character of it."""
+    meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(meanings.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
+
+
+def predict_on_ray(
+    model: Loading,
+    sources: Sequence[str],
+    out: Path,
+    annotations: Path | None = None,
+    force: bool = False,
+    actors: int | None = None,
+    shard: int = SHARD,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Detect in images on a cluster of Ray, and write into ``out``:
+
+    - ``results.json`` and ``images.json`` as `predict` does, without pictures,
+    - ``errors.json``: of each image that could not be read its ``file_name`` and ``error``,
+    - ``shards``: what was found in each, see `ShardPredictor`.
+
+    What the environment variable ``RAY_ADDRESS`` names is the cluster, otherwise this machine is one.
+
+    Args:
+        model: of boxes or masks of instances.
+        sources: files, folders, patterns and addresses, also of stores, of images.
+        out: folder to write to; where it has shards of the same images, model and options, they are not done again.
+        annotations: file in COCO's format that has the ids of the images.
+        force: remove what ``out`` has of others.
+        actors: that load the model; by default one for each GPU, or, without these, for each machine.
+        shard: images of a task.
+        say: is given a line on what was done.
+
+    Returns:
+        how many images could not be read.
+
+    Raises:
+        DqdetError: Ray is missing or fails, there are no images, the model is none of boxes or masks, or ``out`` has
+            other results.
+        Interrupted: by Ctrl-C or SIGTERM; the shards that were done stay.
+    """
+    predictor = model.load()  # here too, so that what is wrong with it is said at once
+    if (task := predictor.config.data.task) not in ("detection", "instance"):
+        raise DqdetError(f"--engine ray is for boxes and masks of instances, not data.task={task}; leave it out")
+    categories = predictor.categories
+    del predictor
+    jobs = jobs_of(sources, out, annotations)
+    shards = [jobs[start : start + shard] for start in range(0, len(jobs), shard)]
+    folder = out / "shards"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with held(out):
+            _plan(out, folder, {**model.named, "shard": shard, "jobs": _digest(jobs)}, force)
+            left = [number for number in range(len(shards)) if not _file(folder, number).is_file()]
+            try:
+                with closing(_run(model, {number: shards[number] for number in left}, actors)) as coming:
+                    for number, found in coming:
+                        with replacing(_file(folder, number)) as unfinished:
+                            unfinished.write_text(found)
+            except KeyboardInterrupt as error:
+                done = sum(_file(folder, number).is_file() for number in range(len(shards)))
+                raise Interrupted(
+                    f"stopped; {done} of {len(shards)} shards are done, the same command does the others: {out}"
+                ) from error
+            failed = _merge(out, [_file(folder, number) for number in range(len(shards))], sources, categories)
+    except OSError as error:
+        raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
+    say(f"{out}: {len(jobs) - failed} images in {len(shards)} shards, {len(shards) - len(left)} of them done before")
+    return failed
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06}.json"
+
+
+def _digest(jobs: Sequence[Job]) -> str:
+    return hashlib.blake2b(json.dumps(jobs).encode(), digest_size=16).hexdigest()
+
+
+def _plan(out: Path, folder: Path, plan: dict[str, Any], force: bool) -> None:
+    """Write what the shards in a folder are of, or raise DqdetError where they are of something else."""
+    file = folder / "plan.json"
+    text = json.dumps(plan, sort_keys=True, default=str)
+    if file.is_file() and file.read_text() == text:
+        return
+    if not force and (folder.exists() or any((out / name).exists() for name in RESULTS)):
+        raise DqdetError(
+            f"{out}: has results of other images, another model or other options; choose another folder, or overwrite "
+            "them with --force"
+        )
+    if folder.exists():
+        shutil.rmtree(folder)
+    with replacing(file) as unfinished:
+        unfinished.write_text(text)
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Ray, with its own messages turned down; what was started here ends here."""
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise DqdetError(MISSING) from error
+    started = not ray.is_initialized()
+    if started:
+        on_termination = signal.getsignal(signal.SIGTERM)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, on_termination)  # Ray has taken it
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield ray
+    except ray.exceptions.RayError as error:
+        raise DqdetError(f"Ray has failed ({one_line(error)[-500:]}); the shards that are done stay") from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _run(model: Loading, shards: dict[int, list[Job]], actors: int | None) -> Generator[tuple[int, str], None, None]:
+    """What is found in shards, in whatever order they are done, as JSON."""
+    if not shards:
+        return
+    with _cluster() as ray:
+        rows = [{"shard": number, "jobs": json.dumps(jobs)} for number, jobs in shards.items()]
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        count = actors or gpus or len(machines)
+        # Without GPUs an actor has a machine, or its share of one: Ray tells PyTorch to take so many threads.
+        cpus = sum(int(machine["CPU"]) for machine in machines)
+        needed = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // max(count, len(machines)))}
+        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            ShardPredictor,
+            fn_constructor_args=(model.load,),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
+            **needed,
+        )
+        for row in found.iter_rows():
+            yield int(row["shard"]), row["found"]
+
+
+def _merge(out: Path, files: Sequence[Path], sources: Sequence[str], categories: list[dict[str, Any]]) -> int:
+    """Put the files of `predict` together; returns how many images could not be read."""
+    failed = 0
+    with unfinished_folder(out) as folder:
+        results = GrowingList(folder / "results.json")
+        images = GrowingList(folder / "images.json", "images", info=described(sources), categories=categories)
+        errors = GrowingList(folder / "errors.json")
+        for file in files:
+            for entry in json.loads(file.read_text()):
+                if entry["error"] is not None:
+                    errors.extend([{"file_name": entry["file_name"], "error": entry["error"]}])
+                    failed += 1
+                    continue
+                results.extend(entry["results"])
+                images.extend([{key: entry[key] for key in ("id", "file_name", "width", "height")}])
+        for one in (results, images, errors):
+            one.finish()
+        move_files(folder, out)
+    return failed
