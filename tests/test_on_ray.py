@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,7 +188,7 @@ def test_stores_are_listed_and_read(photos, tmp_path):
 def test_what_it_cannot_do_is_said(run, small_run, photos, tmp_path, monkeypatch):
     _, _, err = run("predict", small_run, photos, "--engine", "ray", "--threshold", "0.3", "--out", tmp_path / "out")
     assert "--threshold is for pictures" in err
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     _, _, err = run("predict", small_run, photos, "--engine", "ray", "--out", tmp_path / "out")
     assert err == "error: `--engine ray` needs Ray Data: pip install 'dqdet[ray]'\n"
 
