@@ -52,7 +52,7 @@ def of_loop(run: Path, files: list[Path]) -> float:
 def of_ray(run: Path, images: Path, out: Path) -> tuple[float, float]:
     """Images a second after the first shard, and the seconds until that."""
     began = time.time()
-    predict_on_ray(loading(str(run), "fp32", False, {}), [str(images)], out, shard=SHARD)
+    predict_on_ray(loading(dqdet.load, str(run), "fp32", False, {}), [str(images)], out, shard=SHARD)
     done = sorted(file.stat().st_mtime for file in (out / "shards").glob("0*.json"))
     return (len(done) - 1) * SHARD / (done[-1] - done[0]), done[0] - began
 

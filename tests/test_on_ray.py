@@ -123,7 +123,7 @@ def test_the_results_are_those_of_predict_and_bad_images_are_listed(run, small_r
 
 def test_shards_that_are_done_are_not_done_again(small_run, photos, tmp_path, standing_in):
     go = functools.partial(
-        predict_on_ray, loading(str(small_run), "fp32", False, {}), [str(photos)], tmp_path / "out", shard=2
+        predict_on_ray, loading(dqdet.load, str(small_run), "fp32", False, {}), [str(photos)], tmp_path / "out", shard=2
     )
     first = standing_in(stop_after=2)
     with pytest.raises(Interrupted, match="2 of 3 shards are done, the same command does the others"):
@@ -140,13 +140,13 @@ def test_shards_that_are_done_are_not_done_again(small_run, photos, tmp_path, st
 
 def test_results_of_another_model_or_other_images_are_left_alone(small_run, photos, tmp_path, standing_in):
     ray = standing_in()
-    model, out = loading(str(small_run), "fp32", False, {}), tmp_path / "out"
+    model, out = loading(dqdet.load, str(small_run), "fp32", False, {}), tmp_path / "out"
     predict_on_ray(model, [str(photos)], out)
     before = read(out)
     os.utime(small_run / "model.safetensors", (0, 0))  # trained further
     others = [
-        (loading(str(small_run), "fp32", False, {}), photos),
-        (loading(str(small_run), "bf16", False, {}), photos),
+        (loading(dqdet.load, str(small_run), "fp32", False, {}), photos),
+        (loading(dqdet.load, str(small_run), "bf16", False, {}), photos),
         (model, photos / "deep"),
     ]
     for other, source in others:
@@ -187,7 +187,7 @@ def test_stores_are_listed_and_read(photos, tmp_path):
 
 def test_what_it_cannot_do_is_said(run, small_run, photos, tmp_path, monkeypatch):
     _, _, err = run("predict", small_run, photos, "--engine", "ray", "--threshold", "0.3", "--out", tmp_path / "out")
-    assert "--threshold is for pictures" in err
+    assert "--threshold: not with --engine ray" in err
     monkeypatch.setitem(sys.modules, "ray", None)
     _, _, err = run("predict", small_run, photos, "--engine", "ray", "--out", tmp_path / "out")
     assert err == "error: `--engine ray` needs Ray Data: pip install 'dqdet[ray]'\n"
@@ -200,7 +200,7 @@ def test_a_local_cluster_has_the_results_of_predict(small_run, photos, tmp_path,
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     try:
-        model = loading(str(small_run), "fp32", False, {})
+        model = loading(dqdet.load, str(small_run), "fp32", False, {})
         pattern = f"{photos}/**/*.*g"
         assert predict_on_ray(model, [pattern], tmp_path / "out", shard=2) == 1
         left = tmp_path / "out" / "shards" / "000001.json"

@@ -431,4 +431,4 @@ def test_shells_complete_commands_and_presets(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             cli.main()
         answers.append(capsys.readouterr().out.split())
-    assert answers == [["predict", "presets"], ["detr_r50"], ["detr_r50"]]
+    assert [sorted(answer) for answer in answers] == [["predict", "presets"], ["detr_r50"], ["detr_r50"]]

@@ -37,11 +37,17 @@ def places(t: int) -> dict[str, tuple[int, int, int, int]]:
 
 
 @pytest.fixture
+def trackers() -> None:
+    pytest.importorskip("trackers", reason="pip install 'dqdet[track]'", exc_type=ImportError)
+
+
+@pytest.fixture
 def clip(tmp_path):
     frames = [painted(64, 64, *places(t).values()) for t in range(FRAMES)]
     return encode(tmp_path / "clip.mp4", frames)
 
 
+@pytest.mark.usefixtures("trackers")
 def test_objects_keep_their_numbers(predictor, clip, tmp_path):
     said = []
     assert predict(predictor, [clip], tmp_path / "out", say=said.append, tracking=True) == []
@@ -85,6 +91,7 @@ def numbers_of(tracker: Tracker, *objects: tuple[float, int, float]) -> list[int
     return followed.track_ids.tolist()
 
 
+@pytest.mark.usefixtures("trackers")
 def test_a_low_score_goes_on_but_begins_nothing():
     tracker = Tracker(Fraction(10), 0.5)
     assert numbers_of(tracker, (0.9, 0, 10), (0.4, 0, 100)) == [0, 0]
@@ -94,6 +101,7 @@ def test_a_low_score_goes_on_but_begins_nothing():
     assert tracker.count == 1
 
 
+@pytest.mark.usefixtures("trackers")
 def test_a_track_has_one_class_and_its_threshold():
     tracker = Tracker(Fraction(10), [0.8, 0.2])
     for t in range(2):
@@ -102,6 +110,7 @@ def test_a_track_has_one_class_and_its_threshold():
     assert numbers_of(tracker, (0.9, 0, 12)) == [0]
 
 
+@pytest.mark.usefixtures("trackers")
 def test_a_track_ends_after_a_second_without_its_object():
     tracker = Tracker(Fraction(10), 0.5)
     assert [numbers_of(tracker, (0.9, 0, 10)) for _ in range(3)][-1] == [1]
@@ -113,6 +122,7 @@ def test_a_track_ends_after_a_second_without_its_object():
     assert [numbers_of(tracker, (0.9, 0, 10)) for _ in range(3)][-1] == [2]
 
 
+@pytest.mark.usefixtures("trackers")
 def test_masks_are_tracked_with_their_boxes(tmp_path):
     frames = [Image.new("RGB", (96, 64), "black") for _ in range(4)]
     for t, image in enumerate(frames):

@@ -92,7 +92,7 @@ def predict(
             )
         from dqdet.predict import on_ray
 
-        loaded = on_ray.loading(model, precision, compile, overrides)
+        loaded = on_ray.loading(dqdet.load, model, precision, compile, overrides)
         if failed := on_ray.predict_on_ray(loaded, paths, out, ids, force, say=lambda line: print(line, flush=True)):
             print(f"{out / 'errors.json'}: {failed} images could not be read")
         return

@@ -62,16 +62,16 @@ class Loading:
     named: dict[str, Any] = field(default_factory=dict)
 
 
-def loading(source: str, precision: Precision, compile: bool, overrides: dict[str, Any]) -> Loading:
-    """That of ``dqdet.load``; files of a model that change make it another one."""
-    import dqdet
-
+def loading(
+    load: Callable[..., Predictor], source: str, precision: Precision, compile: bool, overrides: dict[str, Any]
+) -> Loading:
+    """That of ``load``, which is ``dqdet.load``; files of a model that change make it another one."""
     place = Path(source)
     files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] * place.is_file()
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     source = str(place.resolve()) if place.exists() else source
     named = {"model": source, "files": state, "precision": precision, "options": overrides}
-    return Loading(partial(dqdet.load, source, precision=precision, compile=compile, **overrides), named)
+    return Loading(partial(load, source, precision=precision, compile=compile, **overrides), named)
 
 
 class ShardPredictor:

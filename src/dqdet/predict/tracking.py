@@ -65,7 +65,8 @@ class Tracker:
             rows = np.flatnonzero((labels == label) & (scores > min(LEAST_SCORE, self._begins(label))))
             given = sv.Detections(boxes[rows], confidence=scores[rows], data={"row": rows})
             followed = self._of_class(label).update(given)
-            for row, number in zip(followed.data.get("row", ()), followed.tracker_id, strict=True):
+            ids = followed.tracker_id if followed.tracker_id is not None else ()
+            for row, number in zip(followed.data.get("row", ()), ids, strict=True):
                 if number >= 0:
                     numbers[row] = self.numbers.setdefault((label, int(number)), len(self.numbers) + 1)
         return replace(found, track_ids=torch.from_numpy(numbers).to(found.scores.device))
