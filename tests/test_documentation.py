@@ -42,7 +42,7 @@ def test_all_that_a_block_names_exists(block):
         ("", "curl --data-binary @street.jpg http://127.0.0.1:8000/find"),
         ("", "torchrun --nproc-per-node 8 -m dqdet tarin scenes_tiny"),
         ("", "rm -r runs"),
-        ("python", "import dqdet\ndqdet.predict('street.jpg')"),
+        ("python", "import dqdet\ndqdet.detect('street.jpg')"),
         ("python", "from dqdet.queries import MagicQueries"),
         ("python", "import dqdet\ndqdet.train('scenes_tiny', train={'epoch': 3})"),
         ("python", "Trainer(model=model, ...)"),

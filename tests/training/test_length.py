@@ -155,6 +155,6 @@ def test_a_study_of_another_length_has_the_shape_of_its_preset():
 def test_python_says_it_in_the_same_words(tmp_path, monkeypatch):
     """The ten lines of the README, up to the training."""
     seen = {}
-    monkeypatch.setattr("dqdet.training.engine.train", lambda config, out, callbacks: seen.update(config=config))
+    monkeypatch.setattr("dqdet.training.engine.train", lambda config, *others: seen.update(config=config))
     dqdet.train("deformable_detr_r50", out=tmp_path, data={"root": "/data/coco"}, train={"epochs": 12})
     assert seen["config"].train.drop == [9.6]
