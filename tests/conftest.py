@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,12 @@ def without_figures():
         patch.setattr("dqdet.training.watching.Curves.draw", lambda self, trainer: None)
         patch.setattr("dqdet.training.measurement.write_report", lambda *given: None)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """By SIGINT, as in a terminal, also where a shell that ignores it for what is in the background started this."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,7 @@ def test_no_table_of_nothing(run_script, tmp_path):
     assert not (tmp_path / "gpu.md").exists()
 
 
+@pytest.mark.slow
 def test_a_family_is_timed_in_turns(setting, tmp_path):
     from gpu import speed
     from gpu.measurements import Folder, run_piece

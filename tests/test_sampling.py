@@ -240,6 +240,7 @@ print(before, "numba" in sys.modules)
     assert fresh_process(code) == "False True"
 
 
+@pytest.mark.slow
 def test_runs_where_no_folder_can_be_written(tmp_path):
     """Neither beside the module nor where numba is told to keep its cache, nor at home."""
     package = shutil.copytree(
@@ -325,6 +326,7 @@ def test_sizes_are_not_baked_into_exports(strict):
 IMAGES = [(128, 160), (192, 256), (160, 128), (224, 160), (256, 192), (160, 288)]  # height, width
 
 
+@pytest.mark.slow
 def test_compiled_model_has_two_graphs_for_all_sizes():
     """And it computes what the model does."""
     graphs = Graphs()

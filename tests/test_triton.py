@@ -122,7 +122,9 @@ def compiled_once(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiled_once")
-@pytest.mark.parametrize("launches", [pytest.param(80, marks=pytest.mark.slow), 90], indirect=True)
+@pytest.mark.parametrize(
+    "launches", [pytest.param(capability, marks=pytest.mark.slow) for capability in (80, 90)], indirect=True
+)
 def test_compile_without_spills(launches):
     for dtype, widths in DTYPES.items():
         for width in widths:

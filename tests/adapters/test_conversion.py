@@ -114,7 +114,10 @@ def found_by_theirs(model: transformers.PreTrainedModel, images: Tensor, padding
     return found | ({"masks": output.pred_masks} if "pred_masks" in output else {})
 
 
-SLOW = ("rf_detr_seg_nano",)
+SLOW = (
+    *("rf_detr_seg_nano", "detr_r50 shared", "deformable_detr_r50 static", "deformable_detr_r50 none"),
+    *("mask2former_r50_coco_instance memory", "dab_detr_r50"),
+)
 
 
 @pytest.mark.parametrize(

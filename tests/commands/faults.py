@@ -65,6 +65,7 @@ def run(
 ) -> None:
     """The main function of the process."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background of a shell ignore
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in an ordinary process
     os.chdir(folder)
     for standard in (1, 2):

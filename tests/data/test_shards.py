@@ -146,6 +146,7 @@ def test_shards_are_recognised_checked_and_converted_back(run, few, tmp_path):
             assert (tmp_path / "back" / "images" / split / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_workers_read_the_batches_of_none(few):
     batches = []
     for workers in (0, 2):

@@ -122,7 +122,7 @@ DINO = {  # preset, and what it changes of dino_r50
 }
 
 
-@pytest.mark.parametrize("name", DINO)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("swin" in n)) for n in DINO])
 def test_every_published_parameter_of_dino_is_used_once(shared, name):
     rows = json.loads((shared / "parity" / f"{name}_keys.json").read_text())
     # All layers share their heads, which are parameters of the decoder too. A label more than there are is never read.

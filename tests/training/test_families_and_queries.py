@@ -58,7 +58,9 @@ def test_no_family_is_left_out():
 
 
 @pytest.mark.parametrize("preset", TASKS)
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("shared", "generated"))) for kind in TABLES]
+)
 def test_a_training_moves_every_parameter_and_its_folder_loads(preset, kind, tmp_path):
     own: dict[str, Any] = {"model__backbone__freeze": False}  # else the last norms of blocks, zero at first, stay empty
     if "mask2former" in preset:

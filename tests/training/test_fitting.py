@@ -119,6 +119,7 @@ def peaks_of_sizes() -> None:
         print(fitting.peak_of_steps(config, data))
 
 
+@pytest.mark.slow
 def test_larger_images_need_more():
     """The measured peaks are those of the steps; in a process that has no memory from before to use again."""
     code = "import test_fitting; test_fitting.peaks_of_sizes()"

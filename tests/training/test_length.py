@@ -68,7 +68,7 @@ LENGTHS = {"train.epochs": st.integers(3, 40), "train.steps": st.integers(30, 30
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@settings(max_examples=12)  # of each of many presets
+@settings(max_examples=5)  # of each of many presets
 @given(steps_per_epoch=st.integers(20, 30), unit=st.sampled_from(sorted(LENGTHS)), data=st.data())
 def test_every_preset_keeps_the_shape_of_its_schedule(preset, steps_per_epoch, unit, data):
     """At the same shares of a training of any length, in either unit, to a step."""

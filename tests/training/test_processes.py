@@ -123,6 +123,7 @@ def test_what_is_started_again_goes_on_with_its_run(monkeypatch, tmp_path, whole
         train(tiny(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_reading_process_that_is_killed_costs_no_more_than_its_epoch(tmp_path, whole):
     class Kills(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

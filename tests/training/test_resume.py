@@ -72,11 +72,16 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("variant", "interruption"),
     [("plain", name) for name in INTERRUPTIONS]
-    + [(name, "within the second epoch") for name in VARIANTS if name not in ("plain", "steps", "rare validation")]
+    + [
+        (name, "within the second epoch")
+        for name in VARIANTS
+        if name not in ("plain", "steps", "rare validation", "workers")
+    ]
     + [
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
             ("steps", "within the second epoch"),
+            ("workers", "within the second epoch"),
             ("rare validation", "within the second epoch"),
             ("average", "after the first epoch"),
             ("rare validation", "after the first epoch"),
