@@ -264,6 +264,7 @@ def evaluate_share(rank: int, rendezvous: str, queue) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_metrics_of_one(tmp_path):
     queue = mp.get_context("spawn").SimpleQueue()
     mp.spawn(evaluate_share, args=(str(tmp_path / "rendezvous"), queue), nprocs=2)

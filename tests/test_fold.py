@@ -1,5 +1,6 @@
 """A model whose combinations do not depend on the image becomes a static one with the same outputs."""
 
+import PIL.Image
 import pytest
 import torch
 
@@ -7,6 +8,9 @@ import dqdet
 from dqdet import cli
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
+from dqdet.predict.averaging import mean_queries
+from dqdet.predict.predictor import Predictor
+from dqdet.queries import combine
 from dqdet.runs.fold import fold
 from dqdet.runs.folder import save_folder
 from tiny import PRESETS, tiny, tiny_family
@@ -44,6 +48,49 @@ def test_outputs_stay_the_same(preset, kind):
 def test_combinations_of_the_image_cannot_be_folded():
     with pytest.raises(DqdetError, match=r"queries\.kind=modulated and queries\.context=backbone"):
         fold(*model_of("detr_r50"))
+
+
+@pytest.mark.parametrize("preset", ["detr_r50", "dab_deformable_detr_r50", "dino_r50", "mask2former_r50_coco_instance"])
+@pytest.mark.parametrize("kind", ["modulated", "generated"])
+def test_the_mean_over_equal_images_is_that_of_each(preset, kind, tmp_path):
+    torch.manual_seed(0)
+    config = tiny_family(preset, classes=["cat", "dog"], queries__kind=kind, data__val_resize=64, data__max_size=96)
+    model = create_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.queries.parameters():
+            parameter.normal_()
+    image = PIL.Image.effect_noise((96, 64), 50).convert("RGB")
+    for name in ("a.png", "b.png"):
+        image.save(tmp_path / name)
+    predictor = Predictor(model, config, device="cpu")
+    folded, _ = fold(model, config, mean_queries(predictor, tmp_path))
+    wanted, found = (next(iter(one.outcomes([image]))) for one in (predictor, Predictor(folded, config, device="cpu")))
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.boxes, wanted.boxes, rtol=0, atol=1e-3)  # pixels
+
+
+def test_the_mean_is_that_of_the_mean_coefficients(tmp_path):
+    model, config = model_of("deformable_detr_r50")
+    for number, level in enumerate((0, 120, 250)):
+        PIL.Image.new("RGB", (64, 64), (level, 90, 20)).save(tmp_path / f"{number}.png")
+    seen = []
+    handle = model.queries.register_forward_hook(lambda module, inputs, queries: seen.append(queries.coefficients))
+    mean = mean_queries(Predictor(model, config, device="cpu"), tmp_path)
+    handle.remove()
+    coefficients = torch.cat(seen).mean(0, keepdim=True)  # [1, m, r]
+    assert torch.cat(seen).std(0).max() > 1e-3
+    for name, basic in model.queries.basic.items():
+        torch.testing.assert_close(mean[name], combine(basic, coefficients)[0].detach())
+
+
+def test_what_cannot_be_averaged_is_one_line(tmp_path):
+    for preset, kind in (("detr_r50", "static"), ("video_mask2former_r50", "modulated")):
+        config = tiny_family(preset, classes=["cat"], queries__kind=kind)
+        with pytest.raises(DqdetError, match=r"only queries that are made from an image can be averaged; this model"):
+            mean_queries(Predictor(create_model(config), config, device="cpu"), tmp_path)
+    model, config = model_of("detr_r50")
+    with pytest.raises(DqdetError, match="no images in this folder"):
+        mean_queries(Predictor(model, config, device="cpu"), tmp_path)
 
 
 def test_command(tmp_path, monkeypatch, capsys):

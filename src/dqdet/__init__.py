@@ -172,21 +172,29 @@ def upgrade(
     return Path(out)
 
 
-def fold(source: str | Path, out: str | Path) -> Path:
-    """Make a model with ``queries.context=none`` static, with the same outputs, and write it as a run folder.
+def fold(source: str | Path, out: str | Path, images: str | Path | None = None) -> Path:
+    """Make a model that makes its queries static, and write it as a run folder.
 
-    Its combinations are learned but do not depend on the image: after training they are nothing but a table of
-    queries, which needs no code of dynamic queries.
+    With ``queries.context=none`` its combinations are learned but do not depend on the image: after training they are
+    nothing but a table of queries, which needs no code of dynamic queries. The outputs stay the same. Of any other
+    model the queries are averaged over images; `evaluate` says what that costs.
+
+    Args:
+        source: as of `load`.
+        out: folder of the new run.
+        images: folder of images to average over, such as those of the training split; None: the queries must be the
+            same for every image.
 
     Returns:
         the run folder.
 
     Raises:
-        DqdetError: as `load`, the queries depend on the image, or ``out`` has a run already.
+        DqdetError: as `load`, the queries depend on the image and there are no images, or ``out`` has a run already.
     """
+    from dqdet.predict.averaging import mean_queries
     from dqdet.runs.fold import fold_folder
 
-    fold_folder(source, Path(out))
+    fold_folder(source, Path(out), None if images is None else mean_queries(load(source), Path(images)))
     return Path(out)
 
 

@@ -203,7 +203,6 @@ def unfinished(place: Place) -> list[str]:
 def cases() -> list:
     """All commands with all faults; those that take long, or go the same way as another one, are slow."""
     quick = {
-        "train": ["SIGINT"],
         "eval": ["SIGTERM"],
         "predict images": ["full disk", "SIGINT", "kill -9"],
         "predict video": ["kill -9"],

@@ -299,6 +299,7 @@ print(plain[-1], kept[-1])
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators cannot be told")
+@pytest.mark.slow
 def test_workers_keep_the_memory_of_images():
     process = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
     plain, kept = map(int, process.stdout.split())

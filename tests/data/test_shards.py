@@ -226,6 +226,7 @@ def test_shards_behind_an_address_give_the_same_and_each_image_is_fetched_once(r
     assert re.search(r"images +│ 12 +│ 12", out)
 
 
+@pytest.mark.slow
 def test_workers_fetch_too(served):
     loader = make_loader(opened_shards(served[0], "val", **SMALL), batch=4, train=False, workers=2)
     assert sorted(target.image_id for batch in loader for target in batch.targets) == sorted(loader.dataset.image_ids)

@@ -46,9 +46,18 @@ def upgrade(
 
 
 @app.command()
-def fold(source: Source, out: NewRun) -> None:
-    """Turn a model whose combinations do not depend on the image (queries.context=none) into a static one."""
-    show_model(dqdet.fold(source, out))
+def fold(
+    source: Source,
+    out: NewRun,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Average queries that depend on the image over these.")
+    ] = None,
+) -> None:
+    """Turn a model whose combinations do not depend on the image (queries.context=none) into a static one.
+
+    With --images any other model, too, whose outputs change a little: `dqdet eval OUT` says by how much.
+    """
+    show_model(dqdet.fold(source, out, images))
 
 
 @app.command()

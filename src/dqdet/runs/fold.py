@@ -1,10 +1,13 @@
-"""From a trained model whose combinations do not depend on the image to a static one that computes the same."""
+"""From a trained model whose queries are made for each image to a static one, which needs no code of that."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dqdet.config import Config, override
 from dqdet.errors import DqdetError
@@ -15,34 +18,45 @@ from dqdet.runs.sources import write_derived
 from dqdet.weights.renaming import State
 
 
-def fold(model: Detector, config: Config) -> tuple[Detector, Config]:
-    """A static model with the outputs of one with ``queries.context=none``, and its configuration.
+def fold(model: Detector, config: Config, mean: Mapping[str, Tensor] | None = None) -> tuple[Detector, Config]:
+    """A static model in the place of one that makes its queries, and its configuration.
 
-    The queries of such a model are the same for every image, so they become its table.
+    Args:
+        model: with ``queries.context=none``, where ``mean`` is None: its queries are the same for every image, so that
+            they become the table, and the outputs stay.
+        config: of the model.
+        mean: the queries ``[m, f]`` of any other model by their parts, averaged over images, which become the table.
 
     Raises:
-        DqdetError: its queries depend on the image, or are static already.
+        DqdetError: the queries depend on the image, or are static already.
     """
-    if config.queries.context != "none" or config.queries.kind not in ("modulated", "shared"):
+    constant = config.queries.context == "none" and config.queries.kind in ("modulated", "shared")
+    if mean is None and not constant:
         raise DqdetError(
             f"only combinations with queries.context=none are the same for every image; this model has "
-            f"queries.kind={config.queries.kind} and queries.context={config.queries.context}"
+            f"queries.kind={config.queries.kind} and queries.context={config.queries.context}; --images FOLDER takes "
+            "the mean of its queries over images"
         )
+    mean = _queries(model) if mean is None else mean
     config = override(config, {"queries.kind": "static", "queries.context": "backbone"})
     folded = create_model(without_pretraining(config)).eval()
-    source = model.eval().get_submodule("queries")
-    with torch.no_grad():
-        queries = source(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool))
-    tables: State = {f"queries.table.{name}": part[0] for name, part in queries.parts.items()}  # [m, f]
+    tables: State = {f"queries.table.{name}": part for name, part in mean.items()}
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("queries.")}
     folded.load_state_dict(rest | tables)
     return folded, config
 
 
-def fold_folder(source: str | Path, out: Path) -> None:
-    """Write the folded model of any source as a run folder, with its metrics, which stay the same.
+def _queries(model: Detector) -> dict[str, Tensor]:
+    """Those of a model that makes the same ones for every image, ``[m, f]``."""
+    with torch.no_grad():
+        queries = model.eval().get_submodule("queries")(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool))
+    return {name: part[0] for name, part in queries.parts.items()}
+
+
+def fold_folder(source: str | Path, out: Path, mean: Mapping[str, Tensor] | None = None) -> None:
+    """Write the folded model of any source as a run folder; with its metrics, where the outputs stay the same.
 
     Raises:
         DqdetError: as `write_derived` and `fold`, or ``out`` has a run already.
     """
-    write_derived(source, out, fold)
+    write_derived(source, out, partial(fold, mean=mean), same=mean is None)
