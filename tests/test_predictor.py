@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dqdet.config import Config, DataConfig, DetrConfig, LossConfig, QueriesConfig
 from dqdet.errors import DqdetError
+from dqdet.formats.image_files import read_image
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.predict.images import image_ids
-from dqdet.predict.predictor import Predictor, objects, read_image
+from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.sources import predict
 from dqdet.types import Predictions
 

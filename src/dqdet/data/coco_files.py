@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from dqdet.config import DataConfig
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
-from dqdet.formats.image_files import Picture, read_shrunk
+from dqdet.formats.image_files import Decoded, read_shrunk
 from dqdet.formats.image_headers import header_faults
 from dqdet.formats.records import is_text
 from dqdet.formats.shards import Member
@@ -142,7 +142,7 @@ class CocoImages:
         """
         return tv_tensors.Image(self.read_shrunk(index, None).pixels)
 
-    def read_shrunk(self, index: int, least: int | None) -> Picture:
+    def read_shrunk(self, index: int, least: int | None) -> Decoded:
         """The image, of which ``least`` pixels of the shorter side are enough, see `read_shrunk`; None: all there are.
 
         Raises:

@@ -137,7 +137,7 @@ def read_pixels(
     return read_shrunk(file, None, advice, recorded, in_doubt).pixels
 
 
-class Picture(NamedTuple):
+class Decoded(NamedTuple):
     """Pixels, as they were decoded."""
 
     pixels: Tensor  # [3, h, w] uint8
@@ -151,7 +151,7 @@ def read_shrunk(
     advice: str = REPLACE,
     recorded: Size | None = None,
     in_doubt: Callable[[], None] = lambda: None,
-) -> Picture:
+) -> Decoded:
     """The picture of `read_image`, of which a large JPEG is decoded in part.
 
     It becomes an eighth, a quarter or a half as high and wide, the least that leaves ``least`` pixels of the shorter
@@ -165,12 +165,12 @@ def read_shrunk(
             part = next((p for p in PARTS if least is not None and min(width, height) // p >= least), 1)
             if part > 1:
                 image.draft(None, (width // part, height // part))
-                return Picture(pil_to_tensor(as_rgb(image, upright)), whole, part)
+                return Decoded(pil_to_tensor(as_rgb(image, upright)), whole, part)
             # Damage that this decoder does not read past is Pillow's to judge, below.
             with suppress(RuntimeError):
                 pixels = decode_jpeg(_content(file), ImageReadMode.RGB)
-                return Picture(TURNED[orientation(image)](pixels) if upright else pixels, whole, 1)
-        return Picture(pil_to_tensor(as_rgb(image, upright)), whole, 1)
+                return Decoded(TURNED[orientation(image)](pixels) if upright else pixels, whole, 1)
+        return Decoded(pil_to_tensor(as_rgb(image, upright)), whole, 1)
 
 
 def _content(file: str | Path | Encoded) -> Tensor:

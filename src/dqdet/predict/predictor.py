@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, overload
+from typing import Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 import supervision as sv
@@ -20,19 +17,14 @@ from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
 from dqdet.drawing.pictures import Threshold, above, annotated, detected, segments
 from dqdet.errors import DqdetError
-from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.inference.tiles import Tile, joined, tiles_of
-from dqdet.predict.addresses import fetch, is_download
 from dqdet.predict.ahead import ahead
+from dqdet.predict.image_sources import ImageSource, as_image, is_image
 from dqdet.runs.hub import publish
 from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
-ImageSource = str | Path | Image.Image | np.ndarray | Tensor | bytes | IO[bytes]
 THRESHOLD = 0.5  # of the scores of objects and tracks that are shown
 Sizes = list[tuple[int, int]]
 
@@ -381,65 +373,3 @@ def objects(outcome: Outcome) -> ImageDetections:
     found = outcome.instances if isinstance(outcome, Segmentation) else outcome
     assert isinstance(found, ImageDetections)
     return found
-
-
-def is_image(source: object) -> TypeIs[ImageSource]:
-    """Whether it is one image in any of the forms that a predictor takes, not a list of them."""
-    return isinstance(source, str | Path | Image.Image | np.ndarray | Tensor | bytes) or hasattr(source, "read")
-
-
-def as_image(source: ImageSource) -> Image.Image:
-    """An RGB image from any of the forms that a predictor takes.
-
-    Raises:
-        DqdetError: the file or image cannot be read or fetched, an array is not ``[H, W, 3]`` of uint8, or a tensor is
-            not ``[3, H, W]`` of uint8 or of numbers in 0..1.
-    """
-    if isinstance(source, str) and is_download(source):
-        with TemporaryDirectory() as folder:
-            return read_image(fetch(source, Path(folder) / "fetched"))
-    if isinstance(source, str | Path):
-        return read_image(source)
-    if isinstance(source, Tensor):
-        return _from_tensor(source)
-    if not isinstance(source, np.ndarray | Image.Image):
-        return _from_bytes(source if isinstance(source, bytes) else source.read())
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise DqdetError(
-                f"an image array has shape {list(source.shape)} and type {source.dtype}; "
-                "give one of shape [H, W, 3] and type uint8, RGB"
-            )
-        return Image.fromarray(source)
-    return _from_pillow(source, getattr(source, "filename", "") or "a PIL image")
-
-
-def _from_pillow(image: Image.Image, name: str) -> Image.Image:
-    try:
-        return as_rgb(image)
-    except Exception as error:  # of Pillow, see opened_image
-        raise DqdetError(f"{name}: cannot be read as an image ({one_line(error)}); give another one") from error
-
-
-def _from_tensor(image: Tensor) -> Image.Image:
-    shaped = image.dim() == 3 and len(image) == 3
-    if shaped and image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
-        image = (image.detach() * 255).round().to(torch.uint8)
-    if not shaped or image.dtype != torch.uint8:
-        raise DqdetError(
-            f"an image tensor has shape {list(image.shape)} and type {image.dtype}; give one of shape [3, H, W], RGB, "
-            "of uint8 or of floating-point numbers in 0..1"
-        )
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())  # [H, W, 3]
-
-
-def _from_bytes(content: object) -> Image.Image:
-    if not isinstance(content, bytes):
-        raise DqdetError(f"a file object gives {type(content).__name__}, no bytes; open the file with mode 'rb'")
-    name = f"{len(content)} bytes"
-    try:
-        opened = Image.open(io.BytesIO(content))
-    except Exception as error:  # of Pillow, see opened_image
-        raise DqdetError(f"{name}: cannot be read as an image ({one_line(error)}); give other ones") from error
-    with opened:
-        return _from_pillow(opened, name)

@@ -37,7 +37,7 @@ from dqdet.training.data_module import validation_loader
 from dqdet.training.evaluation import make_evaluation
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
-from dqdet.training.readiness import check_files, place_of, warn
+from dqdet.training.readiness import check_images, place_of, warn
 from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
 from dqdet.training.report import write_report
 from dqdet.training.together import lost
@@ -107,7 +107,7 @@ def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dic
     """
     dataset = open_dataset(config.data, "val", config.train.seed)
     category_ids = match_classes(config, dataset.classes, dataset.category_ids, place_of(config.data))
-    check_files(config, dataset)
+    check_images(config, dataset)
     config = config.model_copy(update={"category_ids": category_ids})
     validation = Validation(make_evaluation(config, dataset))
     files = [] if folder is None else official_files(config, dataset, folder)

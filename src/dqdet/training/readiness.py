@@ -12,8 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from dqdet.config import Config, DataConfig
 from dqdet.config.effects import without_effect, without_weights
 from dqdet.config.presets import changes
-from dqdet.data import check_files as check_files_of
-from dqdet.data import open_dataset
+from dqdet.data import check_files, open_dataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.errors import DqdetError, listed, value_text
 from dqdet.runs.folder import check_classes
@@ -56,14 +55,14 @@ def open_data(config: Config) -> DataModule:
     check_classes(config.model_copy(update={"classes": train.classes}), val.classes, place)
     if differing := sorted(set(train.stuff) ^ set(val.stuff)):
         raise DqdetError(f"{place}: {listed(differing)}: stuff in this or the training split, but not in both")
-    check_files(config, train, val)
+    check_images(config, train, val)
     return DataModule(config, train, val)
 
 
-def check_files(config: Config, *datasets: DetectionDataset) -> None:
+def check_images(config: Config, *datasets: DetectionDataset) -> None:
     """That every file can be read, unless ``data.check`` is off."""
     if config.data.check and this_process().local_rank == 0:  # once on every machine
-        check_files_of(datasets)
+        check_files(datasets)
 
 
 def place_of(data: DataConfig) -> str:
