@@ -121,6 +121,15 @@ def test_finished_trainings_are_kept_and_unfinished_ones_go_on(tmp_path):
     assert study("generated", tmp_path, seeds=1, only=only, report=True, **options).text() == more.text()
 
 
+def test_a_study_that_is_reported_again_names_the_machine_that_trained_it(tmp_path):
+    study("generated", tmp_path, seeds=1, jobs=1, only=("static",), **SMALL)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"machine": "an H200"}))
+    page = tmp_path / "page.md"
+    study("generated", tmp_path, seeds=1, only=("static",), report=True, page=page, **SMALL)
+    assert "Measured on an H200." in page.read_text()
+
+
 def test_a_folder_with_other_options_is_refused(tmp_path):
     study("generated", tmp_path, seeds=1, jobs=1, only=("static",), **SMALL)
     with pytest.raises(DqdetError, match=r"static-0: has a training with other options \(train\.lr\)"):

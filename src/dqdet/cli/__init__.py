@@ -14,7 +14,7 @@ import typer
 from dqdet.cli import data, models, training, using
 from dqdet.cli.output import complain
 from dqdet.errors import DISK_FULL, DqdetError, Everywhere, Interrupted
-from dqdet.runs.processes import is_first_process
+from dqdet.runs.processes import is_first_process, this_process
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for commands in (training, using, models):
@@ -63,6 +63,13 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; the error at their end is reported
     try:
         _run([argument for argument in arguments if argument != "--debug"])  # wherever it stands
+    except SystemExit as end:
+        if end.code or not this_process().together:
+            raise
+        # All is written. Threads of a group may abort an interpreter that ends, and a run that is complete would be
+        # called failed, or be started again.
+        sys.stderr.flush()
+        os._exit(0)
     except Interrupted as interruption:
         if is_first_process():
             print(interruption, file=sys.stderr)

@@ -51,7 +51,8 @@ def write(report: Report, request: Request, page: Path | None) -> None:
     Raises:
         DqdetError: a file cannot be written.
     """
-    found = {"study": request.name, "command": request.command(), "machine": machine(), "results": report.results}
+    measured_on = machine_of(request)
+    found = {"study": request.name, "command": request.command(), "machine": measured_on, "results": report.results}
     write_file(request.out / "results.json", json.dumps(found, indent=1).encode())
     write_file(request.out / "table.md", report.text().encode())
     if report.figure is not None:
@@ -65,7 +66,7 @@ def write(report: Report, request: Request, page: Path | None) -> None:
             report.text(),
             f"{report.note} The paper's numbers are of its own data sets.",
             "",
-            f"Measured on {machine()}. Again: `{request.command()}`.",
+            f"Measured on {measured_on}. Again: `{request.command()}`.",
             "",
         ]
         write_file(page, "\n".join(lines).encode())
@@ -79,5 +80,9 @@ def save(figure: Figure, path: Path) -> None:
             write_file(path.with_suffix(f".{ending}"), content.getbuffer())
 
 
-def machine() -> str:
+def machine_of(request: Request) -> str:
+    """Where the results come from: this machine, or the one that trained what is only reported again here."""
+    earlier = request.out / "results.json"
+    if request.report and earlier.is_file():
+        return str(json.loads(earlier.read_text(encoding="utf-8"))["machine"])
     return f"{platform.machine()}, {device()}, PyTorch {torch.__version__}"
