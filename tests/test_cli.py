@@ -322,6 +322,20 @@ def test_a_full_disk_behind_the_standard_output_is_one_line():
     assert done.stderr == "error: the output: cannot be written (No space left on device); make space\n"
 
 
+def test_a_process_of_several_ends_after_what_waits_for_its_end():
+    code = """
+import atexit, sys
+from dqdet.cli import main
+atexit.register(print, "the groups are left")
+sys.argv = ["dqdet", "presets"]
+main()
+"""
+    several = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | several, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "the groups are left"
+
+
 def test_a_resumed_run_trains_on(run, tmp_path):
     run("train", "scenes_tiny", *SMALL, "train.steps=2", "--out", tmp_path)
     status, _, err = run("train", "train.steps=4", "--resume", tmp_path)

@@ -4,8 +4,10 @@ import gc
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from itertools import chain
 from pathlib import Path
 
@@ -15,10 +17,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dqdet.config import DataConfig, ScenesConfig
 from dqdet.data import open_dataset
-from dqdet.data.loader import EvaluationBatches, TrainingBatches, make_loader
+from dqdet.data.loader import EvaluationBatches, PlainLoader, TrainingBatches, killed_worker, make_loader
 from dqdet.data.scenes.images import ScenesDataset
 from dqdet.errors import DqdetError
 from dqdet.types import Batch
@@ -265,6 +268,21 @@ def test_unreadable_image_is_named_in_one_line(tmp_path, workers):
         f"{file}: cannot be read as an image (cannot identify image file '{file}'); "
         f"replace the file or remove image 7 from {tmp_path}/annotations/instances_train.json"
     )
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_said_to_have_died(monkeypatch):
+    iterator = iter(PlainLoader(range(8), num_workers=1))
+    next(iterator)
+
+    def hand_over(batches, timeout=0):
+        (worker,) = batches._workers
+        threading.Timer(0.3, os.kill, (worker.pid, signal.SIGKILL)).start()
+        raise ConnectionResetError("of its socket, which closes before the system calls it dead")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", hand_over)
+    with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
+        next(iterator)
+    assert "lack of memory" in str(killed_worker(raised.value))
 
 
 def test_batch_that_cannot_be_divided():

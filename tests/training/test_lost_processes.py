@@ -66,7 +66,7 @@ def test_a_process_that_is_killed_is_started_again_by_torchrun(tmp_path, whole):
     launch = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     status, text = outputs([torchrun(launch, script)])[0]
     assert status == 0, text
-    assert (notes / "died-1").exists()
+    assert (notes / "died-1-5").exists()
     assert_same(losses(notes), whole)
 
 

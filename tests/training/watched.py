@@ -3,7 +3,7 @@
     python watched.py NOTES [DEATH] -- ARGUMENTS OF dqdet
 
 NOTES is a folder; DEATH is ``{"step": 4, "rank": 1}`` or ``{"step": 4, "host": 1}``: after so many steps this process,
-or all of this host with their agent, are killed, unless NOTES says that they were before.
+or all of this host with their agent, are killed, unless NOTES says that they were at this step before.
 """
 
 import json
@@ -30,7 +30,7 @@ class Watcher(lightning.Callback):
         with (self.notes / f"{trainer.global_rank}.jsonl").open("a") as file:
             print(json.dumps([*place, images, outputs["loss"].item()]), file=file)
         own = {"rank": trainer.global_rank, "host": this_process().host}
-        died = self.notes / f"died-{trainer.global_rank}"
+        died = self.notes / f"died-{trainer.global_rank}-{self.death.get('step')}"
         if trainer.global_step != self.death.get("step") or not own.items() & self.death.items() or died.exists():
             return
         died.touch()

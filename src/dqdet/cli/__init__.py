@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -66,8 +67,10 @@ def main() -> None:
     except SystemExit as end:
         if end.code or not this_process().together:
             raise
-        # All is written. Threads of a group may abort an interpreter that ends, and a run that is complete would be
-        # called failed, or be started again.
+        # Threads of a group may abort an interpreter that ends, and a run that is complete would be called failed, or
+        # be started again. So it ends here, after what waits for its end: groups are left, loggers send what they have.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
     except Interrupted as interruption:

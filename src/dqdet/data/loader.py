@@ -11,6 +11,7 @@ import gc
 import multiprocessing.util
 import os
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -209,6 +210,11 @@ class PlainLoader(DataLoader[Any]):
             # Without its own traceback, which is a cycle that holds the iterator: when the garbage collector ends
             # the workers instead of the last reference, they do not hear of it for ten seconds.
             raise DqdetError(message.removeprefix(name)) from error.with_traceback(None)
+        except (ConnectionError, EOFError):
+            # A worker that is killed closes its connections, and only then does PyTorch hear that it died, and say so.
+            time.sleep(1)
+            torch._C._error_if_any_worker_fails()
+            raise
 
 
 def killed_worker(error: BaseException, go_on: str = "") -> DqdetError | None:
