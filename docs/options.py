@@ -15,7 +15,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from dqdet.config import Config, describe, preset_names
-from dqdet.config.schema import Section, TransformerConfig
+from dqdet.config.families import TransformerConfig
+from dqdet.config.section import Section
 
 WORDS = {int: "whole number", float: "number", bool: "flag", str: "text", type(None): "`null`"}
 HEAD = """# Every option

@@ -17,13 +17,8 @@ from dqdet.config import (
     total_steps,
 )
 from dqdet.config import presets as configuration
-from dqdet.config.schema import (
-    DabDeformableDetrConfig,
-    DeformableDetrConfig,
-    Section,
-    SeqFormerConfig,
-    TransformerConfig,
-)
+from dqdet.config.families import DabDeformableDetrConfig, DeformableDetrConfig, SeqFormerConfig, TransformerConfig
+from dqdet.config.section import Section
 from dqdet.errors import DqdetError
 from dqdet.training.optimiser import learning_rate_factor
 

@@ -4,7 +4,27 @@ A configuration is complete and self-describing: ``dqdet presets NAME`` prints i
 ``dqdet.load`` builds the model from it alone. ``presets/*.yaml`` hold only what differs from the defaults.
 """
 
+from dqdet.config.data import AugmentConfig, ClipsConfig, DataConfig, ScenesConfig
+from dqdet.config.families import (
+    BackboneConfig,
+    ConditionalDetrConfig,
+    DabDeformableDetrConfig,
+    DabDetrConfig,
+    DeformableDetrConfig,
+    DetrConfig,
+    DinoConfig,
+    LwDetrConfig,
+    Mask2FormerConfig,
+    RfDetrConfig,
+    RfDetrSegConfig,
+    SeqFormerConfig,
+    SmcaDetrConfig,
+    TransformerConfig,
+    VideoMask2FormerConfig,
+    WindowedVitConfig,
+)
 from dqdet.config.length import about_drops, drop_places, total_steps
+from dqdet.config.losses import InstanceLossConfig, LossConfig, MaskLossConfig, SequenceLossConfig
 from dqdet.config.presets import (
     Overrides,
     changes,
@@ -20,40 +40,8 @@ from dqdet.config.presets import (
     resolve,
     to_yaml,
 )
-from dqdet.config.schema import (
-    UNUSED,
-    AugmentConfig,
-    BackboneConfig,
-    Classification,
-    ClipsConfig,
-    ConditionalDetrConfig,
-    Config,
-    Context,
-    DabDeformableDetrConfig,
-    DabDetrConfig,
-    DataConfig,
-    DeformableDetrConfig,
-    DetrConfig,
-    DinoConfig,
-    InferenceConfig,
-    InstanceLossConfig,
-    LossConfig,
-    LwDetrConfig,
-    Mask2FormerConfig,
-    MaskLossConfig,
-    Precision,
-    QueriesConfig,
-    RfDetrConfig,
-    RfDetrSegConfig,
-    ScenesConfig,
-    SeqFormerConfig,
-    SequenceLossConfig,
-    SmcaDetrConfig,
-    TrainConfig,
-    TransformerConfig,
-    VideoMask2FormerConfig,
-    WindowedVitConfig,
-)
+from dqdet.config.schema import UNUSED, Config, InferenceConfig, QueriesConfig, TrainConfig
+from dqdet.config.section import Classification, Context, Precision
 
 __all__ = [
     "UNUSED",

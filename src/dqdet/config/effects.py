@@ -1,6 +1,6 @@
 """What is legal and has no effect: one line each, which is said before a training starts.
 
-What cannot be meant, such as options that contradict each other, is refused by ``schema.py``. Here is what can be meant
+What cannot be meant, such as options that contradict each other, is refused by the schema. Here is what can be meant
 but rarely is.
 """
 
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dqdet.config.length import drop_places, total_steps
+from dqdet.config.losses import LossConfig, SequenceLossConfig
 from dqdet.config.presets import changes, for_trained_weights
-from dqdet.config.schema import Config, LossConfig, SequenceLossConfig
+from dqdet.config.schema import Config
 
 DIVIDED = ("coco", "yolo", "voc", "labelme")  # formats of detection that may come without splits
 DETECTION_FILES = (*DIVIDED, "webdataset")  # formats of detection, whose images are listed one by one

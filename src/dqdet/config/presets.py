@@ -14,7 +14,8 @@ import yaml
 from pydantic import ValidationError
 
 from dqdet.config.length import DROPS, LENGTH, moved_drops, without_the_other
-from dqdet.config.schema import Config, Section
+from dqdet.config.schema import Config
+from dqdet.config.section import Section
 from dqdet.errors import DqdetError, listed, printable, value_text
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from dqdet.config import Config, changes
-from dqdet.config.schema import Task
+from dqdet.config.section import Task
 from dqdet.errors import DqdetError
 from dqdet.metrics.scores import shown
 from dqdet.runs.folder import save_folder

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dqdet.config import UNUSED, Config
-from dqdet.config.schema import Layers, Rate, Text, Width
+from dqdet.config.section import Layers, Rate, Text, Width
 from dqdet.errors import DqdetError, listed, value_text
 from dqdet.weights.renaming import Rule, State
 
