@@ -7,7 +7,9 @@ much they raise its peak memory; making the outcomes counts for neither. Images 
 
 - boxes: 100 an image, half of them near an object and of its class;
 - masks: 100 an image, random blobs, compressed. After 100 images they come again with other scores;
-- panoptic: maps of 20 segments, half of them near those of the truth; the maps of 50 images, again and again.
+- panoptic: maps of 20 segments, half of them near those of the truth; the maps of 50 images, again and again;
+- tracks: videos of 30 frames of 1280x720 with 2 objects; 10 tracks are found, blobs that move, half of them like an
+  object, with a lag. After 20 videos they come again with other scores.
 
 pycocotools evaluates the first ``--compared`` images of the same, in this run, and must come to the same AP.
 """
@@ -34,7 +36,8 @@ from dqdet.formats import rle
 from dqdet.formats.results import coco_results
 from dqdet.metrics.detection import DetectionMetric
 from dqdet.metrics.panoptic import PanopticMetric
-from dqdet.types import ImageDetections, PanopticMap, RleMasks
+from dqdet.metrics.video import VideoMetric
+from dqdet.types import ImageDetections, PanopticMap, Rle, RleMasks, Track
 
 HEIGHT, WIDTH = 480, 640
 CLASSES = 80
@@ -43,6 +46,9 @@ FOUND = 100  # an image
 BLOBS = 300  # that the masks of all images are made of, by shifts
 DISTINCT = 100  # images with masks of their own
 SEGMENTS, MAPS = 20, 50  # a panoptic map, and how many of these there are
+VIDEO, FRAMES = (720, 1280), 30
+TRACKED, TRACKS = 2, 10  # objects of a video, and tracks found in it
+DISTINCT_VIDEOS = 20
 
 Scene = tuple[list[dict], Iterator[ImageDetections]]  # annotations of a data set, and what is found in each image
 
@@ -65,15 +71,15 @@ def boxes(images: int) -> Scene:
     return annotations, iter(outcomes)
 
 
-def blobs() -> Tensor:
-    """``[BLOBS, HEIGHT, WIDTH]`` bool: smooth noise above a threshold, near random places."""
-    torch.manual_seed(0)
-    y, x = torch.meshgrid(torch.linspace(-1, 1, HEIGHT), torch.linspace(-1, 1, WIDTH), indexing="ij")
-    pool = torch.zeros(BLOBS, HEIGHT, WIDTH, dtype=torch.bool)
+def blobs(count: int = BLOBS, size: tuple[int, int] = (HEIGHT, WIDTH), seed: int = 0) -> Tensor:
+    """``[count, h, w]`` bool: smooth noise above a threshold, near random places."""
+    torch.manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size[0]), torch.linspace(-1, 1, size[1]), indexing="ij")
+    pool = torch.zeros(count, *size, dtype=torch.bool)
     for blob in pool:
-        noise = F.interpolate(torch.randn(1, 1, 9, 12), size=(HEIGHT, WIDTH), mode="bicubic")[0, 0]
-        row, column, size = torch.rand(3).tolist()
-        distance = ((y - row + 0.5) ** 2 + (x - column + 0.5) ** 2).sqrt() / (0.1 + 0.4 * size)
+        noise = F.interpolate(torch.randn(1, 1, 9, 12), size=size, mode="bicubic")[0, 0]
+        row, column, extent = torch.rand(3).tolist()
+        distance = ((y - row + 0.5) ** 2 + (x - column + 0.5) ** 2).sqrt() / (0.1 + 0.4 * extent)
         blob.copy_(noise / 2 + 2 * (1 - distance) > 0)
     return pool
 
@@ -185,12 +191,47 @@ def panoptic(images: int) -> dict[str, float]:
     return measured(task)
 
 
+def moving(blob: Tensor, lag: int = 0) -> list[Rle]:
+    """A blob ``[h, w]`` that wanders through the frames of a video; ``lag`` pixels behind."""
+    return rle.encode(torch.stack([blob.roll((4 * frame - lag, 8 * frame - lag), (0, 1)) for frame in range(FRAMES)]))
+
+
+def tracks(videos: int) -> dict[str, float]:
+    random = np.random.default_rng(0)
+    truths, distinct = [], []
+    for video in range(min(videos, DISTINCT_VIDEOS)):
+        own = blobs(TRACKS, VIDEO, seed=video)
+        labels = random.integers(0, CLASSES, TRACKS)
+        like = np.arange(TRACKS) % TRACKED  # the object that a track may be like
+        truths.append([(labels[n], moving(own[n])) for n in range(TRACKED)])
+        near = [(labels[like[n]], moving(own[like[n]], lag=2 * n)) for n in range(TRACKS // 2)]
+        distinct.append(near + [(labels[n], moving(own[n])) for n in range(TRACKS // 2, TRACKS)])
+    records, annotations = [], []
+    for video in range(videos):
+        records.append({"id": video, "height": VIDEO[0], "width": VIDEO[1]})
+        for label, masks in truths[video % DISTINCT_VIDEOS]:
+            entry = {"video_id": video, "category_id": int(label), "segmentations": masks, "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, **entry})
+    categories = [{"id": label, "name": str(label)} for label in range(CLASSES)]
+    truth = json.loads(json.dumps({"videos": records, "annotations": annotations, "categories": categories}))
+
+    def task() -> float:
+        metric = VideoMetric(truth, range(CLASSES))
+        for video in range(videos):
+            found = distinct[video % DISTINCT_VIDEOS]
+            metric.update([video], [[Track(int(n), random.random(), dict(enumerate(masks))) for n, masks in found]])
+        return metric.compute()["AP"]
+
+    return measured(task)
+
+
 TASKS: dict[str, Callable[[int], dict[str, float]]] = {
     "boxes": lambda images: average_precision(boxes, "bbox", images),
     "boxes, pycocotools": lambda images: official(boxes, "bbox", images),
     "masks": lambda images: average_precision(masks, "segm", images),
     "masks, pycocotools": lambda images: official(masks, "segm", images),
     "panoptic": panoptic,
+    "tracks": tracks,
 }
 
 
@@ -198,6 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--compared", type=int, default=500, help="images that pycocotools evaluates, too")
+    parser.add_argument("--videos", type=int, default=300, help="and four times as many, to see what the memory does")
     parser.add_argument("--json", help="write the numbers to this file")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -214,8 +256,10 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for name in ("boxes", "masks", "panoptic"):
         found[f"{name}, {options.images} images"] = run(name, options.images)
+    for videos in (options.videos, 4 * options.videos):
+        found[f"tracks, {videos} videos"] = run("tracks", videos)
     for name in TASKS:
-        if name != "panoptic" and options.compared:
+        if name not in ("panoptic", "tracks") and options.compared:
             found[f"{name}, {options.compared} images"] = run(name, options.compared)
     print(f"{'':36}{'CPU s':>10}{'MiB':>8}{'score':>10}")
     for name, row in found.items():

@@ -27,7 +27,7 @@ def fails(rank: int, message: str = "no space") -> None:
         raise DqdetError(message)
 
 
-def said(overrides: dict, more: Path) -> dict[str, list]:
+def said(overrides: dict, out: Path, more: Path) -> dict[str, list]:
     """What this process raises, and whether it is the one to say it."""
     rank = dist.get_rank()
     found = {}
@@ -39,6 +39,8 @@ def said(overrides: dict, more: Path) -> dict[str, list]:
         "other versions": lambda: check_same({"dqdet": f"0.{rank + 1}", "torch": "2.11"}),
         "other data": lambda: train(tiny_scenes(**overrides | {"data__scenes__train_images": 12 + rank}), more / "new"),
         "used folder": lambda: train(tiny_scenes(**overrides), more / "used"),
+        "no run": lambda: evaluate(more / "nowhere" if rank else out),
+        "other results": lambda: evaluate(out, out=more / "used" if rank else None),
     }.items():
         try:
             attempt()
@@ -56,7 +58,10 @@ if __name__ == "__main__":
         more = Path(sys.argv[3])
         divided = Recorder()
         train(tiny_scenes(**overrides | DIVIDED), more / "divided", [divided])
-        notes |= {"divided": [(images, loss) for *_, images, loss, _ in divided.steps], "said": said(overrides, more)}
+        notes |= {
+            "divided": [(images, loss) for *_, images, loss, _ in divided.steps],
+            "said": said(overrides, out, more),
+        }
     (out / f"process-{dist.get_rank()}.json").write_text(json.dumps(notes))
     # All that is tested is done and written: gloo's threads of divided weights may abort an interpreter that ends.
     dist.barrier()

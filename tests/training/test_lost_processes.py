@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 from hosts import SAME, environment, free_port, losses, network, on_both, options, outputs, torchrun, watched
@@ -58,6 +59,26 @@ def test_a_training_outlives_its_hosts_four_processes_two_one(tmp_path, whole, k
     resume(run, [], [recorder := Recorder()])
     assert len(recorder.steps) == 3
     assert_same(losses(notes) | by_place(recorder), whole)
+
+
+def test_hosts_whose_cable_is_cut_end_long_before_the_timeout(tmp_path):
+    run, notes = tmp_path / "run", tmp_path / "notes"
+    script = watched(notes, ["train", "scenes_tiny", *options(train__epochs=500), "--out", str(run)])
+    steps = notes / "3.jsonl"  # of the last process
+    with network() as hosts:
+        if hosts is None:
+            pytest.skip("needs the right to make network namespaces")
+        processes = on_both(hosts, 2, [script, script])
+        while not (steps.exists() and len(steps.read_text().splitlines()) >= 4) and processes[1].poll() is None:
+            time.sleep(0.2)
+        subprocess.run(["ip", "-n", hosts[1], "link", "set", "dev", "cable", "down"], check=True)
+        ended = outputs(processes, timeout=120)  # of 600 seconds that `train.timeout` has
+    for status, text in ended:
+        assert status == 1
+        assert "another process is gone" in errors(text)[0]
+        assert f"`dqdet train --resume {run}` goes on from the last checkpoint" in errors(text)[0]
+    # The first host has the store, through which its processes agree on who says it.
+    assert len(errors(ended[0][1])) == 1
 
 
 def test_a_process_that_is_killed_is_started_again_by_torchrun(tmp_path, whole):

@@ -17,7 +17,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from dqdet.config import (
     Config,
     Overrides,
-    TrainConfig,
     about_drops,
     override_some,
     prolonged,
@@ -52,7 +51,7 @@ from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import described, described_for_others, open_data, place_of, ready, warn
-from dqdet.training.together import check_same, everywhere, lost, meet
+from dqdet.training.together import check_same, everywhere, lost, meet, patience
 from dqdet.training.trainer import make_trainer, quietly
 from dqdet.training.watching import Curves, Patience, ValidationPictures
 
@@ -130,19 +129,11 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         overrides: of the options in `RESUMABLE`.
         callbacks: of Lightning, besides those of dqdet.
     """
-    meet(_timeout(run, overrides))
+    meet(patience(lambda: override_some(load_config(run), overrides, RESUMABLE, "")))
     with ExitStack() as stack:
         everywhere(lambda: stack.enter_context(held(run)))
         config, data = everywhere(lambda: _resumed(run, overrides))
         _go_on(run, config, data, callbacks)
-
-
-def _timeout(run: Path, overrides: Overrides) -> int:
-    """That of a run, as far as it can be read."""
-    try:
-        return override_some(load_config(run), overrides, RESUMABLE, "").train.timeout
-    except DqdetError:  # which all processes will hear of
-        return TrainConfig().timeout
 
 
 def _resumed(run: Path, overrides: Overrides) -> tuple[Config, DataModule]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 from dqdet.config import Config, Overrides, Precision, override_some, parse_overrides
 from dqdet.config.effects import unused
 from dqdet.data import open_dataset
+from dqdet.data.dataset import DetectionDataset
 from dqdet.data.loader import killed_worker
 from dqdet.exporting.formats import is_exported
 from dqdet.exporting.model import ExportedModel
@@ -40,7 +43,7 @@ from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import check_images, place_of, warn
 from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
 from dqdet.training.report import write_report
-from dqdet.training.together import lost
+from dqdet.training.together import everywhere, lost, meet, patience
 from dqdet.training.trainer import make_trainer, quietly
 
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
@@ -72,26 +75,37 @@ def evaluate(
             have no effect on a model that is trained, or the results cannot be written.
     """
     overrides = parse_overrides(overrides)
-    allowed = (*MEASURED, *LOADED)
+    meet(patience(lambda: load_config(run)))
+    model, config, before = everywhere(lambda: _opened(run, overrides, precision, compiled))
     if is_exported(run):
-        exported = ExportedModel(run)
-        exported.refuse_changes(precision, compiled)
-        config = exported.configured(overrides, allowed, NOT_MEASURED)
-        warn(unused(config, overrides))
-        return _measured(exported, config, run.with_name(f"{run.stem}-eval") if out is None else out)
-    config = override_some(load_config(run), overrides, allowed, NOT_MEASURED)
-    warn(unused(config, overrides))
-    before = load_metrics(run)
-    model, _ = load_folder(run)
+        return _measured(model, config, run.with_name(f"{run.stem}-eval") if out is None else out)
     place = run_folder(run)
     out = place / "eval" if out is None else out
-    metrics = _measured(made_fast(model, precision, compiled), config, out)
+    metrics = _measured(model, config, out)
     as_trained = precision == "fp32" and set(overrides) <= {"data.workers", "data.check"}
     if as_trained and run.name != LAST and is_first_process():
         _keep_metrics(place, before, metrics)
         if (found := out / THRESHOLDS).is_file():
             write_file(place / THRESHOLDS, found.read_bytes())
     return metrics
+
+
+def _opened(
+    run: Path, overrides: dict[str, Any], precision: Precision, compiled: bool
+) -> tuple[nn.Module, Config, dict[str, float]]:
+    """The model of a run or of an exported file, its configuration with overrides, and what is known of its metrics."""
+    allowed = (*MEASURED, *LOADED)
+    if is_exported(run):
+        exported = ExportedModel(run)
+        exported.refuse_changes(precision, compiled)
+        config = exported.configured(overrides, allowed, NOT_MEASURED)
+        warn(unused(config, overrides))
+        return exported, config, {}
+    config = override_some(load_config(run), overrides, allowed, NOT_MEASURED)
+    warn(unused(config, overrides))
+    before = load_metrics(run)
+    model, _ = load_folder(run)
+    return made_fast(model, precision, compiled), config, before
 
 
 def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dict[str, float]:
@@ -105,10 +119,7 @@ def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dic
     Raises:
         DqdetError: the data is at fault, or has classes that the model has not.
     """
-    dataset = open_dataset(config.data, "val", config.train.seed)
-    category_ids = match_classes(config, dataset.classes, dataset.category_ids, place_of(config.data))
-    check_images(config, dataset)
-    config = config.model_copy(update={"category_ids": category_ids})
+    dataset, config = everywhere(lambda: _open_data(config))
     validation = Validation(make_evaluation(config, dataset))
     files = [] if folder is None else official_files(config, dataset, folder)
     recording = [] if folder is None else [Recording(files, folder)]
@@ -133,9 +144,18 @@ def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dic
     return validation.metrics
 
 
+def _open_data(config: Config) -> tuple[DetectionDataset, Config]:
+    """The validation split, and the configuration with its ids of the model's classes."""
+    dataset = open_dataset(config.data, "val", config.train.seed)
+    category_ids = match_classes(config, dataset.classes, dataset.category_ids, place_of(config.data))
+    check_images(config, dataset)
+    return dataset, config.model_copy(update={"category_ids": category_ids})
+
+
 def _measured(model: nn.Module, config: Config, out: Path) -> dict[str, float]:
     """The metrics of a model, which are written to ``out`` with its predictions."""
-    with results_folder(out, is_first_process()) as folder:
+    with ExitStack() as stack:
+        folder = everywhere(lambda: stack.enter_context(results_folder(out, is_first_process())))
         metrics = measure(model, config, folder)
         rank_zero_only(write_metrics)(folder, metrics)
     return metrics

@@ -16,8 +16,10 @@ import torch
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from torch import distributed as dist
 
+from dqdet.config import Config, TrainConfig
 from dqdet.errors import DqdetError, Everywhere
 from dqdet.runs.processes import meeting_point, this_process
+from dqdet.training.cables import watch_hosts
 
 Result = TypeVar("Result")
 
@@ -96,6 +98,7 @@ def meet(timeout: int) -> None:
             timeout=patience,
             device_id=device,
         )
+        watch_hosts(_store, process, address)
     except RuntimeError as error:
         raise DqdetError(
             f"process {process.rank} of {process.world} on {socket.gethostname()}: not all of them came to {address} "
@@ -105,6 +108,14 @@ def meet(timeout: int) -> None:
     # A process that ends inside its group may abort, because threads of the group are still running.
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     check_same({"python": platform.python_version()} | {name: version(name) for name in LIBRARIES})
+
+
+def patience(configuration: Callable[[], Config]) -> int:
+    """The ``train.timeout`` of a configuration; its default where this process cannot have it, as all will hear."""
+    try:
+        return configuration().train.timeout
+    except DqdetError:
+        return TrainConfig().timeout
 
 
 def check_same(own: Mapping[str, str]) -> None:
