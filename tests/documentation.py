@@ -32,7 +32,7 @@ SHELL = ("", "bash", "console")
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[a-z ]+)(?:: (?P<reason>[^>]+))? -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
-MARKS = ("not run", "slow", "other data")  # the first and the last with a reason
+MARKS = ("not run", "slow", "other data", "needs")  # with a reason, but for "slow"; that of "needs" is a package
 SIZES = {name: value for name, value in TINY.items() if name != "model.refine"}  # which not all families have
 SIZES |= {"model.backbone.pretrained": False, "train.batch": 2, "train.epochs": 1, "train.drop": []}
 SIZES |= {"data.scenes.train_images": 4, "data.scenes.val_images": 4, "data.window": [96, 96]}
