@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,18 @@ def test_results_of_another_source_are_overwritten_by_force_alone(run, trained, 
     assert contents(found) == before
     assert run("predict", trained, other, "--out", found, "--force")[0] == 0
     assert {entry["image_id"] for entry in json.loads((found / "results.json").read_text())} == {4}
+
+
+def test_results_of_another_model_are_overwritten_by_force_alone(run, trained, tmp_path, pictures):
+    found, other = tmp_path / "found", tmp_path / "other"
+    shutil.copytree(trained, other)
+    assert run("predict", trained, pictures, "--out", found)[0] == 0
+    before = contents(found)
+    status, _, err = run("predict", other, pictures, "--out", found)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: {found}: has the results of another model, {trained}; ")
+    assert contents(found) == before
+    assert run("predict", other, pictures, "--out", found, "--force")[0] == 0
 
 
 def test_links_among_the_results_are_replaced(run, trained, tmp_path, pictures):

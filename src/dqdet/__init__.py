@@ -116,11 +116,12 @@ def load(
 
         exported = ExportedModel(Path(source))
         exported.refuse_changes(precision, compile)
-        return Predictor(exported, exported.configured(overrides, PREDICTED, NOT_PREDICTED), device="cpu")
+        config = exported.configured(overrides, PREDICTED, NOT_PREDICTED)
+        return Predictor(exported, config, device="cpu", source=source)
     model, config, metrics = load_model(source)
     config = override_some(config, overrides, PREDICTED, NOT_PREDICTED)
     fast = made_fast(model, precision, compile)
-    return Predictor(fast, config, metrics, device=device, trained=model)
+    return Predictor(fast, config, metrics, device=device, trained=model, source=source)
 
 
 def convert(source: str | Path, out: str | Path) -> Path:

@@ -170,7 +170,7 @@ def predict_pictures(
             ``inference.object_threshold``.
         ids: of the pictures, by their names. By default file names that are distinct numbers, as COCO's are, give
             them; otherwise images are numbered from 1.
-        force: overwrite the results of other sources.
+        force: overwrite the results of other sources, or of another model.
         say: is given a line on what was done.
 
     Pictures of one shape go through the model together, wherever they are among the next few, so that what is found in
@@ -181,8 +181,8 @@ def predict_pictures(
         what was wrong with the files that could not be read; all others are done nevertheless.
 
     Raises:
-        DqdetError: ``out`` cannot be written, would overwrite the pictures, or has results of another source, which are
-            overwritten only with ``force``.
+        DqdetError: ``out`` cannot be written, would overwrite the pictures, or has results of another source or
+            model, which are overwritten only with ``force``.
         Interrupted: by Ctrl-C or SIGTERM.
     """
     if ids is None:
@@ -202,7 +202,7 @@ def predict_pictures(
 
     predicted = found_in(predictor, seen, read, failed, threshold, tally)
 
-    with results_folder(out, sources, force) as output:
+    with results_folder(out, sources, predictor.source, force) as output:
         results = ResultFiles(predictor, output)
 
         def write(found: tuple[Readable[Picture], Outcome]) -> None:

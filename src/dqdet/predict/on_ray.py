@@ -238,7 +238,8 @@ def predict_on_ray(
                 raise Interrupted(
                     f"stopped; {done} of {len(shards)} shards are done, the same command does the others: {out}"
                 ) from error
-            failed = _merge(out, [_file(folder, number) for number in range(len(shards))], sources, categories)
+            done_shards = [_file(folder, number) for number in range(len(shards))]
+            failed = _merge(out, done_shards, sources, model.named.get("model"), categories)
     except OSError as error:
         raise DqdetError(f"{out}: cannot be written ({error}); choose another folder or make space") from error
     say(f"{out}: {len(jobs) - failed} images in {len(shards)} shards, {len(shards) - len(left)} of them done before")
@@ -320,12 +321,14 @@ def _run(model: Loading, shards: dict[int, list[Job]], actors: int | None) -> Ge
             yield int(row["shard"]), row["found"]
 
 
-def _merge(out: Path, files: Sequence[Path], sources: Sequence[str], categories: list[dict[str, Any]]) -> int:
+def _merge(
+    out: Path, files: Sequence[Path], sources: Sequence[str], model: str | None, categories: list[dict[str, Any]]
+) -> int:
     """Put the files of `predict` together; returns how many images could not be read."""
     failed = 0
     with unfinished_folder(out) as folder:
         results = GrowingList(folder / "results.json")
-        images = GrowingList(folder / "images.json", "images", info=described(sources), categories=categories)
+        images = GrowingList(folder / "images.json", "images", info=described(sources, model), categories=categories)
         errors = GrowingList(folder / "errors.json")
         for file in files:
             for entry in json.loads(file.read_text()):

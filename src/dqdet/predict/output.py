@@ -16,7 +16,7 @@ from dqdet.predict.addresses import is_stream, public
 from dqdet.runs.lock import held
 
 RESULTS = ("results.json", "panoptic.json", "images.json", "videos.json")
-DESCRIBING = RESULTS[2:]  # these say of which source the results are
+DESCRIBING = RESULTS[2:]  # these say of which source and model the results are
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Output:
 
     Attributes:
         folder: to write to.
-        info: of which source the results are, for the files of `DESCRIBING`.
+        info: of which source and model the results are, for the files of `DESCRIBING`.
         done: what the files have so far, in words.
     """
 
@@ -34,13 +34,14 @@ class Output:
     done: str = ""
 
 
-def described(sources: Sequence[str | Path]) -> dict[str, str]:
-    """What result files say of their source."""
-    return {"source": ", ".join(map(_named, sources))}
+def described(sources: Sequence[str | Path], model: str | Path | None) -> dict[str, str]:
+    """What result files say of their source and, where it is known, of the model."""
+    of_model = {} if model is None else {"model": str(Path(model).resolve() if Path(model).exists() else model)}
+    return {"source": ", ".join(map(_named, sources)), **of_model}
 
 
 @contextmanager
-def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Iterator[Output]:
+def results_folder(out: Path, sources: Sequence[str | Path], model: str | Path | None, force: bool) -> Iterator[Output]:
     """Hold the folder of results of ``sources``; result files are put there at the end.
 
     When the disk is full, or after Ctrl-C or SIGTERM, they are put there too, with what is done.
@@ -48,18 +49,19 @@ def results_folder(out: Path, sources: Sequence[str | Path], force: bool) -> Ite
     Args:
         out: is made where it does not exist.
         sources: of the results, paths or addresses.
-        force: overwrite the results of other sources.
+        model: where it comes from, if that is known.
+        force: overwrite the results of other sources, or of another model.
 
     Raises:
-        DqdetError: the folder is in use, has results of another source, or cannot be written to.
+        DqdetError: the folder is in use, has results of another source or model, or cannot be written to.
         Interrupted: by Ctrl-C or SIGTERM.
     """
-    output = Output(out, described(sources))
+    output = Output(out, described(sources, model))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with held(out):
             if not force:
-                _check_source(out, output.info)
+                _check_results(out, output.info)
             with unfinished_folder(out) as folder:
                 output.folder = folder
                 try:
@@ -82,17 +84,24 @@ def _named(source: str | Path) -> str:
     return public(source) if "://" in source or is_stream(source) else str(Path(source).resolve())
 
 
-def _check_source(out: Path, info: dict[str, str]) -> None:
+def _check_results(out: Path, info: dict[str, str]) -> None:
     if not any((out / name).exists() for name in RESULTS):
         return
-    sources = {_source(out / name) for name in DESCRIBING if (out / name).exists()}
+    known = [_info(out / name) for name in DESCRIBING if (out / name).exists()]
+    sources = {str(one.get("source", "")) for one in known}
+    # Files of older versions and of Python may not say of which model they are.
+    models = {str(one["model"]) for one in known if "model" in one and "model" in info}
     if sources != {info["source"]}:
-        other = ", ".join(sorted(known for known in sources if known)) or "an unknown source"
-        raise DqdetError(f"{out}: has the results of {other}; choose another folder, or overwrite them with --force")
+        other = ", ".join(sorted(source for source in sources if source)) or "an unknown source"
+    elif models - {info.get("model")}:
+        other = f"another model, {', '.join(sorted(models))}"
+    else:
+        return
+    raise DqdetError(f"{out}: has the results of {other}; choose another folder, or overwrite them with --force")
 
 
-def _source(file: Path) -> str | None:
+def _info(file: Path) -> dict[str, object]:
     try:
-        return str(json.loads(file.read_text())["info"]["source"])
+        return dict(json.loads(file.read_text())["info"])
     except (ValueError, LookupError, TypeError):
-        return None
+        return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, overload
 
 import numpy as np
@@ -53,6 +54,7 @@ class Predictor:
         batch: images that go through the model together, padded to a common size; by default 8, but 1 where
             results have masks, which take much memory in the size of photographs.
         trained: the model as it was trained, which is what can be published, where ``model`` is a faster form of it.
+        source: where the model comes from, for files of results.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Predictor:
         device: torch.device | str | None = None,
         batch: int | None = None,
         trained: nn.Module | None = None,
+        source: str | Path | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         self.trained = trained or self.model
+        self.source = source
         self.config = config
         self.metrics = metrics or {}
         self.batch = batch or (8 if config.data.task == "detection" else 1)
@@ -337,6 +341,7 @@ class TiledPredictor(Predictor):
             predictor.device,
             predictor.batch,
             predictor.trained,
+            predictor.source,
         )
         self.side, self.overlap = side, overlap
 

@@ -85,9 +85,9 @@ def predict_video(
         what was wrong with that frame, if there was one; the frames before it are done.
 
     Raises:
-        DqdetError: the video cannot be read, the video would be overwritten, or ``out`` has results of another source,
-            which are overwritten only with ``force``; ``out`` is as before. The same with ``tracking``, where the
-            model's objects cannot be tracked. ``out`` cannot be written; results that are found are kept.
+        DqdetError: the video cannot be read, the video would be overwritten, or ``out`` has results of another source
+            or model, which are overwritten only with ``force``; ``out`` is as before. The same with ``tracking``,
+            where the model's objects cannot be tracked. ``out`` cannot be written; results that are found are kept.
         Interrupted: by Ctrl-C or SIGTERM; results that are found are kept.
     """
     out = Path(out)
@@ -100,7 +100,7 @@ def predict_video(
     tally = Tally("frames", "tracks" if of_videos or tracking else "objects")
     failures: list[DqdetError] = []
     with (
-        results_folder(out, [source], force) as output,
+        results_folder(out, [source], predictor.source, force) as output,
         replacing(output.folder / f"{video.name}.mp4") as unfinished,
         video_writer(unfinished, video.rate) as append,
     ):
