@@ -210,6 +210,6 @@ def serve(
             raise
         raise DqdetError("`dqdet serve` needs FastAPI and uvicorn: pip install 'dqdet[serve]'") from error
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides_of(dqdet.load, options))
-    application = make_app(predictor, Limits(mebibytes, megapixels, waiting))
+    application = make_app(predictor, Limits(mebibytes, megapixels, waiting), int(__import__('os').environ.get('AT','2')))
     show(f"{model}: http://{host}:{port}, Ctrl-C ends")
     uvicorn.run(application, host=host, port=port, log_level="warning")

@@ -38,7 +38,7 @@ class Limits:
     waiting: int = 64  # requests in line
 
 
-def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
+def make_app(predictor: Predictor, limits: Limits, at_once: int = 1) -> FastAPI:
     """The application; nothing that a client sends is written to disk.
 
     Raises:
@@ -46,7 +46,7 @@ def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
     """
     if predictor.config.data.task == "video":
         raise DqdetError("a model of data.task=video takes no single images, which are what is served")
-    line = Line(predictor, limits.waiting)
+    line = Line(predictor, limits.waiting, at_once)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
