@@ -199,6 +199,7 @@ def serve(
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 503.")] = 64,
     mebibytes: Annotated[float, typer.Option(min=0.001, help="Largest file that is taken.")] = 20.0,
     megapixels: Annotated[float, typer.Option(min=0.001, help="Largest image that is taken.")] = 50.0,
+    at_once: Annotated[int, typer.Option(min=1, help="Batches that are worked on at the same time.")] = 2,
 ) -> None:
     """Answer requests over HTTP: POST an image to /predict, or try it on the page at /."""
     try:
@@ -210,6 +211,6 @@ def serve(
             raise
         raise DqdetError("`dqdet serve` needs FastAPI and uvicorn: pip install 'dqdet[serve]'") from error
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides_of(dqdet.load, options))
-    application = make_app(predictor, Limits(mebibytes, megapixels, waiting), int(__import__('os').environ.get('AT','2')))
+    application = make_app(predictor, Limits(mebibytes, megapixels, waiting), at_once)
     show(f"{model}: http://{host}:{port}, Ctrl-C ends")
     uvicorn.run(application, host=host, port=port, log_level="warning")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -20,29 +20,33 @@ class Busy(Exception):
 
 
 class Waiting(NamedTuple):
-    prepared: Prepared
-    found: Future[Outcome]
+    """A request; what it raises is its answer."""
+
+    read: Callable[[], Prepared]  # before the model
+    answer: Callable[[Prepared, Outcome], bytes]  # after it
+    answered: Future[bytes]
 
 
 class Line:
     """Runs a model on whatever waits, at most a batch of the predictor at a time, in the order of arrival.
 
-    Batches that are in the model at the same time share the processors: a thread of PyTorch that has one for itself
-    never waits for others, which those of one batch do after every operation. A batch that is alone has them all.
+    A batch is read, predicted and answered in one thread, because each change of threads waits for Python's lock.
+    Meanwhile other threads do the same with other batches, each with its share of the processors: threads of PyTorch
+    that work on one batch together wait for each other after every operation. A batch that is alone has all processors.
 
     Args:
         predictor: of the model.
         most: requests that may wait.
-        at_once: batches in the model at the same time.
+        at_once: batches that are worked on at the same time.
     """
 
-    def __init__(self, predictor: Predictor, most: int, at_once: int = 1) -> None:
+    def __init__(self, predictor: Predictor, most: int, at_once: int) -> None:
         self.predictor = predictor
         self.waiting: queue.Queue[Waiting | None] = queue.Queue(most)
         self.processors = torch.get_num_threads()
-        self.working = 0
-        self.count = threading.Lock()
-        self.threads = [threading.Thread(target=self._work, name=f"model_{i}", daemon=True) for i in range(at_once)]
+        self.batches = 0  # that are worked on
+        self.counting = threading.Lock()
+        self.threads = [threading.Thread(target=self._work, name=f"model-{i}", daemon=True) for i in range(at_once)]
 
     def start(self) -> None:
         for thread in self.threads:
@@ -55,18 +59,22 @@ class Line:
         for thread in self.threads:
             thread.join()
 
-    def join(self, prepared: Prepared) -> Future[Outcome]:
+    def join(self, read: Callable[[], Prepared], answer: Callable[[Prepared, Outcome], bytes]) -> Future[bytes]:
         """Get in line.
+
+        Args:
+            read: the image of the request.
+            answer: the body of the response to what was found in it.
 
         Raises:
             Busy: the line is full.
         """
-        entry = Waiting(prepared, Future())
+        entry = Waiting(read, answer, Future())
         try:
             self.waiting.put_nowait(entry)
         except queue.Full as error:
             raise Busy from error
-        return entry.found
+        return entry.answered
 
     def _work(self) -> None:
         while (first := self.waiting.get()) is not None:
@@ -80,28 +88,43 @@ class Line:
                     else:
                         batch.append(entry)
             with self._share():
-                self._answer(batch)
+                self._answer([entry for entry in batch if entry.answered.set_running_or_notify_cancel()])
             if ended:
                 return
 
     @contextmanager
     def _share(self) -> Iterator[None]:
-        """Among the batches that are in the model, with a share of the processors."""
-        with self.count:
-            self.working += 1
-            torch.set_num_threads(max(1, self.processors // self.working))  # of this thread
+        """As one of the batches that are worked on."""
+        with self.counting:
+            self.batches += 1
+            alone = self.batches == 1 and self.waiting.empty()
+        torch.set_num_threads(self.processors if alone else max(1, self.processors // len(self.threads)))  # of this one
         try:
             yield
         finally:
-            with self.count:
-                self.working -= 1
+            with self.counting:
+                self.batches -= 1
 
     def _answer(self, batch: Sequence[Waiting]) -> None:
-        try:
-            outcomes = self.predictor.outcomes_of([entry.prepared for entry in batch])
-        except Exception as error:  # each request says so, and the next ones are tried
-            for entry in batch:
-                entry.found.set_exception(error)
+        prepared: list[tuple[Waiting, Prepared]] = []
+        for entry in batch:
+            with _told(entry):
+                prepared.append((entry, entry.read()))
+        if not prepared:
             return
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            entry.found.set_result(outcome)
+        outcomes: list[Outcome] = []  # none, if the model fails
+        with _told(*(entry for entry, _ in prepared)):
+            outcomes = self.predictor.outcomes_of([image for _, image in prepared])
+        for (entry, image), outcome in zip(prepared, outcomes, strict=False):
+            with _told(entry):
+                entry.answered.set_result(entry.answer(image, outcome))
+
+
+@contextmanager
+def _told(*entries: Waiting) -> Iterator[None]:
+    """Requests are told what goes wrong, and the next ones are tried."""
+    try:
+        yield
+    except Exception as error:
+        for entry in entries:
+            entry.answered.set_exception(error)
