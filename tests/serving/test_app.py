@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,11 @@ from dqdet.errors import DqdetError
 from dqdet.formats.results import coco_results
 from dqdet.models import create_model
 from dqdet.predict.predictor import Predictor, objects
+from dqdet.runs.folder import save_folder
 from tiny import tiny_family
 
 serving = pytest.importorskip("dqdet.serving.app", reason="FastAPI is not installed")
+Line = pytest.importorskip("dqdet.serving.waiting").Line
 TestClient = pytest.importorskip("starlette.testclient", reason="Starlette has no test client").TestClient
 
 
@@ -180,6 +183,57 @@ def one_is_refused(future) -> bool:
         return False
 
 
+def test_two_batches_are_in_the_model_at_the_same_time(predictor, monkeypatch):
+    both = threading.Barrier(2)
+
+    def outcomes_of(batch, threshold=None):
+        both.wait(30)
+        return Predictor.outcomes_of(predictor, batch, threshold)
+
+    monkeypatch.setattr(predictor, "outcomes_of", outcomes_of)
+    monkeypatch.setattr(predictor, "batch", 1)
+    with TestClient(serving.make_app(predictor, serving.Limits())) as client, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(client.post, "/predict", content=picture(seed=seed)) for seed in range(2)]
+        assert [one.result(60).status_code for one in answers] == [200, 200]
+
+
+def test_a_batch_alone_has_all_processors_and_others_have_their_share(predictor, monkeypatch):
+    line = Line(predictor, 8, at_once=2)
+    monkeypatch.setattr(line, "processors", 6)
+    threads = []
+
+    def outcomes_of(batch, threshold=None):
+        threads.append((len(batch), torch.get_num_threads()))
+        return Predictor.outcomes_of(predictor, batch, threshold)
+
+    monkeypatch.setattr(predictor, "outcomes_of", outcomes_of)
+    prepared = predictor.prepared(Image.new("RGB", (60, 60)))
+    first = line.join(lambda: prepared, lambda image, outcome: b"first")
+    line.start()
+    assert first.result(60) == b"first"
+    with line.counting:
+        line.batches += 1  # another one is worked on
+    assert line.join(lambda: prepared, lambda image, outcome: b"second").result(60) == b"second"
+    line.stop()
+    assert threads == [(1, 6), (1, 3)]
+
+
+def test_who_left_is_passed_over_and_who_errs_is_told_alone(predictor):
+    line = Line(predictor, 8, at_once=1)
+    prepared = predictor.prepared(Image.new("RGB", (60, 60)))
+
+    def broken():
+        raise DqdetError("no image")
+
+    left, wrong, right = (line.join(read, lambda *_: b"found") for read in (broken, broken, lambda: prepared))
+    assert left.cancel()
+    line.start()
+    assert right.result(60) == b"found"
+    with pytest.raises(DqdetError, match="no image"):
+        wrong.result(60)
+    line.stop()
+
+
 def test_a_model_that_fails_fails_one_batch(predictor, monkeypatch):
     calls = []
 
@@ -202,8 +256,22 @@ def test_models_of_videos_are_refused():
         serving.make_app(predictor, serving.Limits())
 
 
+def test_the_command_lets_threads_change_often(run, tmp_path, monkeypatch):
+    config = tiny_family("detr_r50", classes=["cat", "dog"])
+    save_folder(tmp_path, create_model(config), config, {})
+    noted = {}
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: noted.update(options, interval=sys.getswitchinterval()))
+    before = sys.getswitchinterval()
+    try:
+        assert run("serve", tmp_path, "--port", "8123")[0] == 0
+    finally:
+        sys.setswitchinterval(before)
+    assert (noted["host"], noted["port"]) == ("127.0.0.1", 8123)
+    assert noted["interval"] < before
+
+
 def test_the_command_says_what_is_missing(run, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     code, _, err = run("serve", "nowhere")
     assert code == 1
     assert err == "error: `dqdet serve` needs FastAPI and uvicorn: pip install 'dqdet[serve]'\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -213,4 +214,7 @@ def serve(
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides_of(dqdet.load, options))
     application = make_app(predictor, Limits(mebibytes, megapixels, waiting), at_once)
     show(f"{model}: http://{host}:{port}, Ctrl-C ends")
+    # Of seconds: the threads of the model need Python's lock for moments only, and would wait 5 ms each time for the
+    # one that speaks HTTP.
+    sys.setswitchinterval(0.0005)
     uvicorn.run(application, host=host, port=port, log_level="warning")
