@@ -13,6 +13,7 @@ from dqdet.exporting.network import Network
 from dqdet.models.detector import Detector
 
 INPUTS = ["images", "sizes"]
+LEAST_SIDE = 256  # of images to trace with: a map of one row would be taken for one that always has one
 
 
 def trace(network: Network, model: Detector, config: Config, size: tuple[int, int] | None) -> ExportedProgram:
@@ -43,7 +44,7 @@ def trace(network: Network, model: Detector, config: Config, size: tuple[int, in
 def examples(model: Detector, config: Config, size: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Two images (clips of three frames) and their sizes to trace a network with, as large as the model knows them."""
     if size is None:
-        side = max(config.data.val_size or (config.data.val_resize,))
+        side = max(LEAST_SIDE, *(config.data.val_size or (config.data.val_resize,)))
         side = -(-side // 64) * 64
         size = side, side + 64 * model.divisor
     frames = (3,) if config.data.task == "video" else ()
