@@ -3,13 +3,16 @@
     python benchmarks/serving.py [MODEL] [--clients 32] [--requests 2000] [--repeats 3] [--json FILE]
 
 Of a run folder, or of ``scenes_tiny`` as it is before training. Pictures are PNG files of scenes of 128x128. Both take
-turns; ratios are medians of those within repeats. Clients run on the same machine and need a part of it.
+turns; ratios are medians of those within repeats. Clients run on the same machine and need a part of it: how much, and
+what the server takes for HTTP (its first thread) and with the model (reading pictures, the network, JSON), is in
+milliseconds of a processor for each request, beside all that the processors could give in that time. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -53,15 +56,26 @@ def main() -> None:
             ask(server, pictures, options.clients, 200)  # warm-up
             for _ in range(options.repeats):
                 (alone,) = benchmark([str(model)], Conditions(size=(SIDE, SIDE)))
-                start = time.perf_counter()
+                before, own, start = server.cpu_seconds(), time.process_time(), time.perf_counter()
                 answers = ask(server, pictures, options.clients, options.requests)
-                rate = len(answers) / (time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                clients, taken = time.process_time() - own, server.cpu_seconds()
+                taken.subtract(before)
+                rate = len(answers) / seconds
+                each = 1000 / len(answers)
+                with_model = taken["model"] + taken["dqdet-sample"]
+                available = seconds * len(os.sched_getaffinity(0))
                 assert all(answer.status == 200 for answer in answers)
                 measured.append(
                     {
                         "benchmark_images_per_s": alone["images_per_s"],
                         "requests_per_s": rate,
                         "ratio": rate / alone["images_per_s"],
+                        "ratio_without_clients": rate / alone["images_per_s"] / (1 - clients / available),
+                        "cpu_ms_available": available * each,
+                        "cpu_ms_clients": clients * each,
+                        "cpu_ms_http": (taken.total() - with_model) * each,
+                        "cpu_ms_model": with_model * each,
                         "p95_ms": 1000 * float(np.quantile([answer.seconds for answer in answers], 0.95)),
                     }
                 )
