@@ -160,7 +160,10 @@ class Slow(Predictor):
 def test_what_waits_is_answered_together_and_too_many_are_refused():
     config = tiny_family("deformable_detr_r50", classes=["cat", "dog"], data__val_resize=128, data__max_size=192)
     predictor = Slow(create_model(config), config, device="cpu", batch=4)
-    with TestClient(serving.make_app(predictor, serving.Limits(waiting=6), at_once=1)) as client, ThreadPoolExecutor(16) as pool:
+    with (
+        TestClient(serving.make_app(predictor, serving.Limits(waiting=6), at_once=1)) as client,
+        ThreadPoolExecutor(16) as pool,
+    ):
         first = pool.submit(client.post, "/predict", content=picture())
         assert predictor.working.wait(30)
         others = [pool.submit(client.post, "/predict", content=picture(seed=seed)) for seed in range(1, 13)]

@@ -41,4 +41,5 @@ class Session:
         self.compiled = core.compile_model(model, "CPU", precision)
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
-        return [*self.compiled({"images": images, "sizes": sizes}).values()]
+        request = self.compiled.create_infer_request()  # one cannot be used by two threads
+        return [*request.infer({"images": images, "sizes": sizes}).values()]
