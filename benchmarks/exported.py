@@ -4,7 +4,8 @@
 
 One image, all with the same weights, drawn at random; what they find is checked equal first. Ours take pixels and give
 the selected boxes (and masks at a quarter of the resolution); ``transformers`` takes a normalised image and selects
-nothing. bfloat16 is measured where the processor has it. All take turns within every repeat; ratios are medians of those within repeats.
+nothing. bfloat16 is measured where the processor has it. All take turns within every repeat; ratios are medians of
+those within repeats.
 """
 
 from __future__ import annotations
