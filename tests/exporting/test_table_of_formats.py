@@ -1,4 +1,4 @@
-"""The README's tables of what exported files carry are those of the formats' data."""
+"""The tables in the documentation of what exported files carry are those of the formats' data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from dqdet.exporting.formats import FORMATS, WITHOUT_FULL_MASKS
 from dqdet.exporting.meaning import OUTPUTS
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8").splitlines()
+PAGE = (Path(__file__).parents[2] / "docs" / "using.md").read_text("utf-8").splitlines()
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -17,7 +17,7 @@ def test_every_format_has_its_row(name):
     kind = FORMATS[name]
     extra = f"`dqdet[{kind.extra}]`" if kind.extra else "nothing"
     opened = ", ".join(f"`{package}`" for package in kind.opening) or "PyTorch"
-    (row,) = [line for line in README if line.startswith(f"| `{name}` |")]
+    (row,) = [line for line in PAGE if line.startswith(f"| `{name}` |")]
     assert row.startswith(f"| `{name}` | `{kind.suffix}` | {extra} | {opened} |")
 
 
@@ -27,11 +27,11 @@ def test_every_task_has_its_row(task):
     names = [name for (of, _), outputs in OUTPUTS.items() if of == task for name in outputs if name in common]
     outputs = ", ".join(f"`{name}`" for name in dict.fromkeys(names))
     reason = WITHOUT_FULL_MASKS.get(task)
-    (row,) = [line for line in README if line.startswith(f"| {task} |")]
+    (row,) = [line for line in PAGE if line.startswith(f"| {task} |")]
     assert row == f"| {task} | {outputs} | {f'no: {reason}' if reason else 'yes'} |"
 
 
 def test_there_is_no_row_too_many():
-    start = README.index("| format | file | to write it | opened by | any size | one size | `--half` | batches |")
-    rows = README[start + 2 :]
+    start = PAGE.index("| format | file | to write it | opened by | any size | one size | `--half` | batches |")
+    rows = PAGE[start + 2 :]
     assert [row.split("`")[1] for row in rows[: rows.index("")]] == [*FORMATS]

@@ -200,7 +200,12 @@ def serve(
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 503.")] = 64,
     mebibytes: Annotated[float, typer.Option(min=0.001, help="Largest file that is taken.")] = 20.0,
     megapixels: Annotated[float, typer.Option(min=0.001, help="Largest image that is taken.")] = 50.0,
-    at_once: Annotated[int, typer.Option(min=1, help="Batches that are worked on at the same time.")] = 2,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="2, of compiled networks 1", help="Batches that are worked on at the same time."
+        ),
+    ] = None,
 ) -> None:
     """Answer requests over HTTP: POST an image to /predict, or try it on the page at /."""
     try:
@@ -212,7 +217,8 @@ def serve(
             raise
         raise DqdetError("`dqdet serve` needs FastAPI and uvicorn: pip install 'dqdet[serve]'") from error
     predictor = dqdet.load(model, precision=precision, compile=compile, **overrides_of(dqdet.load, options))
-    application = make_app(predictor, Limits(mebibytes, megapixels, waiting), at_once)
+    # A network is compiled anew for each number of threads that it gets.
+    application = make_app(predictor, Limits(mebibytes, megapixels, waiting), at_once or (1 if compile else 2))
     show(f"{model}: http://{host}:{port}, Ctrl-C ends")
     # Of seconds: the threads of the model need Python's lock for moments only, and would wait 5 ms each time for the
     # one that speaks HTTP.
