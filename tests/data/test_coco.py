@@ -362,7 +362,7 @@ def test_file_that_is_no_image(tmp_path):
     image = tmp_path / "images/train/1.png"
     image.write_text("<html>not found</html>")
     assert read_error(tmp_path) == (
-        f"{image}: cannot be read as an image (cannot identify image file '{image}'); "
+        f"{image}: cannot be read as an image (in no format that is known); "
         f"replace the file or remove image 1 from {file}"
     )
 

@@ -265,7 +265,7 @@ def test_unreadable_image_is_named_in_one_line(tmp_path, workers):
     with pytest.raises(DqdetError) as caught:
         list(make_loader(dataset, batch=2, train=False, workers=workers))
     assert str(caught.value) == (
-        f"{file}: cannot be read as an image (cannot identify image file '{file}'); "
+        f"{file}: cannot be read as an image (in no format that is known); "
         f"replace the file or remove image 7 from {tmp_path}/annotations/instances_train.json"
     )
 

@@ -94,8 +94,8 @@ def test_faults_of_yolo_are_told_together_with_file_and_line(tmp_path):
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: {0: cat, 1: dog}\n")
     (tmp_path / "images/train/c.png").write_bytes(b"no picture")
     assert error_of(tmp_path, kind="yolo") == (
-        f"{tmp_path}/data.yaml: bad entries (6): {tmp_path}/images/train/c.png: cannot be read as an image (cannot "
-        f"identify image file '{tmp_path}/images/train/c.png'); "
+        f"{tmp_path}/data.yaml: bad entries (6): {tmp_path}/images/train/c.png: cannot be read as an image (in no "
+        "format that is known); "
         f"{labels}/a.txt:3 has the class '2', which is no whole number in 0..1; "
         f"{labels}/a.txt:4 has 4 values; a box has 5 (class, x, y, width, height), a polygon 7, 9, ...; "
         f"{labels}/b.txt:1 has the value '300', which is not relative to the image, in 0..1; "

@@ -252,7 +252,7 @@ def test_an_unreadable_frame(tmp_path):
     with pytest.raises(DqdetError) as caught:
         list(make_loader(opened(root), batch=2, train=True, workers=1))
     assert str(caught.value) == (
-        f"{file}: cannot be read as an image (cannot identify image file '{file}'); "
+        f"{file}: cannot be read as an image (in no format that is known); "
         f"replace the file or remove video 8 from {root}/train.json"
     )
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -306,6 +306,8 @@ def irregular(file: str | Path) -> str | None:
 
 def one_line(error: Exception) -> str:
     """The message of an exception that others raise, for one of ours."""
+    if isinstance(error, UnidentifiedImageError):  # that of Pillow has the name again, or the address of an object
+        return "in no format that is known"
     return " ".join(str(error).split()) or type(error).__name__
 
 

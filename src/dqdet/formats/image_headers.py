@@ -18,6 +18,8 @@ from typing import IO, TypeAlias
 import numpy as np
 from PIL import Image
 
+from dqdet.formats.image_files import one_line
+
 Size: TypeAlias = tuple[int, int]  # height, width
 
 AT_ONCE = 8  # files: reading a header is waiting for the disk
@@ -39,7 +41,7 @@ def header_fault(file: str, size: Size | None) -> str | None:
                 return "is no regular file"
             return opened_header_fault(opened, size)
     except (OSError, ValueError) as error:
-        return f"cannot be read as an image ({str(error) or type(error).__name__})"
+        return f"cannot be read as an image ({one_line(error)})"
 
 
 def opened_header_fault(opened: IO[bytes], size: Size | None) -> str | None:
@@ -52,7 +54,7 @@ def opened_header_fault(opened: IO[bytes], size: Size | None) -> str | None:
             if size == (width, height) and image.getexif().get(ORIENTATION) in TURNED:
                 return None
     except Exception as error:  # whatever Pillow raises on damaged bytes
-        return f"cannot be read as an image ({str(error) or type(error).__name__})"
+        return f"cannot be read as an image ({one_line(error)})"
     return f"is {width} x {height} pixels instead of {size[1]} x {size[0]}"
 
 
