@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from dqdet.adapters import transformers as adapter
 from dqdet.config import Config, resolve
+from dqdet.data.transforms import input_size
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
@@ -143,7 +145,13 @@ def test_there_and_back(name, tmp_path):
         scale = wanted.abs().max().clamp(min=1).item()
         torch.testing.assert_close(found[key], wanted, rtol=0, atol=1e-5 * scale, msg=lambda m, key=key: f"{key}: {m}")
 
+    image = Image.effect_noise((96, 64), 90).convert("RGB")
+    prepared = transformers.AutoImageProcessor.from_pretrained(tmp_path / "theirs")(image, return_tensors="pt")
+    size = [-(-side // model.divisor) * model.divisor for side in input_size(64, 96, config.data)]
+    assert list(prepared["pixel_values"].shape[2:]) == size
     back = load_model(tmp_path / "theirs")
+    assert list(input_size(64, 96, back.config.data)) == size
+    torch.testing.assert_close(back.config.data.std, config.data.std)
     assert back.config.queries.kind == config.queries.kind
     if isinstance(theirs, adapter.Modulated):
         assert back.config.queries == config.queries

@@ -20,13 +20,14 @@ from transformers import (
 
 import dqdet
 from dqdet.config import preset_names, resolve
+from dqdet.data.transforms import input_size
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.predict.predictor import Predictor
 from dqdet.runs.folder import load_config
 from dqdet.types import Predictions
 from dqdet.weights import PUBLISHED
-from dqdet.weights.preparation import PREPARATION, PROCESSOR, preparation, read_preparation
+from dqdet.weights.preparation import PREPARATION, PROCESSOR, of_processor, preparation, read_preparation
 from tiny import TINY
 
 # Width and height: ordinary ones, and those whose sides come out differently when one rounds at another moment.
@@ -108,6 +109,39 @@ def test_images_are_prepared_as_in_transformers(tmp_path, family, name):
         step = 1 / (255 * min(found["data.std"]))  # of colours: Pillow and torchvision round differently
         assert (images - expected["pixel_values"].float()).abs().max() < 1.01 * step, size
         assert torch.equal(~padding, expected["pixel_mask"].bool()), size
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_there_and_back(tmp_path, family, name):
+    """What is read of a processor makes one that prepares images as the first."""
+    if family == "mask2former" and name == "not resized":
+        pytest.skip("refused, see below")
+    there = PUBLISHED[family].huggingface
+    found = preparation(PREPARATIONS[name], there)
+    data = resolve({"mask2former": "mask2former_r50_coco_instance"}.get(family, "detr_r50"), found).data
+    PROCESSORS[family](**of_processor(data, there)).save_pretrained(tmp_path)
+    back = read_preparation(tmp_path, there)
+    for option, expected in found.items():
+        assert back[option] == (pytest.approx(expected) if option in ("data.mean", "data.std") else expected), option
+
+
+@pytest.mark.parametrize("preset", ["detr_r50", "lw_detr_tiny", "mask2former_r50_coco_instance"])
+def test_published_recipes_prepare_images_as_their_processors(preset):
+    data = resolve(preset).data
+    family = resolve(preset).model.family
+    there = PUBLISHED[family].huggingface
+    theirs = PROCESSORS[family](**of_processor(data, there))
+    for size in [(640, 480), (480, 640), (500, 333), (1300, 400)]:
+        found = theirs(noise(size), return_tensors="pt")["pixel_values"].shape[2:]
+        expected = [-(-side // there.divisor) * there.divisor for side in input_size(size[1], size[0], data)]
+        assert list(found) == pytest.approx(expected, abs=1)
+
+
+def test_multiples_that_no_processor_makes_are_refused():
+    data = resolve("detr_r50", {"data.val_divisor": 32}).data
+    with pytest.raises(DqdetError, match=r"^data\.val_divisor=32: .*; set data\.val_divisor=1$"):
+        of_processor(data, PUBLISHED["detr"].huggingface)
 
 
 @pytest.mark.parametrize("family", PROCESSORS)

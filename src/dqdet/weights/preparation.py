@@ -18,6 +18,7 @@ DETR = r"(?:|Conditional|Deformable|Rf)Detr"
 MASKS = r"(?:MaskFormer|Mask2Former)"
 SUFFIX = r"(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)"
 BILINEAR = 2  # in Pillow's numbers
+ANY_LENGTH = 2**16  # of a longer side that has no limit
 IMAGENET = DataConfig()  # whose colours are the default there, too
 
 
@@ -71,6 +72,43 @@ def preparation(theirs: Theirs, there: HuggingFace) -> dict[str, Any]:
     options |= {"data.val_divisor": multiple, **_colours(theirs)}
     if theirs.get("pad_size") and (of_masks or theirs["do_pad"]):
         options["data.val_pad"] = _sides("pad_size", theirs["pad_size"], "height", "width")
+    return options
+
+
+def of_processor(data: DataConfig, there: HuggingFace) -> dict[str, Any]:
+    """The other way: arguments of an image processor of ``transformers`` that prepares images as ``data`` says.
+
+    Official DETR rounds one side of an image otherwise (``data.val_fit=shorter``); that is a pixel at most.
+
+    Args:
+        data: options of the preparation, of validation and prediction.
+        there: the family. Processors of MaskFormer's stretch sides to multiples, where dqdet pads them.
+
+    Raises:
+        DqdetError: none of these processors prepares images so.
+    """
+    longest = data.max_size if data.val_max_size is None else data.val_max_size or ANY_LENGTH
+    options: dict[str, Any] = {"image_mean": list(data.mean), "image_std": list(data.std)}
+    match data.val_fit:
+        case "shorter" if data.square:
+            options["size"] = {"height": data.val_resize, "width": data.val_resize}
+        case "shorter" | "exact":
+            options["size"] = {"shortest_edge": data.val_resize, "longest_edge": longest}
+        case "original":
+            options["do_resize"] = False
+        case fit:
+            assert data.val_size is not None, "the configuration has checked it"
+            names = ("max_height", "max_width") if fit == "inside" else ("height", "width")
+            options["size"] = dict(zip(names, data.val_size, strict=True))
+    if data.val_pad is not None:
+        options["pad_size"] = dict(zip(("height", "width"), data.val_pad, strict=True))
+    if re.fullmatch(MASKS + SUFFIX, there.processor):
+        options["size_divisor"] = math.lcm(data.val_divisor, there.divisor)
+    elif data.val_divisor > 1:
+        raise DqdetError(
+            f"data.val_divisor={data.val_divisor}: transformers stretches only images of MaskFormer's models to "
+            "multiples; set data.val_divisor=1"
+        )
     return options
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from dqdet.adapters.transformers.modulated import modulated
 from dqdet.config import Config
@@ -27,6 +28,7 @@ from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
 from dqdet.weights.lw_detr import LW_DETR, PublishedVit
 from dqdet.weights.mask2former import MASK2FORMER
+from dqdet.weights.preparation import of_processor
 from dqdet.weights.published import Published
 from dqdet.weights.renaming import State
 from dqdet.weights.rf_detr import RF_DETR
@@ -274,8 +276,22 @@ def fill(made: nn.Module, state: State, published: Published) -> None:
             tensor.copy_(torch.where(given.isnan(), tensor, given))  # the library's own stay: what no model here has
 
 
+def image_processor(model: transformers.PreTrainedModel, config: Config) -> transformers.BaseImageProcessor:
+    """What prepares images for a model, as the library has it for the model's class.
+
+    Raises:
+        DqdetError: it cannot prepare them as ``config`` says.
+    """
+    *_, published = THERE[config.model.family]
+    assert published.huggingface is not None
+    # The library names none for DAB-DETR, whose classes are like those of Conditional-DETR.
+    family = "conditional_detr" if config.model.family == "dab_detr" else model.config.model_type
+    kind = getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[family]["torchvision"])
+    return kind(**of_processor(config.data, published.huggingface))
+
+
 def convert(source: str | Path, out: str | Path) -> Path:
-    """Write the model of any source that `dqdet.load` takes as a folder of ``transformers``.
+    """Write the model of any source that `dqdet.load` takes as a folder of ``transformers``, with its image processor.
 
     `dqdet.transformers.load` opens it, or ``from_pretrained`` where the queries are static.
 
@@ -288,7 +304,9 @@ def convert(source: str | Path, out: str | Path) -> Path:
     model, config, _ = load_model(source)
     try:
         made = to_transformers(model, config)
+        processor = image_processor(made, config)
     except DqdetError as error:
         raise DqdetError(f"{source}: {error}") from error
     made.save_pretrained(out)
+    processor.save_pretrained(out)
     return Path(out)
