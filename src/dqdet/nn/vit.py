@@ -54,7 +54,9 @@ class WindowedVit(nn.Module):
         x = x.unflatten(2, (side, -1)).unflatten(1, (side, -1)).transpose(2, 3)  # [B, windows, windows, h', w', C]
         window = x.shape[3:5]
         x = x.flatten(3, 4).flatten(0, 2)  # [B * windows^2, h' * w', C]
+        prefix = 0
         if body.cls_token is not None:  # every window has one
+            prefix = 1
             first = body.cls_token + body.pos_embed[:, :1]
             x = torch.cat([first.expand(x.shape[0], -1, -1), x], 1)  # [B * windows^2, 1 + h' * w', C]
         maps = []
@@ -62,7 +64,7 @@ class WindowedVit(nn.Module):
             everywhere = number in self.config.global_blocks
             x = block(x.reshape(batch, -1, x.shape[-1])).view_as(x) if everywhere else block(x)
             if number + 1 in self.config.taps:
-                tokens = body.norm(x)[:, x.shape[1] - window.numel() :]
+                tokens = body.norm(x)[:, prefix:]  # [B * windows^2, h' * w', C]
                 tokens = tokens.unflatten(1, window).unflatten(0, (batch, side, side)).transpose(2, 3)
                 maps.append(tokens.reshape(batch, height, width, -1).permute(0, 3, 1, 2))
         return maps
