@@ -59,7 +59,7 @@ FastPrecision = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the network first: a minute, then faster; for many images.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite results of another source.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite results of another source or model.")]
 NewRun = Annotated[Path, typer.Option(help="Folder to write, as a run.")]
 
 
