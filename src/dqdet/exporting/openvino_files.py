@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 import numpy as np
 from torch.export import ExportedProgram
@@ -39,7 +40,10 @@ class Session:
         self.texts: Mapping[str, str] = json.loads(model.get_rt_info([TEXTS]).value) if told else {}
         precision = {"INFERENCE_PRECISION_HINT": "f32"}
         self.compiled = core.compile_model(model, "CPU", precision)
+        # A request cannot be used by two threads, and two that use the library for the first time at the same moment
+        # may wait for each other forever.
+        self.one_at_a_time = Lock()
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
-        request = self.compiled.create_infer_request()  # one cannot be used by two threads
-        return [*request.infer({"images": images, "sizes": sizes}).values()]
+        with self.one_at_a_time:
+            return [*self.compiled({"images": images, "sizes": sizes}).values()]

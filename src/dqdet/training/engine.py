@@ -51,7 +51,7 @@ from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import described, described_for_others, open_data, place_of, ready, warn
-from dqdet.training.together import check_same, everywhere, lost, meet, patience
+from dqdet.training.together import check_same, everywhere, lost, meet, timeout_of
 from dqdet.training.trainer import make_trainer, quietly
 from dqdet.training.watching import Curves, Patience, ValidationPictures
 
@@ -129,7 +129,7 @@ def resume(run: Path, overrides: Overrides = (), callbacks: Sequence[Callback] =
         overrides: of the options in `RESUMABLE`.
         callbacks: of Lightning, besides those of dqdet.
     """
-    meet(patience(lambda: override_some(load_config(run), overrides, RESUMABLE, "")))
+    meet(timeout_of(lambda: override_some(load_config(run), overrides, RESUMABLE, "")))
     with ExitStack() as stack:
         everywhere(lambda: stack.enter_context(held(run)))
         config, data = everywhere(lambda: _resumed(run, overrides))

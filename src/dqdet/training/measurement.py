@@ -43,7 +43,7 @@ from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import check_images, place_of, warn
 from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
 from dqdet.training.report import write_report
-from dqdet.training.together import everywhere, lost, meet, patience
+from dqdet.training.together import everywhere, lost, meet, timeout_of
 from dqdet.training.trainer import make_trainer, quietly
 
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.
@@ -75,7 +75,7 @@ def evaluate(
             have no effect on a model that is trained, or the results cannot be written.
     """
     overrides = parse_overrides(overrides)
-    meet(patience(lambda: load_config(run)))
+    meet(timeout_of(lambda: load_config(run)))
     model, config, before = everywhere(lambda: _opened(run, overrides, precision, compiled))
     if is_exported(run):
         return _measured(model, config, run.with_name(f"{run.stem}-eval") if out is None else out)

@@ -110,7 +110,7 @@ def meet(timeout: int) -> None:
     check_same({"python": platform.python_version()} | {name: version(name) for name in LIBRARIES})
 
 
-def patience(configuration: Callable[[], Config]) -> int:
+def timeout_of(configuration: Callable[[], Config]) -> int:
     """The ``train.timeout`` of a configuration; its default where this process cannot have it, as all will hear."""
     try:
         return configuration().train.timeout
