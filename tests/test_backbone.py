@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from timm.layers import DropPath, freeze_batch_norm_2d
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
 
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
@@ -37,6 +39,25 @@ def test_maps_of_any_image_size(name):
         (2, channels, -(-101 // stride), -(-150 // stride))
         for channels, stride in zip(model.channels, STRIDES, strict=True)
     ]
+
+
+def test_a_dilated_last_stage_is_torchvisions():
+    torch.manual_seed(0)
+    expected = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
+    model = Backbone(BackboneConfig(name="resnet50", pretrained=False, freeze=False, dilation=True), (32,)).eval()
+    model.body.load_state_dict({k: v for k, v in expected.state_dict().items() if not k.startswith("fc.")})
+    images = torch.randn(1, 3, 101, 70)
+    with torch.inference_mode():
+        (found,) = model(images)
+        wanted = IntermediateLayerGetter(expected, {"layer4": "map"})(images)["map"]
+    assert found.shape == (1, 2048, 7, 5)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_has_no_stage_to_dilate_says_so():
+    config = BackboneConfig(name="swin_t", pretrained=False, dilation=True)
+    with pytest.raises(DqdetError, match=r"model\.backbone\.dilation=true: .*swin.* has no stage to dilate"):
+        Backbone(config, STRIDES)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_resnet"])

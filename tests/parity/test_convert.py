@@ -242,7 +242,13 @@ def test_other_files_are_refused(tmp_path, checkpoint):
     assert "not an official checkpoint of" in other
     assert "smca_detr" in other
     assert "fc.weight" in other
-    assert "DC5" in message(changed(args=argparse.Namespace(dilation=True)))
+
+
+def test_an_official_checkpoint_says_whether_its_backbone_is_dilated(checkpoint):
+    _, changed = checkpoint
+    for dilation in (True, False):
+        config = load_model(changed(args=argparse.Namespace(nheads=8, num_queries=16, dilation=dilation))).config
+        assert config.model.backbone.dilation is dilation
 
 
 def test_leftover_missing_and_misshapen_parameters_are_listed(checkpoint):
@@ -325,6 +331,23 @@ def huggingface_model(name: str) -> nn.Module:
         for buffer in theirs.buffers():
             buffer += 0.1 * torch.rand_like(buffer)
     return theirs
+
+
+def test_a_dilated_backbone_of_hugging_face_stays_one(tmp_path):
+    """DC5: the parameters have no trace of it."""
+    options = {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": False, "dilation": True}
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 12}
+    torch.manual_seed(0)
+    theirs = DetrForObjectDetection(DetrConfig(**options, **sizes, id2label=dict(enumerate(NAMES)))).eval()
+    theirs.save_pretrained(tmp_path)
+    model, config, _ = load_model(tmp_path)
+    assert config.model.backbone.dilation
+    images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
+    with torch.no_grad():
+        expected = theirs(images, pixel_mask=(~padding).long())
+        found = model(images, padding).final
+    torch.testing.assert_close(found.logits[0], expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes[0], expected.pred_boxes, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("older", [True, False], ids=["older names", "newer names"])
@@ -427,7 +450,6 @@ def test_what_dqdet_does_not_have_is_refused(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(original | options))
         return message(tmp_path)
 
-    assert "dilation=True; supported is False only" in changed(dilation=True)
     assert "position_embedding_type='learned'; supported is sine only" in changed(position_embedding_type="learned")
     assert "decoder_attention_heads=2; supported is 4 only" in changed(decoder_attention_heads=2)
     assert "model_type is 'yolos'; supported are detr, conditional_detr" in changed(model_type="yolos")

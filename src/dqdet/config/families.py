@@ -20,6 +20,8 @@ class BackboneConfig(Section):
     """Of ResNets: true holds batch norms, stem and first stage, as published for detectors; norms: batch norms
     alone; false: nothing.
     """
+    dilation: bool = False
+    """Of ResNets: the last stage is dilated instead of strided, so that its map has stride 16 (DETR's DC5)."""
     drop_path: Rate | None = None
     """Stochastic depth, the greatest chance that a block is skipped in training; null: the backbone's own."""
 
@@ -32,6 +34,8 @@ class WindowedVitConfig(BackboneConfig):
     """Start from weights of the transformer alone; published detectors are the usual start."""
     freeze: Literal[False] = False
     """Nothing is held."""
+    dilation: Literal[False] = False
+    """Tokens have one stride."""
     patch: Pixels = 16
     """Pixels along the side of a token."""
     positions: Layers = 24

@@ -89,7 +89,7 @@ class Backbone(nn.Module):
 
     Args:
         config: name, whether timm fetches ImageNet weights, and what is frozen.
-        strides: of the wanted maps, ascending.
+        strides: of the wanted maps, ascending; that of a dilated stage is what it would be without.
         weights: parameters by timm's names instead of the fetched ones; those of a classifier are passed over.
 
     Attributes:
@@ -101,9 +101,12 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, strides: Sequence[int], weights: Mapping[str, Tensor] | None = None):
         super().__init__()
-        self.body = make_timm_model(config, weights, features_only=True)
+        dilated = {"output_stride": 16} if config.dilation else {}
+        self.body = make_timm_model(config, weights, features_only=True, **dilated)
         info = self.body.feature_info
         reductions, channels = info.reduction(), info.channels()
+        if config.dilation:
+            reductions[-1] *= 2
         if missing := set(strides) - set(reductions):
             raise DqdetError(
                 f"model.backbone.name={config.name}: has maps at strides {reductions}, not at {sorted(missing)}"
@@ -123,7 +126,10 @@ class Backbone(nn.Module):
         self.body.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``[B, 3, H, W]`` -> one ``[B, channels, ceil(H / stride), ceil(W / stride)]`` a stride."""
+        """``[B, 3, H, W]`` -> one ``[B, channels, ceil(H / stride), ceil(W / stride)]`` a stride.
+
+        Of a dilated stage it is half the stride.
+        """
         height, width = images.shape[-2:]
         if self.channels_last:  # patches tile the image, so its sides are made multiples of the patch's
             images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
@@ -153,6 +159,10 @@ def make_timm_model(config: BackboneConfig, weights: Mapping[str, Tensor] | None
             body.pretrained_cfg["state_dict"] = None  # it would be kept
             if not any(torch.equal(tensor, next(body.parameters())) for tensor in weights.values()):
                 raise DqdetError("has other names")  # which timm passes over
+    except TypeError as error:
+        if config.dilation:
+            raise DqdetError(f"model.backbone.dilation=true: {name} has no stage to dilate; leave it out") from error
+        raise
     except Exception as error:  # network, cache and file errors of several libraries
         if weights is not None:
             raise DqdetError(f"model.backbone.weights={config.weights}: not weights of {name} ({error})") from error

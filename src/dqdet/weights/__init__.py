@@ -15,7 +15,7 @@ from dqdet.weights.dab_detr import DAB_DETR
 from dqdet.weights.deformable_detr import DEFORMABLE_DETR
 from dqdet.weights.detr import DETR
 from dqdet.weights.dino import DINO
-from dqdet.weights.huggingface import check_sizes, class_names, modulated_options, read_config
+from dqdet.weights.huggingface import check_sizes, class_names, is_dilated, modulated_options, read_config
 from dqdet.weights.lw_detr import LW_DETR
 from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.preparation import read_preparation
@@ -62,15 +62,19 @@ def read_official(file: Path) -> tuple[State, Config]:
         DqdetError: it cannot be read without executing code, or is of no model that dqdet has.
     """
     official, arguments = read_checkpoint(file)
-    if arguments.get("dilation"):
-        raise DqdetError("trained with --dilation (DC5), which is not supported")
     counts = arguments.get("nheads", 8), arguments.get("num_queries", 1)
     if not all(is_id(count) and count >= 1 for count in counts):
         heads, queries = map(value_text, counts)
         raise DqdetError(f"the arguments beside its parameters have nheads={heads} and num_queries={queries}")
     with fitting():
         state, published = translate(official)
-        return state, published.describe(state, arguments.get("nheads", 8), arguments.get("num_queries"))
+        config = published.describe(state, arguments.get("nheads", 8), arguments.get("num_queries"))
+    return state, override(config, dilated(arguments.get("dilation")))
+
+
+def dilated(last_stage: object) -> dict[str, bool]:
+    """The option of a backbone whose last stage is dilated (DC5), which parameters do not tell."""
+    return {"model.backbone.dilation": True} if last_stage else {}
 
 
 @contextmanager
@@ -103,6 +107,7 @@ def read_huggingface(folder: Path) -> tuple[State, Config]:
     with fitting():
         state = published.from_huggingface(parameters, theirs)
         config = published.describe(state, theirs.get(there.heads, 8), names=class_names(theirs))
-    config = override(config, {"model.dropout": theirs.get("dropout", 0.1), **there.options(theirs)})
+    told = {"model.dropout": theirs.get("dropout", 0.1), **dilated(is_dilated(theirs)), **there.options(theirs)}
+    config = override(config, told)
     check_sizes(theirs, config)
     return state, override(config, modulated_options(theirs) | read_preparation(folder, there))

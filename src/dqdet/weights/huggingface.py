@@ -46,7 +46,7 @@ class HuggingFace:
 
     def check(self, theirs: Theirs) -> None:
         """Refuse a model with a value that dqdet does not have."""
-        fixed = {"position_embedding_type": "sine", "dilation": False, **self.fixed(theirs)}
+        fixed = {"position_embedding_type": "sine", **self.fixed(theirs)}
         fixed["decoder_attention_heads"] = theirs.get("encoder_attention_heads", 8)
         for options, values in (theirs, fixed), (theirs.get("backbone_config") or {}, self.fixed_backbone):
             for option, value in values.items():
@@ -88,6 +88,7 @@ class TheirConfig(BaseModel):
     decoder_layers: Layers = 6
     hidden_dim: Width = 256
     dropout: Rate = 0.1
+    dilation: bool = False
     with_box_refine: bool = False
     two_stage: bool = False
     two_stage_num_proposals: Width = 300
@@ -122,6 +123,11 @@ def check_sizes(theirs: Theirs, config: Config) -> None:
                 f"{THEIR_CONFIG} has {option}={value_text(theirs[option])}, but the parameters are of {told}; get both "
                 "files again"
             )
+
+
+def is_dilated(theirs: Theirs) -> bool:
+    """Whether the backbone's last stage is; newer versions say so in the backbone's own options."""
+    return theirs.get("dilation", False) or (theirs.get("backbone_config") or {}).get("output_stride") == 16
 
 
 def class_names(theirs: Theirs) -> list[str]:

@@ -44,6 +44,8 @@ def resnet(config: Config, outputs: int) -> Options:
     depths, bottleneck = next((key for key, known in RESNETS.items() if known == short), ((), False))
     if not depths:
         raise DqdetError(f"model.backbone.name={name}: models with {', '.join(RESNETS.values())} can be converted only")
+    if config.model.backbone.dilation:
+        raise DqdetError("model.backbone.dilation=true: the library's own ResNet has no dilated stage")
     options: Options = {
         "depths": list(depths),
         "hidden_sizes": [width * (4 if bottleneck else 1) for width in (64, 128, 256, 512)],
