@@ -262,6 +262,18 @@ def test_coefficients_do_not_change_with_the_padding_of_the_batch(name, changes)
     torch.testing.assert_close(model.forward_features(padded, padding).coefficients, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["detr", "conditional_detr", "smca_detr", "dab_detr"])
+def test_a_cell_of_a_dilated_map_is_half_as_long(name):
+    """Images of half the size give the same map, so that all that families know of their size is its cells."""
+    config = CONFIGS[name]
+    dilated = build(name, {"backbone": config.backbone.model_copy(update={"dilation": True})})
+    features, padding = inputs(dilated)
+    with torch.no_grad():
+        expected = build(name).forward_features(features, padding)
+        found = dilated.forward_features(features, padding[:, ::2, ::2])
+    assert_same(outputs(found), outputs(expected))
+
+
 @every_family
 @pytest.mark.parametrize("context", MAPS)
 def test_every_context_tells_images_apart(name, context):

@@ -111,6 +111,7 @@ class SmcaDetr(Detector):
         super().__init__()
         hidden = config.hidden
         layer = (hidden, config.heads, config.feedforward, config.dropout)
+        self.cell = STRIDE // 2 if config.backbone.dilation else STRIDE  # pixels along its side
         self.input_proj = nn.Conv2d(channels[-1], hidden, 1)
         self.encoder = DenseEncoder(*layer, depth=config.encoder_layers)
         self.decoder = nn.ModuleList(SmcaDecoderLayer(*layer) for _ in range(config.decoder_layers))
@@ -122,7 +123,7 @@ class SmcaDetr(Detector):
 
     def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         feature = features[-1]  # [B, C, h, w]
-        cells = valid_sizes(padding) / STRIDE  # [B, 2], width and height of the images
+        cells = valid_sizes(padding) / self.cell  # [B, 2], width and height of the images
         padding = resize_padding(padding, feature)  # [B, h, w]
         projected = self.input_proj(feature)  # [B, c, h, w]
         memory = self.encoder(projected, padding)
