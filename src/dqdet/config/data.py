@@ -51,7 +51,7 @@ class ClipsConfig(Section):
     beyond these two; 0: all are drawn evenly.
     """
     every_frame: bool = False
-    """An epoch has a clip around every frame; false: one of every video."""
+    """An epoch has a clip around every frame; false: one clip of every video."""
     images: Text | None = None
     """Folder of COCO, whose images become clips of their own (pseudo-videos); null: none."""
 
@@ -81,19 +81,19 @@ class AugmentConfig(Section):
     """Augmentation beyond the published recipes, each kind off at 0 (``data/combining.py``, ``data/transforms.py``)."""
 
     mosaic: Share = 0.0
-    """Chance that a training image becomes a mosaic of four, of detection and instance."""
+    """Chance that a training image becomes a mosaic of four; for detection and instance."""
     mixup: Share = 0.0
-    """Chance that another image shines through, with its objects, of detection and instance."""
+    """Chance that another image is blended in, with its objects; for detection and instance."""
     copy_paste: Share = 0.0
-    """Chance that objects of another image are copied into it, by their masks, of instance."""
+    """Chance that objects of another image are pasted in, by their masks; for instance."""
     rotate: Annotated[Real, Field(ge=0, le=180)] = 0.0
-    """Greatest turn in degrees, to both sides, of detection and instance."""
+    """Greatest rotation in degrees, in both directions; for detection and instance."""
     translate: Share = 0.0
-    """Greatest shift in shares of height and width, of detection and instance."""
+    """Greatest shift, as a share of height and width; for detection and instance."""
     scale: Rate = 0.0
-    """Greatest change of scale: 0.5 gives 0.5 to 1.5 of the size, of detection and instance."""
+    """Greatest change of scale: 0.5 gives 0.5 to 1.5 times the size; for detection and instance."""
     shear: Annotated[Real, Field(ge=0, le=60)] = 0.0
-    """Greatest shear in degrees, of detection and instance."""
+    """Greatest shear in degrees; for detection and instance."""
     colour: Annotated[Real, Field(ge=0, le=2)] = 0.0
     """Strength of changes of brightness, contrast, saturation (by up to 0.4 at 1) and hue (0.05 turns at 1)."""
     blur: Share = 0.0
@@ -118,13 +118,13 @@ class DataConfig(Section):
     task: Task = "detection"
     """What is annotated, learned and measured: boxes, masks, panoptic maps or tracks."""
     root: Text | None = None
-    """Folder of the data set, of webdataset also its http address; scenes need none."""
+    """Folder of the data set; for webdataset also its http address; scenes need none."""
     train: Text | None = None
     """Name of the training split; null: train2017 or train, whichever there is."""
     val: Text | None = None
     """Name of the validation split; null: val2017, val, valid or test, whichever there is."""
     val_share: Annotated[Real, Field(gt=0, lt=1)] = 0.2
-    """Share of the images, drawn by their names, that are for validation where a data set has no splits."""
+    """Share of the images, chosen by their names, that a data set without splits keeps for validation."""
     cache: Annotated[Real, Field(ge=0)] = 10.0
     """Most GiB of the images of a split behind an http address that are kept in the user's cache; 0: none."""
     resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))
@@ -132,7 +132,7 @@ class DataConfig(Section):
     square: bool = False
     """Resize to squares of these sides, and of val_resize, without keeping proportions."""
     max_size: Pixels = 1333
-    """Most pixels of the longer side; where it would be more, the image becomes smaller."""
+    """Most pixels of the longer side; images that would exceed it are resized to it."""
     val_resize: Pixels = 800
     """Shorter side of images in validation and prediction, in pixels."""
     val_max_size: Annotated[Whole, Field(ge=0, le=2**14)] | None = None
@@ -148,16 +148,16 @@ class DataConfig(Section):
     val_pad: tuple[Pixels, Pixels] | None = None
     """Height and width in pixels of padded batches in validation and prediction; null: those of the largest image."""
     mean: tuple[Real, Real, Real] = (0.485, 0.456, 0.406)
-    """Of red, green and blue in 0..1, subtracted from images; ImageNet's."""
+    """Mean of red, green and blue, in 0..1, that is subtracted from images; ImageNet's."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """Of red, green and blue in 0..1, by which images are divided; ImageNet's."""
+    """Standard deviation of red, green and blue, in 0..1, by which images are divided; ImageNet's."""
     crop: bool = True
     """DETR's second branch in half of all images: resize to 400-600, crop 384-600, resize again."""
     jitter: tuple[Scale, Scale] | None = None
     """Large-scale jitter, least and greatest factor of the window; replaces resize; null: none."""
     window: tuple[Pixels, Pixels] | None = None
-    """Height, width of a random crop at the end; with jitter, smaller images are padded to it, and the model sees
-    that; null: none.
+    """Height and width of a random crop at the end; with jitter, smaller images are padded to it, and the padding is
+    part of the image. null: none.
     """
     flip: bool = True
     """Mirror half of all training images."""
@@ -166,7 +166,7 @@ class DataConfig(Section):
     hue: Annotated[Real, Field(ge=0, le=0.5)] = 0.05
     """Greatest shift of the hue by colour=true, in turns of the colour circle."""
     permute_channels: bool = False
-    """With colour=true, the colour channels change places in half of all images."""
+    """With colour=true, shuffle the colour channels of half of all images."""
     augment: AugmentConfig = AugmentConfig()
     """Further augmentation, none of it in a published recipe."""
     shrink: bool = False
@@ -174,17 +174,17 @@ class DataConfig(Section):
     slightly other pixels; of detection.
     """
     skip_empty: bool = False
-    """Leave out training images without objects, those with crowds alone, too; of coco, but not panoptic."""
+    """Leave out training images without objects, or with crowds only; for boxes, masks and clips of images."""
     redraw_empty: bool = False
-    """A training item that the augmentation leaves without objects becomes another one."""
+    """Replace a training item that augmentation leaves without objects by another one."""
     clips: ClipsConfig = ClipsConfig()
     """How videos are cut into clips."""
     workers: Annotated[Whole, Field(ge=0, le=1024)] = 2
-    """Processes that read images, for each process of the training; 0: it reads them itself."""
+    """Worker processes that read images, for each training process; 0: none, it reads them itself."""
     scenes: ScenesConfig = ScenesConfig()
     """The generated data set."""
     check: bool = True
-    """Read the headers of all images before a training or evaluation: each is there, an image, and of its size."""
+    """Before training or evaluation, read the headers of all images: each exists, is an image, and has its size."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

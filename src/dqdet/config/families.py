@@ -17,13 +17,13 @@ class BackboneConfig(Section):
     weights: Text | None = None
     """Local file of weights (.safetensors, .pth or .pkl) instead of the fetched ones; null: none."""
     freeze: bool | Literal["norms"] = True
-    """Of ResNets: true holds batch norms, stem and first stage, as published for detectors; norms: batch norms
-    alone; false: nothing.
+    """What is frozen in ResNets. true: batch norms, stem and first stage, as published for detectors; norms: batch
+    norms only; false: nothing.
     """
     dilation: bool = False
-    """Of ResNets: the last stage is dilated instead of strided, so that its map has stride 16 (DETR's DC5)."""
+    """Dilate the last stage of a ResNet instead of striding it, so that its map has stride 16 (DETR's DC5)."""
     drop_path: Rate | None = None
-    """Stochastic depth, the greatest chance that a block is skipped in training; null: the backbone's own."""
+    """Stochastic depth: greatest chance that a block is skipped in training; null: the backbone's default."""
 
 
 class WindowedVitConfig(BackboneConfig):
@@ -33,7 +33,7 @@ class WindowedVitConfig(BackboneConfig):
     pretrained: bool = False
     """Start from weights of the transformer alone; published detectors are the usual start."""
     freeze: Literal[False] = False
-    """Nothing is held."""
+    """Nothing is frozen."""
     dilation: Literal[False] = False
     """Tokens have one stride."""
     patch: Pixels = 16
@@ -106,9 +106,9 @@ class DabDetrConfig(TransformerConfig):
     family: Literal["dab_detr"] = "dab_detr"
     dropout: Rate = 0.0
     temperature: Positive = 20.0
-    """Of the feature map's position encoding; higher: longer waves."""
+    """Temperature of the feature map's position encoding; higher: longer waves."""
     activation: Literal["prelu", "relu"] = "prelu"
-    """Of the feed-forward networks."""
+    """Activation of the feed-forward networks."""
     patterns: Annotated[Whole, Field(ge=0, le=1000)] = 0
     """Learned contents that each anchor is tried with; 0: one, of zeros."""
 

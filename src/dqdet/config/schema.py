@@ -37,8 +37,9 @@ class QueriesConfig(Section):
     """Where the decoder's queries come from (``queries.py``)."""
 
     kind: Literal["static", "modulated", "generated", "grouped", "shared", "own"] = "modulated"
-    """Where queries come from: learned (static), combined by the image (modulated), made by an MLP (generated), with
-    unrelated training groups (grouped), from shared patterns (shared), of a Python program (own).
+    """Where queries come from. static: learned; modulated: combinations of basic queries that depend on the image;
+    generated: made by an MLP; grouped: learned, with unrelated training groups; shared: combinations of patterns that
+    all queries share; own: a source given from Python.
     """
     count: Width = 300
     """m: queries used at inference, the most objects that can be found."""
@@ -53,23 +54,23 @@ class QueriesConfig(Section):
     hidden: Width = 512
     """Hidden channels of the MLP that predicts the coefficients."""
     context: Context = "backbone"
-    """Map that tells what is in the image: the backbone's coarsest (the paper's F), that after its projection
-    (projected), or what the encoder makes of it (memory); none: coefficients are learned constants.
+    """Map that the coefficients are computed from. backbone: its coarsest (the paper's F); projected: the same after
+    its projection; memory: after the encoder; none: the coefficients are learned constants.
     """
     pool: Literal["mean", "max"] = "mean"
     """How the context map is pooled."""
     pool_padding: bool = False
-    """Let padded positions take part in the pooling, as the published code does."""
+    """Pool over padded positions, too, as the published code does."""
     coefficients: Literal["softmax", "raw"] = "softmax"
-    """softmax: convex combinations; raw: any, as parts of the published code do."""
+    """softmax: convex combinations; raw: any combinations, as in parts of the published code."""
     denoising: CountOrZero = 0
-    """Queries in training that are objects with noise: so many of the image with most objects, and as many again with
-    more noise that are background; of families with anchors; 0: none.
+    """Positive denoising queries (DINO) for the image with the most objects; as many negative ones are added. For
+    families with anchors; 0: none.
     """
     label_noise: Share = 0.25
-    """Share of the denoising queries whose class is drawn anew."""
+    """Share of the denoising queries that get a random class."""
     box_noise: NonNegative = 1.0
-    """Most that a corner of a denoising query moves, in half sides; of those that are background, up to twice that."""
+    """Greatest shift of a corner of a positive denoising query, in half sides; negative ones move up to twice that."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -82,7 +83,7 @@ class InferenceConfig(Section):
     """Which predictions are reported (``inference/``)."""
 
     limit: Count = 100
-    """Most objects that are reported of an image, or tracks of a video."""
+    """Most objects reported in an image, or tracks in a video."""
     object_threshold: Share = 0.8
     """Least score of a segment of a panoptic map, 0..1; `predict --threshold` sets it."""
     overlap_threshold: Share = 0.8
@@ -93,71 +94,71 @@ class InferenceConfig(Section):
 
 class TrainConfig(Section):
     epochs: Count | None = 50
-    """Passes over the training split; setting steps unsets it, and of both, what comes first is the end."""
+    """Passes over the training split; setting steps alone unsets it. With both, the one that comes first ends it."""
     steps: Count | None = None
-    """Optimiser steps, the length of the training where epochs is null, or its end."""
+    """Optimiser steps; with epochs, at most so many."""
     batch: Count = 16
-    """Images a step, over all processes and accumulated batches together; auto, of `dqdet train`: as the preset has
-    it, in the largest parts that fit into the memory.
+    """Images a step, over all processes and accumulated batches together. `dqdet train` also takes auto: the preset's
+    batch, in the largest parts that fit into memory.
     """
     accumulate: Count = 1
-    """Batches a step and process, to fit a large batch into a small memory; the gradient stays the same."""
+    """Batches whose gradients each process adds up for a step, where a whole batch does not fit into memory."""
     lr: Positive = 2e-4
     """Learning rate of everything but the backbone and the offsets."""
     backbone_lr: NonNegative = 2e-5
     """Learning rate of the backbone; 0 freezes it."""
     offsets_lr: Positive = 2e-5
-    """Learning rate of sampling offsets and reference points; of deformable families."""
+    """Learning rate of sampling offsets and reference points, in deformable families."""
     decoder_lr: Positive | None = None
-    """Learning rate of the decoder's layers, norm and positions, of LW-DETR and RF-DETR; null: lr."""
+    """Learning rate of the decoder's layers, norm and positions, in LW-DETR and RF-DETR; null: lr."""
     layer_decay: Annotated[Real, Field(gt=0, le=1)] | None = None
-    """Factor on the learning rate from each block of a plain transformer to the one before it, with no weight decay of
-    its norms, biases and positions; null: one rate for the backbone.
+    """Factor on the learning rate from each block of a plain vision transformer to the block before it; its norms,
+    biases and positions then have no weight decay. null: one rate for the whole backbone.
     """
     weight_decay: NonNegative = 1e-4
     """Weight decay of AdamW."""
     schedule: Literal["steps", "poly"] = "steps"
-    """Learning rates fall in steps, at drop or drop_steps, or evenly (poly)."""
+    """How learning rates fall. steps: at drop or drop_steps; poly: steadily, by a power."""
     drop: list[Positive] = [40.0]
-    """Epochs after which the learning rates are divided by ten, of schedule=steps; unless set, they move with the
-    length: 40 of 50 epochs are 9.6 of 12.
+    """Epochs after which the learning rates are divided by ten, with schedule=steps. Where only the length is changed,
+    they move with it: 40 of 50 epochs become 9.6 of 12.
     """
     drop_steps: list[Count] = []
-    """Optimiser steps after which they are, where drop is empty; they move like drop."""
+    """Optimiser steps after which the learning rates are divided by ten, where drop is empty; they move like drop."""
     power: Positive = 0.9
-    """Exponent of the share of steps that are left; of schedule=poly."""
+    """Exponent of the share of steps that are left, with schedule=poly."""
     decay_norms: bool = True
-    """Weight decay of norms and embeddings too."""
+    """Apply weight decay to norms and embeddings, too."""
     warmup: CountOrZero = 0
-    """Steps in which the learning rates rise from zero, whatever the length; 0: none."""
+    """Steps in which the learning rates rise from zero, whatever the length of training; 0: none."""
     clip: NonNegative = 0.1
-    """Greatest norm of the gradient; 0: any."""
+    """Gradients with a greater norm are scaled down to it; 0: never."""
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
-    """Of the computations; 16-mixed is of GPUs, without one it becomes 32."""
+    """Numeric precision of training; 16-mixed needs a GPU, and falls back to 32 without one."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
-    """Decay a step of averaged weights, which are validated and kept; null: no averaging."""
+    """Keep a moving average of the weights with this decay a step; it is what is validated and saved. null: none."""
     validate_every: Count = 1
     """Epochs between validations."""
     patience: Count | None = None
-    """Validations without a better one after which the training ends; null: it has its whole length."""
+    """Stop early after so many validations without a better result; null: never."""
     pictures: CountOrZero = 0
-    """Validation images, the same ones each time, that are drawn with what the model finds, some ten times in a
-    training; of boxes and instance masks; 0: none.
+    """Validation images, always the same ones, that are drawn with the model's detections about ten times during
+    training; for boxes and instance masks. 0: none.
     """
     recompute: bool = False
-    """Compute the layers of backbone, encoder and decoder anew in the backward pass, to keep less in memory; the
-    gradient stays the same.
+    """Gradient checkpointing: compute the layers of backbone, encoder and decoder again in the backward pass. Less
+    memory, more time, equal gradients.
     """
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Whether each process of several has the whole model, or they divide weights, gradients and the optimiser's state
-    (fsdp).
+    """How several processes train. ddp: each has the whole model; fsdp: weights, gradients and optimiser state are
+    sharded over them.
     """
     timeout: Count = 600
-    """Seconds for which processes that train together wait for one another, before the training ends."""
+    """Seconds that processes wait for one another before training ends with an error."""
     logger: list[Literal["tensorboard", "csv", "wandb", "mlflow"]] = ["tensorboard", "csv"]
-    """Where losses, rates and metrics are logged; csv always is; wandb and mlflow are of the extra loggers."""
+    """Where losses, learning rates and metrics are logged; csv always is. wandb and mlflow need the extra `loggers`."""
     seed: Seed = 0
-    """Of initial weights, order, augmentation and dropout; the same one gives the same training."""
+    """Seed of initial weights, order, augmentation and dropout; with the same one, training repeats exactly."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -198,7 +199,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     """The data set, and how images are prepared."""
     train: TrainConfig = TrainConfig()
-    """Length, optimiser and precision of a training."""
+    """Length, optimiser and precision of training."""
     inference: InferenceConfig = InferenceConfig()
     """Which predictions are reported."""
     classes: list[Text] = []
@@ -206,7 +207,7 @@ class Config(Section):
     category_ids: list[Id] = []
     """The data set's id of each class, with which results are written; filled from it."""
     stuff: list[Text] = []
-    """Classes that are regions, not objects, of panoptic maps; filled from the data set."""
+    """Classes of panoptic maps that are regions, not objects; filled from the data set."""
     init: Text | None = None
     """What the weights start from: a run, a checkpoint or a name on the hub; null: ImageNet alone."""
 

@@ -89,7 +89,7 @@ class Predictor:
             images: the path or address (http, https) of an image file, its bytes or a file object, a PIL image, an
                 array ``[H, W, 3]`` (uint8, RGB), a tensor ``[3, H, W]`` (uint8, or floating-point in 0..1), or a list
                 of these. Files and PIL images are turned upright as their EXIF orientation says; coordinates refer to
-                that. Of a PIL image with several frames it is the current one.
+                that. Of a PIL image with several frames, the current one is used.
             threshold: in 0..1, or one of each class.
 
         Returns:
