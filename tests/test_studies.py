@@ -147,6 +147,15 @@ def test_any_preset_and_data_set_is_studied(tmp_path, shared):
     assert "0.421" in report.tables[0][2]  # the paper's
 
 
+@pytest.mark.parametrize(("preset", "compared"), [(None, True), ("scenes_tiny", False)])
+def test_the_paper_is_on_pages_of_models_that_it_has_numbers_of(tmp_path, preset, compared):
+    page = tmp_path / "page.md"
+    study("generated", tmp_path / "out", seeds=1, jobs=1, preset=preset, only=("static",), page=page, **SMALL)
+    text = page.read_text()
+    assert ("| paper's AP |" in text) == compared
+    assert ("The paper's numbers are of its own data sets." in text) == compared
+
+
 @pytest.mark.slow
 def test_a_killed_study_leaves_no_process_and_goes_on(tmp_path):
     options = SMALL | {"train.epochs": 150, "train.drop": [100.0], "train.validate_every": 50}
@@ -188,6 +197,7 @@ def test_combinations_of_a_trained_model_are_measured_and_kept(tmp_path):
     report = study("combinations", tmp_path / "out", model=run, say=said.append)
     rows = {line.split(" | ")[1]: line.split(" | ")[2] for line in report.tables[0][2:]}
     draws = {"convex": "6", "non-convex": "6", "averaged": "1", "sampled": "6"}
+    assert report.tables[0][0] == "| model | queries | draws | AP |"  # nothing of the paper, which has not measured it
     assert rows == {"learned, all": "1"} | {f"{kind}, r = {r}": n for r in (2, 4) for kind, n in draws.items()}
     (found,) = report.results.values()
     assert found["draws"]["learned, all"] == [json.loads((run / "metrics.json").read_text())["AP"]]

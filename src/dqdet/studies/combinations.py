@@ -20,7 +20,7 @@ from dqdet.queries import CombinationKind, GroupedQueries, StaticQueries, combin
 from dqdet.runs.folder import without_pretraining, write_file
 from dqdet.studies.comparison import METRICS, STATIC
 from dqdet.studies.paired import spread
-from dqdet.studies.report import Report, table
+from dqdet.studies.report import OF_PAPER, Report, table
 from dqdet.studies.request import Request
 from dqdet.studies.small import DEFORMABLE_DETR, detector, mask2former
 from dqdet.studies.trained import Examined, examined, opened
@@ -131,7 +131,7 @@ def run(request: Request) -> Report:
         for key, draws in of_label.items():
             known = f"{paper[key]:.3f}" if key in paper else ""
             rows.append([label, key, str(len(draws)), spread(draws), known])
-    header = ["model", "queries", "draws", " or ".join(dict.fromkeys(metrics.values())), "the paper's"]
+    header = ["model", "queries", "draws", " or ".join(dict.fromkeys(metrics.values())), f"the {OF_PAPER}"]
     return Report(
         title="Fixed combinations of learned queries",
         results={label: {"metric": metrics[label], "draws": of_label} for label, of_label in found.items()},

@@ -15,7 +15,7 @@ from dqdet.errors import DqdetError
 from dqdet.metrics.scores import is_score
 from dqdet.studies import figures
 from dqdet.studies.paired import Difference, difference, learned, spread
-from dqdet.studies.report import Report, table
+from dqdet.studies.report import OF_PAPER, Report, table
 from dqdet.studies.request import Request, Subject, subjects
 from dqdet.studies.running import Curve, Training, is_finished, read_curve, run_all, small_name
 
@@ -123,7 +123,6 @@ class Comparison:
     def _table(self, rows: list[Row], request: Request) -> list[list[str]]:
         """One table of subjects with the same metrics."""
         metrics = rows[0].metrics
-        of_paper = [metric for metric in metrics if any(row.paper(arm, metric) for row in rows for arm in row.arms)]
         also = {
             (row.label, name): self.also(row.subject.config(request.overrides, arm.options))
             for row in rows
@@ -132,16 +131,14 @@ class Comparison:
         extra = list(dict.fromkeys(column for columns in also.values() for column in columns))
         header = ["model", "queries", "seeds"]
         for metric in metrics:
-            header += [metric] + [f"paper's {metric}"] * (metric in of_paper)
+            header += [metric, f"{OF_PAPER} {metric}"]
         header += [*extra, f"{metrics[0]}, difference to {rows[0].reference}"]
         lines = []
         for row in rows:
             for name in row.arms:
                 cells = [row.label, name, str(len(row.curves[name]))]
                 for metric in metrics:
-                    cells.append(spread(list(row.last(name, metric).values())))
-                    if metric in of_paper:
-                        cells.append(row.paper(name, metric))
+                    cells += [spread(list(row.last(name, metric).values())), row.paper(name, metric)]
                 cells += [f"{also[row.label, name].get(column, float('nan')):.4g}" for column in extra]
                 against = row.against(row.reference, name) if name != row.reference else None
                 lines.append([*cells, "" if against is None else str(against)])

@@ -18,7 +18,7 @@ from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.runs.folder import without_pretraining
 from dqdet.studies.grouped import ARMS
-from dqdet.studies.report import Report, table
+from dqdet.studies.report import OF_PAPER, Report, table
 from dqdet.studies.request import Request, subjects
 from dqdet.studies.small import DETECTORS, detector, mask2former
 
@@ -70,7 +70,7 @@ def run(request: Request) -> Report:
             )
     header = ["model", "queries", "parameters, M", "step, s", "inference, s", "step, MiB", "inference, MiB"]
     to = next(iter(arms))
-    header += [f"step / {to}", "the paper's", f"inference / {to}", "the paper's"]
+    header += [f"step / {to}", f"the {OF_PAPER}", f"inference / {to}", f"the {OF_PAPER}"]
     return Report(
         title="What each kind of queries costs",
         results=results,

@@ -19,6 +19,8 @@ from dqdet.studies import QUESTIONS
 from dqdet.studies.request import Request
 from dqdet.studies.running import device
 
+OF_PAPER = "paper's"  # in the names of columns
+
 
 @dataclass(frozen=True)
 class Report:
@@ -40,8 +42,11 @@ class Report:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
+    """Lines of Markdown, without columns of the paper that would be empty."""
+    kept = [
+        column for column, name in enumerate(header) if OF_PAPER not in name or any(cells[column] for cells in rows)
+    ]
+    lines = [[cells[column] for column in kept] for cells in (header, ["---"] * len(header), *rows)]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
@@ -58,13 +63,14 @@ def write(report: Report, request: Request, page: Path | None) -> None:
     if report.figure is not None:
         save(report.figure, request.out / request.name)
     if page is not None:
+        of_paper = any(OF_PAPER in header for header, *_ in report.tables)
         lines = [f"# {report.title}", "", QUESTIONS[request.name], ""]
         if report.figure is not None:
             save(report.figure, page.with_suffix(""))
             lines += [f"![{report.title}]({page.stem}.svg)", ""]
         lines += [
             report.text(),
-            f"{report.note} The paper's numbers are of its own data sets.",
+            report.note + " The paper's numbers are of its own data sets." * of_paper,
             "",
             f"Measured on {measured_on}. Again: `{request.command()}`.",
             "",
