@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dqdet.models.deformable_detr import DeformableDetr
+from dqdet.nn.levels import Levels
 from small_families import CLASSES, CONFIGS, COUNT, build, inputs
 
 
@@ -37,6 +38,17 @@ def test_small_images_have_fewer_proposals_than_queries():
     features = [torch.randn(1, x.shape[1], side, side) for x, side in zip(inputs(model)[0], (8, 4, 2), strict=True)]
     found = model.forward_features(features, torch.zeros(1, 64, 64, dtype=torch.bool))
     assert found.logits.shape[2] == found.groups["proposals"] == 8 * 8 + 4 * 4 + 2 * 2
+
+
+def test_an_image_of_one_cell_has_the_same_levels_alone_as_beside_another():
+    levels = Levels([8, 8], hidden=32, levels=3)
+    features = [torch.randn(2, 8, side, side) for side in (2, 1)]  # the third level has one cell, too
+    both = levels(features)
+    alone = levels([x[:1] for x in features])
+    for one, two in zip(alone, both, strict=True):
+        torch.testing.assert_close(one, two[:1])
+    gradients = torch.autograd.grad(sum(x.square().sum() for x in alone), list(levels.parameters()), allow_unused=True)
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_proposals_learn_from_their_own_loss_alone():

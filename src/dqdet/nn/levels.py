@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dqdet.nn.group_norm import GroupNorm
+
 
 class Levels(nn.ModuleList):
     """Projections of the backbone's maps to a common width, and strided convolutions for the levels beyond them.
@@ -40,4 +42,4 @@ def _projection(channels: int, hidden: int, kernel: int) -> nn.Sequential:
     nn.init.xavier_uniform_(conv.weight)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.GroupNorm(32, hidden))
+    return nn.Sequential(conv, GroupNorm(32, hidden))

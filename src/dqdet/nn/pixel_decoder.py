@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqdet.nn.encoder import DeformableEncoder
+from dqdet.nn.group_norm import GroupNorm
 from dqdet.nn.padding import resize_padding
 
 GROUPS = 32  # of the group norms
@@ -48,14 +49,14 @@ class PixelDecoder(nn.Module):
         super().__init__()
         stride4, *coarser = channels
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, hidden, 1), nn.GroupNorm(GROUPS, hidden)) for c in reversed(coarser)
+            nn.Sequential(nn.Conv2d(c, hidden, 1), GroupNorm(GROUPS, hidden)) for c in reversed(coarser)
         )
         self.encoder = DeformableEncoder(
             hidden, heads, feedforward, dropout, levels=len(coarser), points=points, depth=depth, shift=0.0
         )
-        self.lateral = nn.Sequential(nn.Conv2d(stride4, hidden, 1, bias=False), nn.GroupNorm(GROUPS, hidden))
+        self.lateral = nn.Sequential(nn.Conv2d(stride4, hidden, 1, bias=False), GroupNorm(GROUPS, hidden))
         self.output = nn.Sequential(
-            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, hidden), nn.ReLU()
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False), GroupNorm(GROUPS, hidden), nn.ReLU()
         )
         self.mask_proj = nn.Conv2d(hidden, mask_channels, 1)
         self._reset_parameters()
