@@ -288,7 +288,9 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_said_to_have_died(mon
 def test_batch_that_cannot_be_divided():
     with pytest.raises(DqdetError) as caught:
         make_loader(open_dataset(SCENES, "train"), batch=5, train=True, world=2)
-    assert str(caught.value) == "train.batch=5 cannot be divided among 2 processes; use a multiple of 2"
+    assert str(caught.value) == (
+        "train.batch=5 is not divisible by 2 processes times train.accumulate=1; use a multiple of 2"
+    )
 
 
 def test_batch_larger_than_the_data_set():

@@ -34,6 +34,15 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt
 
 
+def check_parts(batch: int, world: int, accumulate: int) -> None:
+    """Raise DqdetError unless ``batch`` images can be divided among processes, and among the parts of each."""
+    if batch % (world * accumulate):
+        raise DqdetError(
+            f"train.batch={batch} is not divisible by {world} processes times train.accumulate={accumulate}; use a "
+            f"multiple of {world * accumulate}"
+        )
+
+
 class BatchSampler(Sampler[list[int]], ABC):
     """Indices of each batch of one process.
 
@@ -46,20 +55,29 @@ class BatchSampler(Sampler[list[int]], ABC):
         seed: of the order, not negative.
         rank: this process.
         world: processes.
+        accumulate: parts of a step that each process gets one after the other; a step has the same ``batch`` images,
+            however many parts and processes they are divided among.
+
+    Raises:
+        DqdetError: ``batch`` cannot be divided.
     """
 
-    accumulate = 1  # batches that make a step
-
-    def __init__(self, dataset: DetectionDataset, batch: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        if batch % world:
-            raise DqdetError(
-                f"train.batch={batch} cannot be divided among {world} processes; use a multiple of {world}"
-            )
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        check_parts(batch, world, accumulate)
         self.dataset = dataset
         self.batch = batch
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.accumulate = accumulate
         self.epoch = 0
         self.start = 0
 
@@ -82,10 +100,6 @@ class TrainingBatches(BatchSampler):
 
     An epoch has every image once, except for a few drawn anew each time that would not fill a last step.
 
-    Args:
-        accumulate: parts of a step that each process gets one after the other; a step has the same ``batch`` images,
-            however many parts and processes they are divided among.
-
     Raises:
         DqdetError: there are fewer images than a step needs, or they cannot be divided.
     """
@@ -99,12 +113,7 @@ class TrainingBatches(BatchSampler):
         world: int = 1,
         accumulate: int = 1,
     ) -> None:
-        super().__init__(dataset, batch, seed, rank, world)
-        if batch % (world * accumulate):
-            raise DqdetError(
-                f"train.batch={batch} is not divisible by {world} processes times train.accumulate={accumulate}"
-            )
-        self.accumulate = accumulate
+        super().__init__(dataset, batch, seed, rank, world, accumulate)
         if len(dataset) < batch:
             raise DqdetError(
                 f"train.batch={batch} is more than the {len(dataset)} images of the training split; lower it"

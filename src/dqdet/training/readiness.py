@@ -14,6 +14,7 @@ from dqdet.config.effects import without_effect, without_weights
 from dqdet.config.presets import changes
 from dqdet.data import check_files, open_dataset
 from dqdet.data.dataset import DetectionDataset
+from dqdet.data.loader import check_parts
 from dqdet.errors import DqdetError, listed, value_text
 from dqdet.runs.folder import check_classes
 from dqdet.runs.processes import this_process
@@ -44,12 +45,7 @@ def ready(config: Config) -> tuple[DataModule, Config]:
 def open_data(config: Config) -> DataModule:
     """Both splits, whose classes and files are checked."""
     check_loggers(config.train.logger)
-    processes = this_process().world
-    if config.train.batch % (processes * config.train.accumulate):
-        raise DqdetError(
-            f"train.batch={config.train.batch} is not divisible by {processes} processes times "
-            f"train.accumulate={config.train.accumulate}"
-        )
+    check_parts(config.train.batch, this_process().world, config.train.accumulate)  # before the data is read
     train, val = (open_dataset(config.data, split, config.train.seed) for split in ("train", "val"))
     place = f"{place_of(config.data)}, validation split"
     check_classes(config.model_copy(update={"classes": train.classes}), val.classes, place)
