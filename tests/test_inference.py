@@ -8,7 +8,7 @@ from torchvision.ops import masks_to_boxes
 from dqdet.config import Config
 from dqdet.inference import infer
 from dqdet.inference import masks as mask_inference
-from dqdet.inference.masks import boxes_around, semantic_scores
+from dqdet.inference.masks import boxes_of_masks, semantic_scores
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.types import Predictions
 
@@ -75,10 +75,10 @@ def test_boxes_are_those_of_torchvision_and_reach_around_the_last_pixel():
     masks = torch.rand(20, 9, 13, generator=torch.Generator().manual_seed(0)) > 0.97
     masks[3] = masks[7] = False
     empty = ~masks.flatten(1).any(1)
-    boxes = boxes_around(masks)
+    boxes = boxes_of_masks(masks)
     assert torch.equal(boxes[~empty], masks_to_boxes(masks[~empty]) + torch.tensor([0, 0, 1, 1]))
     assert not boxes[empty].any()
-    assert boxes_around(masks[:0]).shape == (0, 4)
+    assert boxes_of_masks(masks[:0]).shape == (0, 4)
 
 
 @pytest.mark.parametrize("task", ["instance", "panoptic", "video"])
@@ -108,7 +108,7 @@ def test_instances_are_sorted_and_their_masks_have_the_size_of_the_file():
         masks = torch.from_numpy(image.masks.decoded())
         assert masks.shape == (7, *size)
         assert torch.equal(image.scores, image.scores.sort(descending=True).values)
-        assert torch.equal(image.boxes, boxes_around(masks))
+        assert torch.equal(image.boxes, boxes_of_masks(masks))
 
 
 def test_a_score_is_that_of_the_class_times_the_certainty_of_the_mask():

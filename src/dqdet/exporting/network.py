@@ -10,7 +10,7 @@ from torchvision.ops import box_convert
 from dqdet.config import Config
 from dqdet.exporting.formats import Resolution
 from dqdet.exporting.meaning import outputs
-from dqdet.inference.masks import boxes_around
+from dqdet.inference.masks import boxes_of_masks
 from dqdet.inference.pairs import best_pairs
 from dqdet.models.detector import Detector
 from dqdet.types import Predictions, rows
@@ -82,6 +82,6 @@ def of_masks(masks: Tensor, stride: int, scores: Tensor, sizes: Tensor) -> dict[
     image = (row[:, None] < sizes[:, :1, None]) & (column < sizes[:, 1:, None])  # [B, h, w]
     inside = (masks > 0) & image[:, None]  # [B, K, h, w]
     certainty = (masks.sigmoid() * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-6)  # [B, K]
-    boxes = stride * boxes_around(inside.flatten(0, 1)).unflatten(0, scores.shape)  # [B, K, 4]
+    boxes = stride * boxes_of_masks(inside.flatten(0, 1)).unflatten(0, scores.shape)  # [B, K, 4]
     limits = sizes.flip(-1).repeat(1, 2)[:, None].float()
     return {"boxes": torch.minimum(boxes, limits), "scores": scores * certainty, "class_scores": scores}

@@ -49,7 +49,7 @@ def instances(
     for logits in enlarged(found, image, chosen, size, original_size):
         mask = logits > 0  # [M, H, W]
         masks.rles += encode(mask)
-        boxes.append(boxes_around(mask))
+        boxes.append(boxes_of_masks(mask))
         certainties.append((logits.sigmoid_().mul_(mask)).flatten(1).sum(1) / (mask.flatten(1).sum(1) + 1e-6))
     scores, order = (scores * torch.cat(certainties)[pairs]).sort(descending=True)  # [K]
     rows = pairs[order]
@@ -218,7 +218,7 @@ def _count(*sizes: tuple[int, int]) -> int:
     return max(1, PIXELS_AT_ONCE // max(height * width for height, width in sizes))
 
 
-def boxes_around(masks: Tensor) -> Tensor:
+def boxes_of_masks(masks: Tensor) -> Tensor:
     """The boxes ``[K, 4]`` (x1, y1, x2, y2) that just hold ``masks [K, H, W]``; zeros around an empty one."""
     ends = []
     for columns in (masks.any(1), masks.any(2)):  # [K, W], [K, H]

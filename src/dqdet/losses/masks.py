@@ -145,8 +145,8 @@ class MaskSetLoss(nn.Module):
         """Assign to each object one query of every group, in every layer, at the least total cost."""
         embeddings, features = _embeddings_and_features(predictions)
         # A point reads all channels of a cell: side by side they are much faster to read.
-        side_by_side = features.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = side_by_side.unflatten(0, features.shape[:2])
+        channels_last = features.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = channels_last.unflatten(0, features.shape[:2])
         counts = [len(target.labels) for target in targets]
         rows = torch.arange(sum(counts), device=features.device).split(counts)
         padded_rows = pad_sequence(list(rows), batch_first=True)  # [B, N]
