@@ -1,7 +1,8 @@
 """Where a training is logged, beside its own CSV file: Lightning's loggers of TensorBoard, Weights & Biases and MLflow.
 
 The last two belong to the extra ``loggers``. A training that goes on has the same run there, whose id is kept in
-``logs/runs.json``.
+``logs/runs.json``. Neither can forget: of a training that was killed they have the steps after its last checkpoint
+twice, where the CSV file and TensorBoard's curves have them once.
 """
 
 from __future__ import annotations
