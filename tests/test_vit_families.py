@@ -255,6 +255,10 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(options, message):
     assert "\n" not in str(error.value)
 
 
+def test_sizes_that_keep_proportions_are_padded_and_any_fits():
+    assert resolve("rf_detr_nano", ["data.val_fit=exact", "data.val_resize=400"]).data.val_resize == 400
+
+
 def test_masks_need_whole_cells():
     with pytest.raises(DqdetError, match=r"patch=14 times model\.backbone\.windows=1 is not divisible by 4"):
         resolve("rf_detr_seg_nano", {"model.backbone.patch": 14, "data.square": False})

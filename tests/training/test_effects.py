@@ -51,6 +51,7 @@ def test_a_recipe_for_trained_weights_says_that_it_has_none(caplog):
 
 
 JITTER = {"data.window": [64, 64], "data.jitter": [0.5, 1]}
+STRETCHED = {"data.val_fit": "stretch", "data.val_size": [64, 96]}
 # What comes first makes the second one mean nothing; the third is the reason that is given.
 UNUSED = [
     ("scenes_tiny", {"queries.kind": "static"}, {"queries.ratio": 3}, "queries.kind=static"),
@@ -83,6 +84,11 @@ UNUSED = [
         "data.jitter=(0.5, 1.0)",
     ),
     ("scenes_tiny", JITTER, {"data.crop": True}, "data.jitter=(0.5, 1.0)"),
+    ("scenes_tiny", JITTER | {"data.val_fit": "original"}, {"data.square": True}, "data.jitter=(0.5, 1.0)"),
+    ("scenes_tiny", {"data.square": True}, {"data.max_size": 32}, "data.square=True"),
+    ("scenes_tiny", {"data.square": True}, {"data.val_max_size": 32}, "data.square=True"),
+    ("scenes_tiny", STRETCHED, {"data.val_resize": 32}, "data.val_fit=stretch"),
+    ("scenes_tiny", STRETCHED, {"data.val_max_size": 32}, "data.val_fit=stretch"),
     ("scenes_tiny", {"train.schedule": "poly"}, {"train.drop": [1.0]}, "train.schedule=poly"),
     ("scenes_tiny", {}, {"train.power": 2.0}, "train.schedule=steps"),
     ("detr_r50", {"data.kind": "scenes"}, {"train.offsets_lr": 1.0}, "model.family=detr"),

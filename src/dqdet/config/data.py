@@ -130,7 +130,7 @@ class DataConfig(Section):
     resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))
     """Shorter sides of training images in pixels, one drawn an image."""
     square: bool = False
-    """Resize to squares of these sides, and of val_resize, without keeping proportions."""
+    """Resize to squares of these sides, and of val_resize with val_fit=shorter, without keeping proportions."""
     max_size: Pixels = 1333
     """Most pixels of the longer side; images that would exceed it are resized to it."""
     val_resize: Pixels = 800

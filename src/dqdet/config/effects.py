@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dqdet.config.data import DataConfig
 from dqdet.config.length import drop_places, total_steps
 from dqdet.config.losses import LossConfig, SequenceLossConfig
 from dqdet.config.presets import changes, for_trained_weights
@@ -76,12 +77,29 @@ UNUSED = (
     Unused(("data.skip_empty",), "data.task", lambda c: c.data.kind == "coco" and c.data.task == "panoptic"),
     Unused(("data.hue", "data.permute_channels"), "data.colour", lambda c: not c.data.colour),
     Unused(("data.resize", "data.crop"), "data.jitter", lambda c: c.data.jitter is not None),
+    Unused(("data.square",), "data.jitter", lambda c: c.data.jitter is not None and c.data.val_fit != "shorter"),
+    Unused(
+        ("data.max_size",),
+        "data.square",
+        lambda c: c.data.square and not (_keeps_proportions(c.data) and c.data.val_max_size is None),
+    ),
+    Unused(("data.val_max_size",), "data.square", lambda c: c.data.square and c.data.val_fit == "shorter"),
+    Unused(
+        ("data.val_resize", "data.val_max_size"),
+        "data.val_fit",
+        lambda c: c.data.val_fit in ("inside", "stretch", "original"),
+    ),
     Unused(("train.drop", "train.drop_steps"), "train.schedule", lambda c: c.train.schedule == "poly"),
     Unused(("train.power",), "train.schedule", lambda c: c.train.schedule != "poly"),
     Unused(("train.pictures",), "data.task", lambda c: c.data.task in ("panoptic", "video")),
     Unused(("train.offsets_lr",), "model.family", lambda c: "points" not in type(c.model).model_fields),
     Unused(("train.decay_norms",), "train.weight_decay", lambda c: c.train.weight_decay == 0),
 )
+
+
+def _keeps_proportions(data: DataConfig) -> bool:
+    """Whether the resize in validation goes by ``data.val_resize`` and a longest side."""
+    return data.val_fit == "exact" or (data.val_fit == "shorter" and not data.square)
 
 
 def unused(config: Config, given: Collection[str]) -> list[str]:
@@ -158,11 +176,11 @@ def beyond_the_end(config: Config, steps_per_epoch: int) -> Iterator[str]:
 
 def _sizes(config: Config) -> Iterator[str]:
     data = config.data
-    if data.jitter is None and max(data.resize) > data.max_size:
+    if data.jitter is None and not data.square and max(data.resize) > data.max_size:
         sides = ", ".join(str(side) for side in data.resize if side > data.max_size)
         yield f"data.resize has {sides}: no image becomes so large, since data.max_size={data.max_size}"
     longest = data.max_size if data.val_max_size is None else data.val_max_size
-    if longest and data.val_resize > longest:
+    if _keeps_proportions(data) and longest and data.val_resize > longest:
         option = "data.max_size" if data.val_max_size is None else "data.val_max_size"
         yield f"data.val_resize={data.val_resize}: no image becomes so large, since {option}={longest}"
 

@@ -274,7 +274,8 @@ class Config(Section):
         if not self.data.square:
             return  # images are padded, to sides of whole windows
         unit, patch = model.backbone.patch * model.backbone.windows, model.backbone.patch
-        for option, sides in ("resize", self.data.resize), ("val_resize", [self.data.val_resize]):
+        validated = [self.data.val_resize] if self.data.val_fit == "shorter" else []  # others need not be squares
+        for option, sides in ("resize", self.data.resize), ("val_resize", validated):
             for side in sides:
                 if side % unit:
                     raise ValueError(
