@@ -20,7 +20,7 @@ from dqdet.metrics.detection import DetectionMetric
 from dqdet.models import create_model
 from dqdet.predict.submission import submit
 from dqdet.runs.folder import load_config, load_folder, load_metrics
-from dqdet.training import engine
+from dqdet.training import engine, module, trainer
 from dqdet.training.arriving import Arriving
 from dqdet.training.engine import resume, train
 from dqdet.training.measurement import evaluate
@@ -196,13 +196,19 @@ def test_progress_is_written_where_there_is_no_terminal(tmp_path, capsys):
     assert len(lines) == 4
 
 
-def test_shown_and_logged_losses_do_not_depend_on_accumulation(tmp_path, capsys):
+def test_shown_and_logged_losses_do_not_depend_on_accumulation(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "LOG_EVERY", 1)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
     recorder = Recorder()
     train(tiny(train__epochs=1, train__accumulate=4), tmp_path, [recorder])
     shown = float(re.search(r"loss ([\d.]+)", capsys.readouterr().err)[1])
     losses = [loss for *_, loss, _ in recorder.steps]  # each a quarter of its batch's loss
     assert len(losses) == 12
     assert shown == pytest.approx(4 * sum(losses) / len(losses), abs=1e-3)
+    with (tmp_path / "logs/csv/version_0/metrics.csv").open() as file:
+        logged = [row for row in csv.DictReader(file) if row["train/loss"]]
+    steps = [sum(losses[first : first + 4]) for first in (0, 4, 8)]
+    assert [float(row["train/loss"]) for row in logged] == pytest.approx(steps)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):

@@ -47,6 +47,7 @@ class DetectionModule(LightningModule):
             recompute(model)
         self.criterion = make_loss(config.loss)
         self.config = config
+        self.parts: list[Tensor] = []  # of a step that is logged, the losses of its batches so far
         self.unchecked: tuple[Arriving, str] | None = None  # the last loss, and what it is the loss of
         self.restored = False  # whether all that a checkpoint held is in its place
 
@@ -81,9 +82,14 @@ class DetectionModule(LightningModule):
             )
 
     def log_losses(self, losses: Losses, batch_size: int) -> None:
-        """The means over all processes, in one reduction and one transfer."""
+        """The means over the batches of a step and all processes, in one reduction and one transfer."""
         scalars = {"loss": losses.total.detach(), **losses.terms}
-        means = self.trainer.strategy.reduce(torch.stack(list(scalars.values())), reduce_op="mean").cpu()
+        self.parts.append(torch.stack(list(scalars.values())))
+        if len(self.parts) < self.config.train.accumulate:
+            return
+        mean = torch.stack(self.parts).mean(0)
+        self.parts.clear()
+        means = self.trainer.strategy.reduce(mean, reduce_op="mean").cpu()
         logged = {f"train/{name}": mean for name, mean in zip(scalars, means, strict=True)}
         self.log_dict(logged, batch_size=batch_size)
 
