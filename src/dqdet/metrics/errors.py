@@ -83,23 +83,17 @@ def match(
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     number = {category["id"]: label for label, category in enumerate(categories)}
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    truths: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in results}
-    for annotation in ground_truth["annotations"]:
-        if annotation["image_id"] in truths:
-            truths[annotation["image_id"]].append(annotation)
+    truths = _by_image(ground_truth["annotations"])
     parts: list[tuple[np.ndarray, ...]] = []
     object_images: list[int] = []
     object_labels: list[int] = []
-    for image_id, of_image in truths.items():
-        entries = _limited([entry for entry in results[image_id] if entry["category_id"] in number])
+    for image_id, found in results.items():
+        entries = _limited([entry for entry in found if entry["category_id"] in number])
+        of_image = truths.get(image_id, [])
         labels = np.array([number[entry["category_id"]] for entry in entries], dtype=np.int64)
         truth_labels = np.array([number[one["category_id"]] for one in of_image], dtype=np.int64)
         crowd = np.array([bool(one.get("iscrowd")) for one in of_image], dtype=bool)
-        shapes = [_shape(one, iou_type, sizes[image_id]) for one in (*entries, *of_image)]
-        overlaps = np.zeros((len(entries), len(of_image)))
-        if entries and of_image:
-            flags = crowd.astype(np.uint8).tolist()
-            overlaps = np.asarray(pycocotools.mask.iou(shapes[: len(entries)], shapes[len(entries) :], flags))
+        overlaps = _overlaps(entries, of_image, iou_type, sizes[image_id])
         taken, kinds, fixed = _of_image(labels, truth_labels, crowd, overlaps, iou, background)
         # Objects are numbered over all images, crowds left out.
         numbers = np.full(len(of_image) + 1, -1)
@@ -108,10 +102,10 @@ def match(
         parts.append((np.full(len(entries), image_id), labels, scores, kinds, numbers[fixed], numbers[taken]))
         object_images += [image_id] * int((~crowd).sum())
         object_labels += truth_labels[~crowd].tolist()
-    images, labels, scores, kinds, fixed, found = (np.concatenate(column) for column in zip(*parts, strict=True))
+    images, labels, scores, kinds, fixed, taken = (np.concatenate(column) for column in zip(*parts, strict=True))
     names = [category["name"] for category in categories]
     objects = (np.array(column, dtype=np.int64) for column in (object_images, object_labels))
-    return Matches(names, images, labels, scores, kinds, fixed, found, *objects)
+    return Matches(names, images, labels, scores, kinds, fixed, taken, *objects)
 
 
 def _limited(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -123,6 +117,17 @@ def _limited(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if count <= MOST:
             kept.append(entry)
     return kept
+
+
+def _overlaps(
+    entries: Sequence[Mapping[str, Any]], truths: Sequence[Mapping[str, Any]], iou_type: IouType, size: tuple[int, int]
+) -> np.ndarray:
+    """IoUs ``[D, N]`` of detections and annotations of an image; with crowds, the share of the detection inside."""
+    if not entries or not truths:
+        return np.zeros((len(entries), len(truths)))
+    detections, objects = ([_shape(one, iou_type, size) for one in some] for some in (entries, truths))
+    crowds = [int(bool(one.get("iscrowd"))) for one in truths]
+    return np.asarray(pycocotools.mask.iou(detections, objects, crowds))
 
 
 def _shape(entry: Mapping[str, Any], iou_type: IouType, size: tuple[int, int]) -> Any:
@@ -327,10 +332,7 @@ def confusion(
         found = sorted((e for e in entries if e["category_id"] in number and kept(e)), key=lambda e: -e["score"])[:MOST]
         of_image = truths.get(image_id, [])
         free = np.ones(len(of_image), dtype=bool)
-        overlaps = np.zeros((len(found), len(of_image)))
-        if found and of_image:
-            shapes = [_shape(one, iou_type, sizes[image_id]) for one in (*found, *of_image)]
-            overlaps = np.asarray(pycocotools.mask.iou(shapes[: len(found)], shapes[len(found) :], [0] * len(of_image)))
+        overlaps = _overlaps(found, of_image, iou_type, sizes[image_id])
         for entry, row in zip(found, overlaps, strict=True):
             places = np.flatnonzero(free & (row >= iou))
             label = none
