@@ -24,6 +24,7 @@ from transformers import LwDetrViTConfig, PreTrainedModel, ResNetConfig
 from transformers.models.rf_detr.configuration_rf_detr import RfDetrDinov2Config
 
 from dqdet.config import Config, LwDetrConfig, resolve
+from dqdet.errors import DqdetError
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.nn.flops import decoder_flops
@@ -110,13 +111,20 @@ def their_model(name: str, config: Config) -> PreTrainedModel:
     return model
 
 
-def our_config(preset: str) -> Config:
-    overrides = {
+def our_config(preset: str, size: int | None = None) -> Config:
+    """Of the static model; with a size in pixels, that of its images.
+
+    Raises:
+        DqdetError: the model does not take images of this size.
+    """
+    overrides: dict[str, Any] = {
         "model": {"dropout": 0.0, "backbone": {"pretrained": False}},
         "queries": {"kind": "static"},
         "loss": {"class_weight": 1.0},  # as transformers weighs it
         "classes": [f"class {i}" for i in range(CLASSES)],
     }
+    if size is not None:
+        overrides["data"] = {"resize": [size], "val_resize": size}
     return resolve(preset, overrides)
 
 
@@ -195,7 +203,7 @@ def set_mode(models: dict[str, nn.Module], task: str) -> None:
 
 def measure(preset: str, size: int, repeats: int) -> dict[str, Any]:
     """Parameters, decoder FLOPs and seconds of the models of a family, by kind of model."""
-    config = our_config(preset)
+    config = our_config(preset, size)
     criterion = SetLoss(config.loss)
     models = make_models(preset, config)
     batch = Batch(*make_input((size, size), 1))
@@ -256,6 +264,11 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="PRESET")
     parser.add_argument("--json", help="write the numbers to this file")
     options = parser.parse_args()
+    for preset in options.families:  # before any is measured
+        try:
+            our_config(preset, options.size)
+        except DqdetError as error:
+            raise SystemExit(f"--size {options.size}: {preset}: {error}; or leave it out of --families") from error
 
     print(f"1 x {options.size}x{options.size}, {torch.get_num_threads()} threads\n")
     print_row(COLUMNS)
