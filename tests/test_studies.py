@@ -156,19 +156,41 @@ def test_the_paper_is_on_pages_of_models_that_it_has_numbers_of(tmp_path, preset
     assert ("The paper's numbers are of its own data sets." in text) == compared
 
 
+def started_study(out: Path, options: dict[str, Any], sign: str) -> subprocess.Popen[str]:
+    """A study of two trainings at a time, in a group of its own, whose trainings both have left a ``sign``."""
+    words = [f"{path}={json.dumps(value) if isinstance(value, list) else value}" for path, value in options.items()]
+    command = [sys.executable, "-m", "dqdet", "study", "generated", "--seeds", "1", "--jobs", "2"]
+    command += ["--only", "static", "--only", "generated", *words, "--out", str(out)]
+    process = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for _ in range(6000):  # ten minutes, for machines that are busy
+        if len(list(out.glob(f"*/{sign}"))) == 2:
+            return process
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_study_that_is_stopped_saves_its_trainings(tmp_path, send):
+    options = SMALL | {"data.scenes.train_images": 40000, "train.epochs": 1, "train.drop": [0.8]}
+    process = started_study(tmp_path, options, "logs/csv/version_0/metrics.csv")
+    send(process.pid, signal.SIGTERM)  # alone, or with its jobs, which then get it twice
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 130
+    assert "stopped with 0 of 2 trainings finished; the same command goes on" in said
+    assert len(list(tmp_path.glob("*/last.ckpt"))) == 2  # in the middle of the first epoch
+
+
 @pytest.mark.slow
 def test_a_killed_study_leaves_no_process_and_goes_on(tmp_path):
     options = SMALL | {"train.epochs": 150, "train.drop": [100.0], "train.validate_every": 50}
-    words = [f"{path}={json.dumps(value) if isinstance(value, list) else value}" for path, value in options.items()]
-    command = [sys.executable, "-m", "dqdet", "study", "generated", "--seeds", "1", "--jobs", "2"]
-    command += ["--only", "static", "--only", "generated", *words, "--out", str(tmp_path)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = started_study(tmp_path, options, "last.ckpt")
     try:
-        for _ in range(1200):
-            if len(list(tmp_path.glob("*/last.ckpt"))) == 2:
-                break
-            assert process.poll() is None
-            time.sleep(0.1)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     finally:
         process.send_signal(signal.SIGKILL)

@@ -14,7 +14,7 @@ from dqdet.config import to_yaml
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.runs.folder import load_config, load_metrics, save_metrics
 from dqdet.runs.lock import held
-from dqdet.training import module, trainer
+from dqdet.training import callbacks, module, trainer
 from dqdet.training.engine import resume, train
 from dqdet.training.measurement import evaluate
 from tiny import contents, tiny
@@ -123,6 +123,20 @@ def test_a_second_signal_stops_at_once(tmp_path):
         train(tiny(), tmp_path, [recorder])
     assert len(recorder.steps) == 1
     assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_second_signal_to_a_job_of_another_process_loses_nothing(tmp_path, monkeypatch, capsys):
+    class Twice(Recorder):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1:
+                signal.raise_signal(signal.SIGINT)  # to the whole group of a study
+                signal.raise_signal(signal.SIGTERM)  # passed on by its main process
+
+    monkeypatch.setattr(callbacks.multiprocessing, "parent_process", lambda: "of a study")
+    with pytest.raises(Interrupted, match="stopped after step 2"):
+        train(tiny(), tmp_path, [Twice()])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert "once more" not in capsys.readouterr().err
 
 
 def test_a_signal_during_validation_lets_it_end(tmp_path):

@@ -68,7 +68,7 @@ def study(
 
     Raises:
         DqdetError: unknown name, options or labels, faulty data or folder.
-        Interrupted: by SIGINT; the same call goes on.
+        Interrupted: by SIGINT, and of the command by SIGTERM; the same call goes on.
     """
     if name not in QUESTIONS:
         nearest = get_close_matches(name, QUESTIONS, n=1, cutoff=0.5)

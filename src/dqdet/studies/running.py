@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -113,11 +114,12 @@ def _trained(trainings: Sequence[Training], jobs: int) -> Iterator[Training]:
     context = multiprocessing.get_context("spawn")
     threads = max(1, cores() // jobs)
     jobs = min(jobs, len(trainings)) or 1
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(jobs, context, _prepare_worker, (context.Value("i", 0), threads)) as pool:
-        futures: dict[Future[None], Training] = {
-            pool.submit(_train_in_worker, training): training for training in trainings
-        }
         try:
+            futures: dict[Future[None], Training] = {
+                pool.submit(_train_in_worker, training): training for training in trainings
+            }
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
@@ -126,8 +128,23 @@ def _trained(trainings: Sequence[Training], jobs: int) -> Iterator[Training]:
                 "a training's process was ended from outside, perhaps for lack of memory; the same command goes on, "
                 "with fewer --jobs if need be"
             ) from error
+        except (Interrupted, KeyboardInterrupt, GeneratorExit):
+            _stop(pool, [child for child in multiprocessing.active_children() if child not in others])
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stop(pool: ProcessPoolExecutor, workers: Sequence[BaseProcess]) -> None:
+    """Let the trainings end after their step, saved; when interrupted once more, at once."""
+    for worker in workers:
+        worker.terminate()  # the signal may have reached this process alone
+    try:
+        pool.shutdown(wait=True, cancel_futures=True)
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.kill()
+        raise
 
 
 def _prepare_worker(started: Any, threads: int) -> None:
@@ -156,10 +173,16 @@ def _stop_later(number: int, frame: FrameType | None) -> None:
     _stopping.set()
 
 
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    if not _stopping.is_set():  # it may come twice, from the terminal and from the main process
+        _stopping.set()
+        raise KeyboardInterrupt
+
+
 def _train_in_worker(training: Training) -> None:
     if _stopping.is_set():
         raise Interrupted("stopped before it began")
-    _handle_stopping(signal.default_int_handler)
+    _handle_stopping(_stop_now)
     try:
         _train(training)
     except (Interrupted, KeyboardInterrupt) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
@@ -93,8 +94,8 @@ class LastCheckpoint(Callback):
     """Saves the state of the training after every epoch and at SIGINT and SIGTERM, and ends the training in time.
 
     The first signal lets the current step end (of several processes: the next one), a validation that has begun,
-    too; the second one stops at once. An epoch is saved before its validation, because a validation can take long,
-    and nothing of it is needed to go on.
+    too; the second one stops at once, unless both may come from one wish. An epoch is saved before its validation,
+    because a validation can take long, and nothing of it is needed to go on.
 
     Args:
         file: to save to.
@@ -113,15 +114,17 @@ class LastCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
+            alone = trainer.world_size == 1 and multiprocessing.parent_process() is None
 
             def on_signal(number: int, frame: FrameType | None) -> None:
-                # Of several processes each may get it twice, from the terminal and from torchrun.
-                if self.signalled and trainer.world_size == 1:
+                # Of several processes each may get it twice, from the terminal and from torchrun or a study.
+                if self.signalled and alone:
                     raise KeyboardInterrupt
                 self.signalled = True
                 step = "step" if trainer.world_size == 1 else "or the next step"
                 what = "validation" if trainer.validating else step
-                self.say(f"stopping after this {what}; once more to stop at once, without saving")
+                again = "; once more to stop at once, without saving" if alone else ""
+                self.say(f"stopping after this {what}{again}")
 
             # Lightning's own handlers are replaced. It puts back those from before the training when it ends.
             signal.signal(signal.SIGINT, on_signal)
