@@ -97,6 +97,17 @@ def test_weights_that_are_not_finite_are_not_loaded(run, value):
     assert str(caught.value) == f"{file}: 1 tensors are not finite ({name}); use another checkpoint"
 
 
+def test_newest_weights_that_are_not_finite_are_not_loaded(run):
+    file = run / "last.ckpt"
+    state = torch.load(file, weights_only=True)
+    name = next(name for name in state["state_dict"] if name.endswith("bias"))
+    state["state_dict"][name][0] = float("nan")
+    torch.save(state, file)
+    with pytest.raises(DqdetError) as caught:
+        load_model(file)
+    assert str(caught.value).startswith(f"{file}: 1 tensors are not finite ({name.removeprefix('model.')}); ")
+
+
 def test_predictions_of_nan_are_no_results(run):
     """Finite weights, which overflow."""
     predictor = dqdet.load(run)

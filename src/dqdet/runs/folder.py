@@ -300,6 +300,7 @@ def load_last(model: nn.Module, file: Path) -> None:
     if other := differences(model.state_dict(), weights):
         raise DqdetError(f"{file}: weights of another model than configured: {other}")
     model.load_state_dict(weights)
+    check_finite(model.state_dict(), str(file))
 
 
 def without_pretraining(config: Config) -> Config:
