@@ -78,6 +78,10 @@ def test_a_comparison_trains_all_kinds_and_writes_table_and_figure(tmp_path, nam
     assert all((path / FINISHED).exists() and (path / "model.safetensors").exists() for path in trained)
     rows = [line.split(" | ")[1] for line in report.tables[0][2:]]
     assert sorted(rows) == sorted(arms)
+    columns = list(zip(*(line[2:-2].split(" | ") for line in report.tables[0]), strict=True))
+    assert all(
+        any(cells) for _, _, *cells in columns[:-1]
+    )  # no metric without a number, such as AP_large of small scenes
     assert files(out) == {"results.json", "table.md", f"{name}.svg", f"{name}.png"}
     (of_model,) = json.loads((out / "results.json").read_text())["results"].values()
     assert of_model["arms"].keys() == set(arms)

@@ -121,8 +121,10 @@ class Comparison:
         )
 
     def _table(self, rows: list[Row], request: Request) -> list[list[str]]:
-        """One table of subjects with the same metrics."""
-        metrics = rows[0].metrics
+        """One table of subjects with the same metrics, of those that any model has."""
+        metrics = [
+            metric for metric in rows[0].metrics if any(row.last(arm, metric) for row in rows for arm in row.arms)
+        ]
         also = {
             (row.label, name): self.also(row.subject.config(request.overrides, arm.options))
             for row in rows
