@@ -6,6 +6,7 @@ import torch
 
 import dqdet
 from dqdet import cli
+from dqdet.config import resolve
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.predict.averaging import mean_queries
@@ -13,14 +14,25 @@ from dqdet.predict.predictor import Predictor
 from dqdet.queries import combine
 from dqdet.runs.fold import fold
 from dqdet.runs.folder import save_folder
+from test_vit_families import SMALL
 from tiny import PRESETS, tiny, tiny_family
 
 SEGMENTATION = ["mask2former_r50_coco_instance", "video_mask2former_r50", "seqformer_r50"]
+TRANSFORMERS = ["lw_detr_small", "rf_detr_nano", "rf_detr_seg_nano"]  # with proposal heads for groups of queries
+AVERAGED = ["detr_r50", "dab_deformable_detr_r50", "dino_r50", "mask2former_r50_coco_instance"]
+EVERY = [*PRESETS, *SEGMENTATION, *TRANSFORMERS]
+
+
+def config_of(preset: str, **queries):
+    options = {f"queries.{name}": value for name, value in queries.items()}
+    if preset in TRANSFORMERS:
+        return resolve(preset, SMALL | {"queries.ratio": 3, "data.val_resize": 64} | options)
+    options = {name.replace(".", "__"): value for name, value in options.items()}
+    return tiny_family(preset, classes=["cat", "dog"], data__val_resize=64, data__max_size=96, **options)
 
 
 def model_of(preset: str, **queries):
-    options = {f"queries__{name}": value for name, value in queries.items()}
-    config = tiny_family(preset, classes=["cat", "dog"], **options)
+    config = config_of(preset, **queries)
     torch.manual_seed(0)
     model = create_model(config).eval()
     with torch.no_grad():
@@ -29,10 +41,15 @@ def model_of(preset: str, **queries):
     return model, config
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, *SEGMENTATION])
-@pytest.mark.parametrize("kind", ["modulated", "shared"])
-def test_outputs_stay_the_same(preset, kind):
-    model, config = model_of(preset, context="none", kind=kind)
+@pytest.mark.parametrize(
+    ("preset", "kind", "basic"),
+    [
+        *((preset, kind, "whole") for preset in EVERY for kind in ("modulated", "shared")),
+        *((preset, "modulated", basic) for preset in ("dino_r50", *TRANSFORMERS) for basic in ("groups", "one")),
+    ],
+)
+def test_outputs_stay_the_same(preset, kind, basic):
+    model, config = model_of(preset, context="none", kind=kind, basic=basic)
     folded, static = fold(model, config)
     assert (static.queries.kind, static.queries.count) == ("static", config.queries.count)
     frames = (2,) if config.data.task == "video" else ()
@@ -42,7 +59,7 @@ def test_outputs_stay_the_same(preset, kind):
     torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-6)
     if before.boxes is not None:
         torch.testing.assert_close(after.boxes, before.boxes, rtol=0, atol=1e-6)
-    assert "queries.coefficients.values" not in folded.state_dict()
+    assert not [name for name in folded.state_dict() if name.startswith(("queries.coefficients", "proposals.1"))]
 
 
 def test_combinations_of_the_image_cannot_be_folded():
@@ -50,11 +67,16 @@ def test_combinations_of_the_image_cannot_be_folded():
         fold(*model_of("detr_r50"))
 
 
-@pytest.mark.parametrize("preset", ["detr_r50", "dab_deformable_detr_r50", "dino_r50", "mask2former_r50_coco_instance"])
-@pytest.mark.parametrize("kind", ["modulated", "generated"])
-def test_the_mean_over_equal_images_is_that_of_each(preset, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "kind", "basic"),
+    [
+        *((preset, kind, "whole") for preset in AVERAGED for kind in ("modulated", "generated")),
+        *((preset, "modulated", "groups") for preset in TRANSFORMERS),
+    ],
+)
+def test_the_mean_over_equal_images_is_that_of_each(preset, kind, basic, tmp_path):
     torch.manual_seed(0)
-    config = tiny_family(preset, classes=["cat", "dog"], queries__kind=kind, data__val_resize=64, data__max_size=96)
+    config = config_of(preset, kind=kind, basic=basic)
     model = create_model(config).eval()
     with torch.no_grad():
         for parameter in model.queries.parameters():

@@ -41,8 +41,9 @@ def fold(model: Detector, config: Config, mean: Mapping[str, Tensor] | None = No
     config = override(config, {"queries.kind": "static", "queries.context": "backbone"})
     folded = create_model(without_pretraining(config)).eval()
     tables: State = {f"queries.table.{name}": part for name, part in mean.items()}
-    rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("queries.")}
-    folded.load_state_dict(rest | tables)
+    # What the groups of training have of their own (proposal heads of LW-DETR) ends with them.
+    kept = {name for name in folded.state_dict() if not name.startswith("queries.")}
+    folded.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in kept} | tables)
     return folded, config
 
 
