@@ -18,7 +18,7 @@ from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.training.engine import train
 from dqdet.training.measurement import evaluate
-from dqdet.training.optimiser import learning_rate_factor, make_optimiser
+from dqdet.training.optimiser import freeze, learning_rate_factor, make_optimiser
 from dqdet.training.readiness import ready
 from tiny import TINY, tiny
 
@@ -59,6 +59,7 @@ UNUSED = [
     ("scenes_tiny", {"queries.kind": "shared"}, {"queries.basic": "groups"}, "queries.kind=shared"),
     ("scenes_tiny", {"queries.kind": "modulated"}, {"queries.patterns": 7}, "queries.kind=modulated"),
     ("scenes_tiny", {"queries.kind": "grouped"}, {"queries.hidden": 16}, "queries.kind=grouped"),
+    ("scenes_tiny", {"train.backbone_lr": 0}, {"model.backbone.drop_path": 0.5}, "train.backbone_lr=0.0"),
     ("scenes_tiny", {"queries.kind": "static"}, {"queries.context": "memory"}, "queries.kind=static"),
     ("scenes_tiny", {"queries.kind": "static"}, {"queries.pool": "max"}, "queries.kind=static"),
     ("scenes_tiny", {"queries.kind": "generated"}, {"queries.coefficients": "raw"}, "queries.kind=generated"),
@@ -104,6 +105,7 @@ def observed(document: str) -> list:
     config = config.model_copy(update={"classes": dataset.classes})
     torch.manual_seed(0)
     model = create_model(config).train()
+    freeze(model, config.train)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     batch = next(iter(make_loader(dataset, batch=2, train=True)))
     torch.manual_seed(1)

@@ -196,6 +196,29 @@ def test_progress_is_written_where_there_is_no_terminal(tmp_path, capsys):
     assert len(lines) == 4
 
 
+class Modes(Weights):
+    """Keeps which parts of the model are in training mode in each step, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.training = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.training.append({name for name, module in pl_module.model.named_modules() if module.training})
+
+
+def test_a_frozen_backbone_stays_what_it_is_after_validations_too(tmp_path):
+    train(tiny(train__backbone_lr=0, train__epochs=2, model__backbone__drop_path=0.5), tmp_path, [modes := Modes()])
+    assert modes.first.keys() >= {"backbone.body.bn1.running_mean", "backbone.body.bn1.num_batches_tracked"}
+    for weights, training in zip(modes.weights, modes.training, strict=True):  # steps 4 to 6 follow a validation
+        changed = {name for name, tensor in weights.items() if not torch.equal(tensor, modes.first[name])}
+        assert {name for name in changed if name.startswith("backbone.")} == set()
+        assert "queries.basic.content" in changed
+        assert {name.partition(".")[0] for name in training} >= {"", "decoder", "queries"}
+        assert {name for name in training if name.startswith("backbone")} == set()
+    assert len(modes.weights) == 6
+
+
 def test_shown_and_logged_losses_do_not_depend_on_accumulation(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "LOG_EVERY", 1)
     monkeypatch.setattr(trainer, "LOG_EVERY", 1)

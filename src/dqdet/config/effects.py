@@ -60,6 +60,7 @@ UNUSED = (
     Unused(("model.backbone.pretrained", "model.backbone.weights"), "init", lambda c: c.init is not None),
     Unused(("model.backbone.pretrained",), "model.backbone.weights", lambda c: c.model.backbone.weights is not None),
     Unused(("model.backbone.freeze",), "model.backbone.name", lambda c: "swin" in c.model.backbone.name),
+    Unused(("model.backbone.drop_path",), "train.backbone_lr", lambda c: c.train.backbone_lr == 0),
     Unused(("data.scenes",), "data.kind", lambda c: c.data.kind != "scenes"),
     Unused(("data.root", "data.train", "data.val"), "data.kind", lambda c: c.data.kind == "scenes"),
     Unused(("data.scenes.frames", "data.clips", "inference.window"), "data.task", lambda c: c.data.task != "video"),

@@ -106,7 +106,7 @@ class TrainConfig(Section):
     lr: Positive = 2e-4
     """Learning rate of everything but the backbone and the offsets."""
     backbone_lr: NonNegative = 2e-5
-    """Learning rate of the backbone; 0 freezes it."""
+    """Learning rate of the backbone; 0 freezes it, with the statistics of its norms and without stochastic depth."""
     offsets_lr: Positive = 2e-5
     """Learning rate of sampling offsets and reference points, in deformable families."""
     decoder_lr: Positive | None = None

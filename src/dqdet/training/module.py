@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -50,6 +50,11 @@ class DetectionModule(LightningModule):
         self.parts: list[Tensor] = []  # of a step that is logged, the losses of its batches so far
         self.unchecked: tuple[Arriving, str] | None = None  # the last loss, and what it is the loss of
         self.restored = False  # whether all that a checkpoint held is in its place
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        freeze(self.model, self.config.train)  # Lightning asks for training mode again after each validation
+        return self
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout depends on the position in the training only, so a resumed run needs no state of generators.

@@ -59,9 +59,12 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> AdamW:
 
 
 def freeze(model: nn.Module, config: TrainConfig) -> None:
-    """Hold what does not learn. Processes that train together wait for the gradients of all else."""
+    """Hold what does not learn. Processes that train together wait for the gradients of all else.
+
+    In evaluation mode, so that batch norms keep their statistics too, and no path is dropped.
+    """
     if config.backbone_lr == 0:
-        model.get_submodule("backbone").requires_grad_(False)
+        model.get_submodule("backbone").requires_grad_(False).eval()
 
 
 def _layers(transformer: Any, layer_decay: float) -> dict[nn.Parameter, tuple[float, bool]]:
