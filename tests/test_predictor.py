@@ -144,6 +144,48 @@ def test_coefficients(predictor, images):
     assert not torch.allclose(coefficients[0], coefficients[1])
 
 
+METHODS = {
+    "call": lambda predictor, images: [found.xyxy for found in predictor(images)],
+    "outcomes": lambda predictor, images: [found.boxes for found in predictor.outcomes(images)],
+    "predictions": lambda predictor, images: [boxes for p, *_ in predictor.predictions(images) for boxes in p.boxes[0]],
+    "coefficients": lambda predictor, images: list(predictor.coefficients(images)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_several_images_in_any_iterable(predictor, images, method):
+    found = METHODS[method]
+    expected = found(predictor, images)
+    assert len(expected) == 3
+    predictor.model.batches.clear()
+    for several in (tuple(images), iter(images), (image for image in images)):
+        same = [np.array_equal(*pair) for pair in zip(found(predictor, several), expected, strict=True)]
+        assert all(same)
+    assert predictor.model.batches == [2, 1] * 3
+
+
+@pytest.mark.parametrize("form", ["path", "PIL image", "array", "tensor", "bytes", "file object"])
+def test_every_method_takes_one_image(predictor, images, tmp_path, form):
+    file = tmp_path / "image.png"
+    images[0].save(file)
+    array = np.array(images[0])
+    with file.open("rb") as opened:
+        forms = {"path": str(file), "PIL image": images[0], "array": array, "bytes": file.read_bytes()}
+        image = {**forms, "tensor": torch.from_numpy(array).permute(2, 0, 1), "file object": opened}[form]
+        used = []
+        for use in (predictor.outcomes, predictor.predictions):
+            opened.seek(0)
+            used.append(list(use(image)))
+        opened.seek(0)
+        coefficients = predictor.coefficients(image)
+    (outcome,), ((predictions, sizes, original_sizes),) = used
+    assert np.array_equal(outcome.boxes, next(predictor.outcomes(images[:1])).boxes)
+    assert torch.equal(predictions.boxes, next(predictor.predictions(images[:1]))[0].boxes)
+    assert (sizes, original_sizes) == ([(120, 180)], [(200, 300)])
+    assert coefficients.shape == (1, 3)
+    assert torch.equal(coefficients, predictor.coefficients(images[:1])[0])
+
+
 def test_static_queries_have_no_coefficients(images):
     class Static(ColourFinder):
         def forward(self, images: Tensor, padding: Tensor) -> Predictions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
@@ -25,6 +26,11 @@ ImageSource = str | Path | Image.Image | np.ndarray | Tensor | bytes | IO[bytes]
 def is_image(source: object) -> TypeIs[ImageSource]:
     """Whether it is one image in any of the forms that a predictor takes, not a list of them."""
     return isinstance(source, str | Path | Image.Image | np.ndarray | Tensor | bytes) or hasattr(source, "read")
+
+
+def as_images(sources: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """A list of one image, or the images that were given as several."""
+    return [sources] if is_image(sources) else sources
 
 
 def as_image(source: ImageSource) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, overload
@@ -22,7 +22,7 @@ from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.inference.tiles import Tile, joined, tiles_of
 from dqdet.predict.ahead import ahead
-from dqdet.predict.image_sources import ImageSource, as_image, is_image
+from dqdet.predict.image_sources import ImageSource, as_image, as_images, is_image
 from dqdet.runs.hub import publish
 from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
@@ -79,23 +79,24 @@ class Predictor:
     @overload  # a str is also a sequence of str
     def __call__(self, images: ImageSource, threshold: Threshold = 0.5) -> sv.Detections: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, images: Sequence[ImageSource], threshold: Threshold = 0.5) -> list[sv.Detections]: ...
+    def __call__(self, images: Iterable[ImageSource], threshold: Threshold = 0.5) -> list[sv.Detections]: ...
     def __call__(
-        self, images: ImageSource | Sequence[ImageSource], threshold: Threshold = 0.5
+        self, images: ImageSource | Iterable[ImageSource], threshold: Threshold = 0.5
     ) -> sv.Detections | list[sv.Detections]:
         """The objects that score above ``threshold``, best first; of a panoptic model the things.
 
         Args:
             images: the path or address (http, https) of an image file, its bytes or a file object, a PIL image, an
                 array ``[H, W, 3]`` (uint8, RGB), a tensor ``[3, H, W]`` (uint8, or floating-point in 0..1), or a list
-                of these. Files and PIL images are turned upright as their EXIF orientation says; coordinates refer to
-                that. Of a PIL image with several frames, the current one is used.
+                or other iterable of these, which are read as they are needed. Files and PIL images are turned upright
+                as their EXIF orientation says; coordinates refer to that. Of a PIL image with several frames, the
+                current one is used.
             threshold: in 0..1, or one of each class.
 
         Returns:
             boxes in pixels (``xyxy``), ``class_id`` (index into ``config.classes``), ``confidence``,
             ``data["class_name"]`` and, unless the model finds boxes only, ``mask [K, H, W]``, which the boxes
-            enclose; a list of these for a list of images.
+            enclose; a list of these for several images.
 
         Raises:
             DqdetError: a file cannot be read as an image, or the model is one of videos.
@@ -107,21 +108,21 @@ class Predictor:
     @overload
     def panoptic(self, images: ImageSource, threshold: float | None = None) -> PanopticMap: ...  # type: ignore[overload-overlap]
     @overload
-    def panoptic(self, images: Sequence[ImageSource], threshold: float | None = None) -> list[PanopticMap]: ...
+    def panoptic(self, images: Iterable[ImageSource], threshold: float | None = None) -> list[PanopticMap]: ...
     def panoptic(
-        self, images: ImageSource | Sequence[ImageSource], threshold: float | None = None
+        self, images: ImageSource | Iterable[ImageSource], threshold: float | None = None
     ) -> PanopticMap | list[PanopticMap]:
         """The things and regions of stuff in each image, without overlap.
 
         ``config.inference.object_threshold`` and ``overlap_threshold`` decide what becomes a segment.
 
         Args:
-            images: one or a list of them, as for a call of the predictor.
+            images: one or several, as for a call of the predictor.
             threshold: least score of a segment, in 0..1, instead of ``config.inference.object_threshold``.
 
         Returns:
             ``ids [H, W]``, 0 where there is no segment, and ``segments``, of each its ``id``, ``category_id``,
-            ``name``, ``isthing``, ``score`` and ``area`` in pixels; a list of these for a list of images.
+            ``name``, ``isthing``, ``score`` and ``area`` in pixels; a list of these for several images.
 
         Raises:
             DqdetError: as a call of the predictor, or the model is none of ``data.task=panoptic``.
@@ -133,15 +134,15 @@ class Predictor:
     @overload
     def semantic(self, images: ImageSource) -> np.ndarray: ...  # type: ignore[overload-overlap]
     @overload
-    def semantic(self, images: Sequence[ImageSource]) -> list[np.ndarray]: ...
-    def semantic(self, images: ImageSource | Sequence[ImageSource]) -> np.ndarray | list[np.ndarray]:
+    def semantic(self, images: Iterable[ImageSource]) -> list[np.ndarray]: ...
+    def semantic(self, images: ImageSource | Iterable[ImageSource]) -> np.ndarray | list[np.ndarray]:
         """The class of each pixel, ``[H, W]``, as an index into ``config.classes``; otherwise as :meth:`panoptic`."""
         if is_image(images):
             return self.semantic([images])[0]
         return [found.semantic for found in self._segmentations(images, "semantic maps")]
 
     def _segmentations(
-        self, images: Sequence[ImageSource], wanted: str, threshold: float | None = None
+        self, images: Iterable[ImageSource], wanted: str, threshold: float | None = None
     ) -> Iterator[Segmentation]:
         if self.config.data.task != "panoptic":
             raise DqdetError(
@@ -152,11 +153,13 @@ class Predictor:
             yield outcome
 
     @torch.inference_mode()
-    def outcomes(self, images: Sequence[ImageSource], threshold: Threshold | None = None) -> Iterator[Outcome]:
+    def outcomes(
+        self, images: ImageSource | Iterable[ImageSource], threshold: Threshold | None = None
+    ) -> Iterator[Outcome]:
         """What was found in each image, however low its score, as evaluation needs it.
 
         Args:
-            images: as for a call of the predictor.
+            images: one or several, as for a call of the predictor.
             threshold: of the segments of panoptic maps, instead of ``config.inference.object_threshold``.
 
         Raises:
@@ -178,12 +181,17 @@ class Predictor:
             check_finite([*found.scores.tolist(), *found.boxes.flatten().tolist()])
         return outcomes
 
-    def coefficients(self, images: Sequence[ImageSource]) -> Tensor:
-        """The combination coefficients W of each image (Eq. 5), ``[B, m, r]`` on the CPU.
+    def coefficients(self, images: ImageSource | Iterable[ImageSource]) -> Tensor:
+        """The combination coefficients W (Eq. 5) of an image, ``[m, r]``, or of several, ``[B, m, r]``, on the CPU.
+
+        Args:
+            images: one or several, as for a call of the predictor.
 
         Raises:
-            DqdetError: the model's queries are no combinations.
+            DqdetError: as a call of the predictor, or the model's queries are no combinations.
         """
+        if is_image(images):
+            return self.coefficients([images])[0]
         if not self._has_weights:
             raise DqdetError("an exported model gives no coefficients; load the run that it was made from")
         coefficients = []
@@ -195,7 +203,9 @@ class Predictor:
         return torch.cat(coefficients)
 
     @torch.inference_mode()
-    def predictions(self, images: Sequence[ImageSource]) -> Iterator[tuple[Predictions | Candidates, Sizes, Sizes]]:
+    def predictions(
+        self, images: ImageSource | Iterable[ImageSource]
+    ) -> Iterator[tuple[Predictions | Candidates, Sizes, Sizes]]:
         """What the model gives for one batch after the other.
 
         With the images' heights and widths, first those within the padded batch, then those of the files.
@@ -203,9 +213,9 @@ class Predictor:
         for batch in self._batches(images):
             yield self._predicted(batch)
 
-    def _batches(self, images: Sequence[ImageSource]) -> Iterator[list[Prepared]]:
-        for start in range(0, len(images), self.batch):
-            yield [self.prepared(as_image(image)) for image in images[start : start + self.batch]]
+    def _batches(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[list[Prepared]]:
+        prepared = (self.prepared(as_image(image)) for image in as_images(images))
+        return iter(lambda: list(islice(prepared, self.batch)), [])
 
     def prepared(self, image: Image.Image) -> Prepared:
         """An image as the model takes it."""
@@ -369,7 +379,7 @@ class TiledPredictor(Predictor):
             outcomes.append(joined(of_tiles, tiles, one.size) if len(tiles) > 1 else of_tiles[0])
         return outcomes
 
-    def predictions(self, images: Sequence[ImageSource]) -> NoReturn:
+    def predictions(self, images: ImageSource | Iterable[ImageSource]) -> NoReturn:
         raise DqdetError("of a picture in tiles there are no predictions as a whole; ask the predictor without tiles")
 
 
