@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dqdet.config import Precision, override_some, resolve
-from dqdet.errors import DqdetError, Interrupted
+from dqdet.errors import DqdetError, Interrupted, MissingExtra
 from dqdet.exporting.formats import is_exported
 
 warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervision, which does without
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from dqdet.adapters.transformers import modulate as modulate
     from dqdet.predict.predictor import Predictor
 
+    __version__: str
+
 __all__ = [
     "DqdetError",
     "Interrupted",
@@ -44,23 +47,28 @@ __all__ = [
     "export",
     "fold",
     "load",
-    "modulate",
     "train",
-    "transformers",
     "upgrade",
 ]
+LAZY = ("__version__", "modulate", "transformers")  # the last two need an extra, so ``import *`` leaves them out
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY})
 
 
 def __getattr__(name: str) -> Any:
-    """`dqdet.transformers` and `dqdet.modulate`, which need the ``transformers`` library."""
-    if name not in ("modulate", "transformers"):
+    """`dqdet.__version__`; `dqdet.transformers` and `dqdet.modulate`, which need the ``transformers`` library."""
+    if name == "__version__":
+        return version("dqdet")
+    if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from dqdet.adapters import transformers
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
-        raise DqdetError(f"dqdet.{name} needs the transformers library: pip install 'dqdet[transformers]'") from error
+        raise MissingExtra(f"dqdet.{name} needs the transformers library: pip install 'dqdet[transformers]'") from error
     return transformers if name == "transformers" else transformers.modulate
 
 

@@ -21,6 +21,10 @@ class DqdetError(Exception):
         return printable(super().__str__(), LONGEST)
 
 
+class MissingExtra(DqdetError, AttributeError):
+    """A name of the package needs an extra that is not installed; ``hasattr`` finds that it has no such name."""
+
+
 class Interrupted(DqdetError):
     """A training that was asked to stop has stopped; says how to go on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import shutil
 import subprocess
@@ -319,9 +320,19 @@ try:
     dqdet.modulate
 except dqdet.DqdetError as error:
     print(error)
+assert not hasattr(dqdet, "modulate") and not hasattr(dqdet, "transformers")
+from dqdet import *
+print(load.__name__, "modulate" in globals())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "dqdet.modulate needs the transformers library: pip install 'dqdet[transformers]'\n"
+    message = "dqdet.modulate needs the transformers library: pip install 'dqdet[transformers]'"
+    assert done.stdout.splitlines() == [message, "load False"]
+
+
+def test_names_that_are_imported_when_asked_for_are_listed():
+    assert set(dir(dqdet)) >= {*dqdet.__all__, "__version__", "modulate", "transformers"}
+    assert all(hasattr(dqdet, name) for name in dir(dqdet))
+    assert dqdet.__version__ == importlib.metadata.version("dqdet")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
