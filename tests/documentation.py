@@ -159,7 +159,10 @@ def check_python(text: str) -> None:
         if isinstance(node, ast.Attribute):
             value_of(node, names | {"dqdet": dqdet})
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("dqdet.train", "dqdet.create") and node.args:
-            options = {one.arg: ast.literal_eval(one.value) for one in node.keywords if one.arg in ROOT_OPTIONS}
+            given = [
+                one for one in node.keywords if one.arg in ROOT_OPTIONS and not isinstance(one.value, ast.Attribute)
+            ]
+            options = {one.arg: ast.literal_eval(one.value) for one in given}
             resolve(ast.literal_eval(node.args[0]), options)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from dqdet.config import LwDetrConfig
@@ -34,6 +34,41 @@ def test_bytes_give_what_normalised_images_give(name):
         found = model(*pad_images(images))
         expected = model(*pad_images([PUBLISHED(image) for image in images]))
     assert_same(outputs(found), outputs(expected))
+
+
+@every_family
+def test_without_padding_nothing_is_padded(name):
+    model = build(name).eval()
+    model.backbone = Pyramid(model.strides)
+    images = torch.stack(pictures([(60, 90)] * 2, 2 if reads_clips(model) else None))
+    with torch.no_grad():
+        found, expected = model(images), model(images, torch.zeros(2, 60, 90, dtype=torch.bool))
+    assert_same(outputs(found), outputs(expected))
+
+
+class LogitsAndBoxes(nn.Module):
+    """What `torch.export` can take: a model whose outputs are tensors."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        predictions = self.model(images)
+        return predictions.logits, predictions.boxes
+
+
+def test_models_without_padding_are_exported_and_compiled():
+    model = build("detr").eval()
+    model.backbone = Pyramid(model.strides)
+    model = LogitsAndBoxes(model)
+    images, others = torch.stack(pictures([(64, 96)] * 5)).split([2, 3])
+    batch = {0: torch.export.Dim("batch", min=2, max=8)}
+    exported = torch.export.export(model, (images,), dynamic_shapes=(batch,), strict=False).module()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for run in exported, compiled:
+            torch.testing.assert_close(run(others), model(others))
 
 
 @pytest.mark.parametrize("frames", [None, 3])

@@ -30,10 +30,10 @@ warnings.filterwarnings("ignore", message="OpenCV.*not installed")  # supervisio
 if TYPE_CHECKING:
     import torch
     from lightning.pytorch import Callback
-    from torch import nn
 
     from dqdet.adapters import transformers as transformers
     from dqdet.adapters.transformers import modulate as modulate
+    from dqdet.models.detector import Detector
     from dqdet.predict.predictor import Predictor
 
     __version__: str
@@ -72,11 +72,11 @@ def __getattr__(name: str) -> Any:
     return transformers if name == "transformers" else transformers.modulate
 
 
-def create(name: str | Path, **overrides: Any) -> nn.Module:
+def create(name: str | Path, **overrides: Any) -> Detector:
     """A model that is not trained yet, except for its backbone, in evaluation mode.
 
-    ``name`` is that of a preset, or the path of a ``config.yaml``. ``model(images [B, 3, H, W], padding [B, H, W])``
-    gives `dqdet.types.Predictions`. Without ``classes=[...]`` it has the 80 of COCO.
+    ``name`` is that of a preset, or the path of a ``config.yaml``. ``model(images [B, 3, H, W])``, where some are
+    padded with ``padding [B, H, W]``, gives `dqdet.types.Predictions`. Without ``classes=[...]`` it has the 80 of COCO.
 
     Raises:
         DqdetError: unknown preset or option, wrong value, or the backbone's weights cannot be fetched.

@@ -29,15 +29,17 @@ class Detector(nn.Module, ABC):
         """The backbone of a model, which has ``channels``; weights and errors as of `Backbone`."""
         return Backbone(config.backbone, cls.reads(config), weights)
 
-    def forward(self, images: Tensor, padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
+    def forward(self, images: Tensor, padding: Tensor | None = None, targets: Sequence[Target] = ()) -> Predictions:
         """Predictions of images or clips.
 
         Args:
             images: ``[B, 3, H, W]`` uint8, RGB (video: ``[B, T, 3, H, W]``). Of a floating-point type they are taken as
                 normalised already, zero where padded.
-            padding: ``[B, H, W]``, True = padded; of all frames.
+            padding: ``[B, H, W]``, True = padded; of all frames. None: nothing is padded.
             targets: B of them, or none. In training mode denoising queries are made of them, where configured.
         """
+        if padding is None:
+            padding = images.new_zeros(images.shape[:1] + images.shape[-2:], dtype=torch.bool)  # [B, H, W]
         images, padding = self.prepare(images, padding)
         frames = self.backbone(images.flatten(0, -4))
         return self.forward_features([x.unflatten(0, images.shape[:-3]) for x in frames], padding, targets)
@@ -45,7 +47,7 @@ class Detector(nn.Module, ABC):
     def prepare(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Images as the backbone reads them, and their padding: normalised, at sides that :attr:`divisor` divides.
 
-        Arguments as of :meth:`forward`. What is padded is zero, which is the mean colour.
+        Arguments as of :meth:`forward`, with padding. What is padded is zero, which is the mean colour.
         """
         if not images.is_floating_point():
             empty = padding[:, None] if images.dim() == 4 else padding[:, None, None]  # [B, 1, H, W] or [B, 1, 1, H, W]
