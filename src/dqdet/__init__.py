@@ -290,34 +290,35 @@ def train(
 
 
 def evaluate(
-    folder: str | Path,
+    source: str | Path,
     out: str | Path | None = None,
     precision: Precision = "fp32",
     compile: bool = False,
     **overrides: Any,
 ) -> dict[str, float]:
-    """The official metrics of a run's model on the validation split, by name.
+    """The official metrics of a model on the validation split, by name.
 
     ``AP``, ``AP50``, ..., ``AP/person`` are of boxes, masks (task instance) or tracks (task video), whatever the
     model has learned. For panoptic maps they are ``PQ``, ``SQ``, ``RQ``, ``PQ_things``, ..., ``PQ/person``, the mask
     AP of the things ``AP_things``, and ``mIoU``.
 
-    They are written to the run's ``metrics.json``, unless ``overrides`` make them those of something else. ``out`` gets
-    them too, as ``metrics.json``, with a table of the classes (``classes.csv``) and the predictions in the official
-    format of the task: ``results.json`` of COCO or YouTube-VIS, ``panoptic.json`` with maps, ``instances/`` of
-    Cityscapes.
+    Those of a run are written to its ``metrics.json``, unless ``overrides`` make them those of something else. ``out``
+    gets them too, as ``metrics.json``, with a table of the classes (``classes.csv``) and the predictions in the
+    official format of the task: ``results.json`` of COCO or YouTube-VIS, ``panoptic.json`` with maps, ``instances/``
+    of Cityscapes.
 
     Args:
-        folder: of the run, or its ``last.ckpt``, which means the newest weights; or a file of `export`.
-        out: folder of the results, by default ``FOLDER/eval``, or beside a file ``NAME-eval``.
+        source: as for `load`. What is no run says nothing of its data: give ``data={"root": ...}``.
+        out: folder of the results, by default ``RUN/eval``, or beside any other source ``NAME-eval``; of a model on the
+            hub in the working folder.
         precision: ``fp32``, ``bf16`` or ``fp16``, of weights and features; boxes and scores are in single precision.
         compile: compile the network at the first images, which takes a minute and more, and makes it faster.
         overrides: of its configuration, for example ``data={"root": "/data/other"}``.
 
     Raises:
-        DqdetError: folder, data or options are at fault, the data has other classes than the model, or ``out`` cannot
-            be written.
+        DqdetError: as `load`, data or options are at fault, the data has other classes than the model, or ``out``
+            cannot be written.
     """
     from dqdet.training import measurement
 
-    return measurement.evaluate(Path(folder), overrides, None if out is None else Path(out), precision, compile)
+    return measurement.evaluate(source, overrides, None if out is None else Path(out), precision, compile)

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from published_files import RESNET18, SIZES, TorchvisionBackbone, message, reading_resnet18
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 import dqdet
+from documentation import detection_split
 from dqdet.config import Config, resolve
 from dqdet.formats.categories import COCO_CATEGORIES
 from dqdet.formats.results import coco_results
@@ -365,6 +367,37 @@ def test_a_hugging_face_folder_becomes_the_same_model(tmp_path, name, older):
         found = model(images, padding).final
     torch.testing.assert_close(found.logits[0], expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.boxes[0], expected.pred_boxes, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["theirs", "detr.pth"])
+def test_models_that_are_no_runs_are_evaluated_as_they_are(shared, tmp_path, run, name):
+    source = tmp_path / name
+    if name == "theirs":
+        huggingface_model("detr").save_pretrained(source)
+    else:
+        official_checkpoint(shared, "detr", source)
+    classes = [known for known in load_model(source).config.classes if known != "N/A"]
+    data = tmp_path / "data"
+    detection_split(data, "val", np.random.default_rng(0), range(2))
+    annotations = data / "annotations" / "instances_val.json"
+    categories = [{"id": number, "name": known} for number, known in enumerate(classes, 1)]
+    annotations.write_text(json.dumps(json.loads(annotations.read_text()) | {"categories": categories}))
+    files = sorted(source.rglob("*"))
+
+    metrics = dqdet.evaluate(source, data={"root": str(data), "val_resize": 64})
+    results = tmp_path / f"{source.stem}-eval"
+    assert json.loads((results / "metrics.json").read_text()) == metrics
+    found = json.loads((results / "results.json").read_text())
+    assert {one["image_id"] for one in found} == {0, 1}
+    assert sorted(source.rglob("*")) == files
+
+    converted = dqdet.convert(source, tmp_path / "run")
+    assert dqdet.evaluate(converted, data={"root": str(data), "val_resize": 64}) == metrics
+    assert json.loads((converted / "eval" / "results.json").read_text()) == found
+
+    status, shown, _ = run("eval", str(source), f"data.root={data}", "data.val_resize=64", "--out", str(tmp_path / "x"))
+    assert (status, str(name) in shown) == (0, True)
+    assert json.loads((tmp_path / "x" / "results.json").read_text()) == found
 
 
 def test_models_with_a_backbone_of_timm_have_the_torchvision_names(shared, tmp_path):

@@ -40,7 +40,8 @@ EVERYONE_SAYS = {
     "other data": "data.scenes.train_images is not the same on all hosts: 12 on {host}, 13 on {host}; make it the same",
     "used folder": "process 0 on {host}: {more}/used: has a run already (model.safetensors); continue it with --resume "
     "{more}/used, or choose another --out",
-    "no run": "process 1 on {host}: {more}/nowhere: no such folder; give the folder of a run",
+    "no run": "process 1 on {host}: {more}/nowhere: no such folder or file; give a run, a checkpoint, or a name on the "
+    "hub",
     "other results": "process 1 on {host}: {more}/used: has files that are of no evaluation; choose another folder for "
     "the results",
 }

@@ -16,7 +16,7 @@ from dqdet.cli.arguments import (
     Compile,
     FastPrecision,
     Options,
-    Run,
+    Source,
     complete_preset,
     overrides_of,
 )
@@ -69,18 +69,21 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Run,
+    source: Source,
     options: Options = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for metrics, a table of classes and the predictions, by default RUN/eval."),
+        typer.Option(
+            help="Folder for metrics, a table of classes and the predictions, by default RUN/eval, or NAME-eval beside "
+            "what is no run."
+        ),
     ] = None,
     precision: FastPrecision = "fp32",
     compile: Compile = False,
 ) -> None:
     """Measure a trained model on the validation split with the official metrics of its task."""
-    metrics = dqdet.evaluate(run, out, precision, compile, **overrides_of(dqdet.evaluate, options))
-    summary = Table("metric", "value", title=str(run))
+    metrics = dqdet.evaluate(source, out, precision, compile, **overrides_of(dqdet.evaluate, options))
+    summary = Table("metric", "value", title=source)
     of_classes: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         metric, _, label = name.partition("/")

@@ -190,6 +190,11 @@ def run_folder(path: Path) -> Path:
     return path.parent if of_run else path
 
 
+def is_run(path: Path) -> bool:
+    """Whether it is the folder of a run, or one of its files."""
+    return os.path.isfile(run_folder(path) / CONFIG)
+
+
 def load_folder(path: Path) -> tuple[Detector, Config]:
     """The model of a run, on the CPU and ready for inference, and its configuration.
 

@@ -25,8 +25,8 @@ from dqdet.runs.folder import (
     METRICS,
     NOT_MEASURED,
     THRESHOLDS,
+    is_run,
     load_config,
-    load_folder,
     load_metrics,
     match_classes,
     run_folder,
@@ -35,6 +35,7 @@ from dqdet.runs.folder import (
 )
 from dqdet.runs.lock import InUse, held
 from dqdet.runs.processes import is_first_process
+from dqdet.runs.sources import load_model
 from dqdet.training.callbacks import Validation
 from dqdet.training.data_module import validation_loader
 from dqdet.training.evaluation import make_evaluation
@@ -51,60 +52,70 @@ LOADED = ("data.workers", "data.check", "train.batch", "train.accumulate", "trai
 
 
 def evaluate(
-    run: Path,
+    source: str | Path,
     overrides: Overrides = (),
     out: Path | None = None,
     precision: Precision = "fp32",
     compiled: bool = False,
 ) -> dict[str, float]:
-    """The official metrics of a run's task and model on the validation split.
+    """The official metrics of a model and its task on the validation split.
 
-    They are written to the run's ``metrics.json``, unless overrides make them those of something else; and with a table
-    of the classes and the predictions to ``out``, see `dqdet.training.recording`.
+    Those of a run are written to its ``metrics.json``, unless overrides make them those of something else; and all with
+    a table of the classes and the predictions to ``out``, see `dqdet.training.recording`.
 
     Args:
-        run: folder of a run, its ``last.ckpt``, or an exported file.
+        source: as for `dqdet.runs.sources.load_model`, or an exported file.
         overrides: of its configuration, for example ``data.root``; of `MEASURED` and `LOADED` options.
-        out: folder of the results, by default ``RUN/eval``, or beside a file ``NAME-eval``; results of an earlier
-            evaluation are replaced.
+        out: folder of the results, by default that of :func:`default_results`; results of an earlier evaluation are
+            replaced.
         precision: of weights and features.
         compiled: compile the network at the first images.
 
     Raises:
-        DqdetError: the folder or the data is at fault, the data has classes that the model has not, an option would
+        DqdetError: the source or the data is at fault, the data has classes that the model has not, an option would
             have no effect on a model that is trained, or the results cannot be written.
     """
     overrides = parse_overrides(overrides)
-    meet(timeout_of(lambda: load_config(run)))
-    model, config, before = everywhere(lambda: _opened(run, overrides, precision, compiled))
-    if is_exported(run):
-        return _measured(model, config, run.with_name(f"{run.stem}-eval") if out is None else out)
-    place = run_folder(run)
-    out = place / "eval" if out is None else out
+    path = Path(source)
+    meet(timeout_of(lambda: load_config(path)))
+    model, config, before = everywhere(lambda: _opened(source, overrides, precision, compiled))
+    out = default_results(path) if out is None else out
     metrics = _measured(model, config, out)
     as_trained = precision == "fp32" and set(overrides) <= {"data.workers", "data.check"}
-    if as_trained and run.name != LAST and is_first_process():
+    if is_run(path) and as_trained and path.name != LAST and is_first_process():
+        place = run_folder(path)
         _keep_metrics(place, before, metrics)
         if (found := out / THRESHOLDS).is_file():
             write_file(place / THRESHOLDS, found.read_bytes())
     return metrics
 
 
+def default_results(source: Path) -> Path:
+    """Where the results of a model go: into a run, beside any other file or folder, here if it comes from the hub."""
+    if is_run(source):
+        return run_folder(source) / "eval"
+    if not source.exists():
+        return Path(f"{source.name}-eval")
+    source = source if source.name else source.resolve()  # the working folder
+    return source.with_name(f"{source.stem if source.is_file() else source.name}-eval")
+
+
 def _opened(
-    run: Path, overrides: dict[str, Any], precision: Precision, compiled: bool
+    source: str | Path, overrides: dict[str, Any], precision: Precision, compiled: bool
 ) -> tuple[nn.Module, Config, dict[str, float]]:
-    """The model of a run or of an exported file, its configuration with overrides, and what is known of its metrics."""
+    """The model of a source, its configuration with overrides, and what is known of its metrics."""
     allowed = (*MEASURED, *LOADED)
-    if is_exported(run):
-        exported = ExportedModel(run)
+    path = Path(source)
+    if is_exported(path):
+        exported = ExportedModel(path)
         exported.refuse_changes(precision, compiled)
         config = exported.configured(overrides, allowed, NOT_MEASURED)
         warn(unused(config, overrides))
         return exported, config, {}
-    config = override_some(load_config(run), overrides, allowed, NOT_MEASURED)
+    before = load_metrics(path) if is_run(path) else {}  # of this model or an older one
+    model, config, _ = load_model(source)
+    config = override_some(config, overrides, allowed, NOT_MEASURED)
     warn(unused(config, overrides))
-    before = load_metrics(run)
-    model, _ = load_folder(run)
     return made_fast(model, precision, compiled), config, before
 
 
