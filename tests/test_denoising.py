@@ -14,6 +14,7 @@ from dqdet.config import QueriesConfig, resolve
 from dqdet.denoising import DenoisingQueries, Noise, draw_noise, noised
 from dqdet.errors import DqdetError
 from dqdet.losses import SetLoss
+from dqdet.losses.matching import matched_by_construction
 from dqdet.types import Queries, Sight, Target
 from small_families import CLASSES, CONFIGS, COUNT, IMAGES, assert_same, build, inputs, make_targets, outputs
 from test_families import IDLE, OneGroup, loss_config
@@ -125,6 +126,21 @@ def test_rows(counts, asked):
         for copy in range(copies)
         for j in range(count)
     )
+
+
+@pytest.mark.parametrize("counts", [(2, 3, 1), (3, 0, 2), (0, 0), (4,)])
+def test_pairs_are_in_the_order_of_matches_and_come_in_parts_of_one_image(counts):
+    layers, targets = 3, targets_of(counts)
+    made, _ = make(count=9, targets=targets)
+    pairs = matched_by_construction(made.denoised, layers, targets)
+    found = torch.stack([pairs.image, pairs.layer, pairs.query, pairs.object, pairs.row], 1).tolist()
+    once = made.denoised
+    of_layer = torch.stack([once.image, once.query, once.object, once.row], 1).tolist()
+    assert found == sorted([i, layer, q, j, row] for i, q, j, row in of_layer for layer in range(layers))
+    assert pairs.counts == [layers * once.copies * count for count in counts]
+    seen = [(image, *some.image.tolist()) for image, _, some in pairs.parts(most=5)]
+    assert all(set(images) <= {image} for image, *images in seen)
+    assert sum(len(images) for _, *images in seen) == len(found)
 
 
 # In the families.

@@ -113,7 +113,7 @@ def test_matchings(run):
     assert found == recorded_pairs(case.expected[f"indices{run.suffix}"])
     found = pairs(match(run.predictions.proposals, run.targets, loss))
     assert found == recorded_pairs([case.expected[f"indices_interm{run.suffix}"]])
-    found = pairs(matched_by_construction(run.predictions.denoised, 1, len(run.targets)))
+    found = pairs(matched_by_construction(run.predictions.denoised, 1, run.targets))
     assert found == recorded_pairs([case.expected[f"dn_indices{run.suffix}"]])
 
 

@@ -107,13 +107,15 @@ def _assigned(table: np.ndarray, targets: list[Target], groups: dict[str, int]) 
     return np.concatenate(pairs, 1)
 
 
-def matched_by_construction(denoised: Denoised, layers: int, images: int) -> Matches:
-    """The pairs of denoising queries with the objects that they were made of, the same in all layers."""
+def matched_by_construction(denoised: Denoised, layers: int, targets: list[Target]) -> Matches:
+    """The pairs of denoising queries with the objects of B targets that they were made of, the same in all layers."""
     pairs = len(denoised.image)
     fields = torch.stack([denoised.image, denoised.query, denoised.object, denoised.row]).repeat(1, layers)  # [4, M]
     layer = torch.arange(layers, device=fields.device)[:, None].expand(-1, pairs).flatten()  # [M]
-    image, query, object_, row = fields
-    return Matches([0] * images, image, layer, query, object_, torch.zeros_like(layer), row)
+    order = fields[0].argsort(stable=True)  # by image; that of layers and queries stays
+    layer, (image, query, object_, row) = layer[order], fields[:, order]
+    counts = [layers * denoised.copies * len(target.labels) for target in targets]
+    return Matches(counts, image, layer, query, object_, torch.zeros_like(layer), row)
 
 
 def matching_costs(predictions: Predictions, targets: list[Target], config: LossConfig) -> Tensor:

@@ -57,7 +57,7 @@ class SetLoss(nn.Module):
         parts = [self.of_pairs(*task, pairs, step) for task, pairs in zip(tasks, matches, strict=True)]
         if (denoised := predictions.denoised) is not None:
             group = predictions.group(list(predictions.groups)[-1])
-            pairs = matched_by_construction(denoised, len(group.logits), len(targets))
+            pairs = matched_by_construction(denoised, len(group.logits), targets)
             parts.append(self.of_pairs(group, targets, pairs, step, denoised.copies))
         totals, terms = zip(*parts, strict=True)
         return Losses(torch.stack(totals).sum(), {name: term for part in terms for name, term in part.items()})
