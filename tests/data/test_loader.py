@@ -130,6 +130,11 @@ def test_evaluation_has_every_image_once_over_all_processes(shapes, share, world
         assert len({len(process) for process in batches}) == 1
 
 
+def test_no_process_is_without_an_image():
+    batches = [list(EvaluationBatches(Shapes([2.0, 1.0, 0.5]), 8, 0, rank, 4)) for rank in range(4)]
+    assert batches == [[[2]], [[1]], [[0]], [[2]]]
+
+
 def test_evaluation_needs_little_padding():
     dataset = Shapes([0.5, 2.0] * 8)
     for indices in EvaluationBatches(dataset, 4):

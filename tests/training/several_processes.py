@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from recorder import Recorder
+from uneven import UNEVEN, found_by
 
 from dqdet.errors import DqdetError, Everywhere
 from dqdet.training.engine import train
@@ -60,6 +61,7 @@ if __name__ == "__main__":
         train(tiny_scenes(**overrides | DIVIDED), more / "divided", [divided])
         notes |= {
             "divided": [(images, loss) for *_, images, loss, _ in divided.steps],
+            "uneven": {name: found_by(name, more / name, train__strategy="fsdp") for name in UNEVEN},
             "said": said(overrides, out, more),
         }
     (out / f"process-{dist.get_rank()}.json").write_text(json.dumps(notes))

@@ -12,6 +12,7 @@ import torch
 from hosts import network, on_both, outputs
 from recorder import Recorder
 from safetensors.torch import load_file
+from uneven import UNEVEN, found_by
 
 from dqdet.runs.folder import load_metrics
 from dqdet.training.engine import resume, train
@@ -125,6 +126,18 @@ def test_divided_weights_learn_the_same_as_whole_ones(two, one):
         assert images_0 + images_1 == images
         assert (loss_0 + loss_1) / 2 == pytest.approx(loss, rel=1e-5)
     assert load_metrics(two.with_name("two more") / "divided") == pytest.approx(load_metrics(one[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_processes_of_divided_weights_validate_unlike_shares(two, tmp_path, name):
+    first, second = (share[name] for share in of_processes(two, "uneven"))
+    expected = found_by(name, tmp_path)
+    assert len(expected["scores"]) == 2
+    for scores, scores_0, scores_1 in zip(expected["scores"], first["scores"], second["scores"], strict=True):
+        assert (len(scores_0) > len(scores_1)) == (len(scores) > 1)
+        assert {image: pytest.approx(of_image, rel=1e-4) for image, of_image in scores.items()} == scores_0 | scores_1
+        assert all(map(len, scores.values()))
+    assert first["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
 
 
 def test_a_run_of_divided_weights_has_whole_files(two, one):

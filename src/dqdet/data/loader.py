@@ -150,14 +150,15 @@ class EvaluationBatches(BatchSampler):
     """Every image exactly once over all processes, ordered by aspect ratio, which needs the least padding.
 
     The images are divided evenly: no batch is larger than ``batch / world``, and all processes have the same
-    number of batches, unless that would leave some of them empty.
+    number of batches, unless that would leave some of them empty. Of fewer images than processes, those without one
+    have the first, too, which counts once: Lightning validates with no process that has none.
     """
 
     def batches(self) -> list[list[int]]:
         order = np.argsort(self.dataset.aspect_ratios, kind="stable")
         steps = -(-len(order) // self.batch)
         batches = [batch.tolist() for batch in np.array_split(order, steps * self.world)]
-        return [batch for batch in batches[self.rank :: self.world] if batch]
+        return [batch for batch in batches[self.rank :: self.world] if batch] or batches[:1]
 
     def __len__(self) -> int:
         return len(self.batches())

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -21,7 +21,9 @@ from dqdet.nn.repeated import repeated_layers
 class ShardedStrategy(DDPStrategy):
     """As DDP, but every process keeps a part of everything, and gathers the weights of a layer while it computes it.
 
-    Zhao et al., "PyTorch FSDP", 2023. Checkpoints hold whole tensors: a training goes on from them in any way.
+    Zhao et al., "PyTorch FSDP", 2023. Checkpoints hold whole tensors: a training goes on from them in any way. In a
+    validation every process has all weights, because processes that wait for each other need as many forward passes,
+    and videos, of different lengths, are not as many windows in each.
     """
 
     def setup(self, trainer: Trainer) -> None:
@@ -50,6 +52,21 @@ class ShardedStrategy(DDPStrategy):
 
     def _register_ddp_hooks(self) -> None:
         """There are none."""
+
+    def on_validation_start(self) -> None:
+        for part in self._parts():
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+
+    def on_validation_end(self) -> None:
+        for number, part in enumerate(self._parts()):
+            part.reshard()
+            part.set_reshard_after_forward(number > 0, recurse=False)  # with the detector a backward pass begins
+
+    def _parts(self) -> list[FSDPModule]:
+        """What is gathered at once, the detector first, then its layers; none where nothing is divided."""
+        assert self.lightning_module is not None
+        return [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return tree_map(self._whole, super().lightning_module_state_dict())
