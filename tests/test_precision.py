@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dqdet.config import QueriesConfig
 from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.nn.position import sine_position
-from dqdet.queries import combine
+from dqdet.queries import SharedQueries, combine, mix
 from dqdet.types import Predictions
 from small_families import CLIPS, CONFIGS, FRAMES, IMAGES, build, inputs, make_targets, reads_clips
 from test_families import loss_config
@@ -51,6 +53,31 @@ def test_queries_are_combined_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = combine(basic, coefficients)
     assert torch.equal(found, expected)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products, which GPUs round to TF32 in trainings."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm")
+        return func(*args, **(kwargs or {}))
+
+
+def test_places_of_shared_patterns_are_not_rounded_to_tf32():
+    patterns, coefficients = torch.randn(12, 4), torch.rand(2, 3, 12).softmax(-1)
+    with Products() as for_places, torch.autocast("cpu", dtype=torch.bfloat16):
+        places = mix(patterns, coefficients, exactly=True)
+    with Products() as for_contents:
+        contents = mix(patterns, coefficients, exactly=False)
+    assert (for_places.count, for_contents.count) == (0, 1)
+    torch.testing.assert_close(places, contents)
+
+    queries = SharedQueries({"anchor": 4, "change": 4, "content": 8}, 16, QueriesConfig(kind="shared", count=5))
+    with Products() as for_all:
+        queries(torch.randn(2, 16, 3, 3), torch.zeros(2, 3, 3, dtype=torch.bool))
+    assert for_all.count == 2 + 1  # those of the coefficients, and that of the content
 
 
 def test_bytes_are_normalised_in_float32_whatever_the_model():

@@ -25,6 +25,8 @@ from dqdet.errors import DqdetError
 from dqdet.nn.heads import in_float32
 from dqdet.types import Queries
 
+PLACES = {"anchor", "change"}  # parts of queries that are boxes before the sigmoid, or move some
+
 
 def combine(basic: Tensor, coefficients: Tensor) -> Tensor:
     """Combine each group of r consecutive basic queries into one query (Eq. 3 and 4).
@@ -241,9 +243,19 @@ class SharedQueries(QuerySource):
 
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
         coefficients = predict_coefficients(self.coefficients, features, padding, self.config)  # [B, m, K]
-        with torch.autocast(coefficients.device.type, enabled=False):
-            parts = {name: (coefficients @ table.float()).to(table.dtype) for name, table in self.patterns.items()}
+        parts = {name: mix(table, coefficients, exactly=name in PLACES) for name, table in self.patterns.items()}
         return Queries(parts, {"shared": self.config.count}, coefficients)
+
+
+def mix(patterns: Tensor, coefficients: Tensor, exactly: bool) -> Tensor:
+    """Combine all of K patterns ``[K, f]`` into each query, by coefficients ``[..., m, K]``: ``[..., m, f]``.
+
+    ``exactly``: by a sum, as in :func:`combine`, whose terms are ``[..., m, K, f]`` in memory.
+    """
+    with torch.autocast(coefficients.device.type, enabled=False):
+        table = patterns.float()
+        mixed = (coefficients[..., None] * table).sum(-2) if exactly else coefficients @ table
+    return mixed.to(patterns.dtype)
 
 
 # Makes the queries of ``queries.kind=own`` of widths, context channels and configuration, as `ModulatedQueries` takes

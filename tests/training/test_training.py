@@ -416,18 +416,29 @@ def test_half_precision_of_gpus_becomes_single_on_a_cpu_and_says_so(tmp_path, ca
     assert load_config(tmp_path / "16-mixed").train.precision == "16-mixed"
 
 
-@pytest.mark.parametrize("cuda", [True, False])
-def test_trainings_on_cuda_multiply_in_tf32_and_leave_all_else_as_it_was(cuda, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("cuda", "tf32", "inside"),
+    [(True, True, ("high", True)), (True, False, ("highest", False)), (False, True, ("medium", True))],
+)
+def test_trainings_on_cuda_multiply_as_configured_and_leave_all_else_as_it_was(
+    cuda, tf32, inside, tmp_path, monkeypatch
+):
     class Stop(Exception):
         pass
 
-    def fit(*arguments, **options):
-        raise Stop(torch.get_float32_matmul_precision())
+    def set_now() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
+    def fit(*arguments, **options):
+        raise Stop(set_now())
+
+    torch.set_float32_matmul_precision("medium")  # what the program has chosen for all else
+    torch.backends.cudnn.allow_tf32 = True
     monkeypatch.setattr(engine, "quietly", fit)
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: cuda)
         patched.setattr(engine, "make_trainer", lambda *arguments, **options: SimpleNamespace(fit=None))
-        with pytest.raises(Stop, match="^high$" if cuda else "^highest$"):
-            train(tiny(), tmp_path)
-    assert torch.get_float32_matmul_precision() == "highest"
+        with pytest.raises(Stop) as stopped:
+            train(tiny(train__tf32=tf32), tmp_path)
+    assert stopped.value.args == (inside,)
+    assert set_now() == ("medium", True)

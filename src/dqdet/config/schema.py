@@ -135,6 +135,8 @@ class TrainConfig(Section):
     """Gradients with a greater norm are scaled down to it; 0: never."""
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
     """Numeric precision of training; 16-mixed needs a GPU, and falls back to 32 without one."""
+    tf32: bool = True
+    """Round float32 products to TF32 (11 bits) on NVIDIA GPUs, which is much faster; false: exact float32."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """Keep a moving average of the weights with this decay a step; it is what is validated and saved. null: none."""
     validate_every: Count = 1

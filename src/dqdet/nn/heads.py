@@ -30,7 +30,7 @@ def in_float32(head: nn.Module, x: Tensor) -> Tensor:
     """The output of a small head that tells places, sizes or coefficients, in float32.
 
     bfloat16 has 8 bits for a place in an image of 1,333 pixels, so autocast is left out here. A head whose parameters
-    are in half precision runs in that, and trainings on GPUs round what they multiply to the 11 bits of TF32.
+    are in half precision runs in that; with ``train.tf32`` GPUs round its products to TF32, as in the layers before it.
     """
     with torch.autocast(x.device.type, enabled=False):
         return head(x.to(next(head.parameters()).dtype)).float()

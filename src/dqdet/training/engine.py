@@ -52,7 +52,7 @@ from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import described, described_for_others, open_data, place_of, ready, warn
 from dqdet.training.together import check_same, everywhere, lost, meet, timeout_of
-from dqdet.training.trainer import make_trainer, quietly
+from dqdet.training.trainer import make_trainer, products_rounded, quietly
 from dqdet.training.watching import Curves, Patience, ValidationPictures
 
 logger = logging.getLogger(__name__)
@@ -195,11 +195,8 @@ def _fit(
         epochs=-(-total_steps(config.train, data.steps_per_epoch) // data.steps_per_epoch),
     )
     rank_zero_only(progress.print)(f"{out}: {described(config, module, data)}")
-    precision = torch.get_float32_matmul_precision()
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32, in trainings alone
     try:
-        with quiet_threads():
+        with quiet_threads(), products_rounded(config.train.tf32):
             quietly(trainer.fit, module, datamodule=data, ckpt_path=checkpoint)
             measured = validation.step == trainer.global_step or log.has_validation(trainer.global_step)
             if not trainer.strategy.broadcast(measured):
@@ -230,5 +227,4 @@ def _fit(
         ) from error
     finally:
         finish(loggers)
-        torch.set_float32_matmul_precision(precision)
     return trainer.strategy.broadcast(out)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -64,6 +65,22 @@ def quietly(run: Callable[..., object], *args: object, **options: object) -> Non
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
         warnings.filterwarnings("ignore", message="MLFlow only allows")  # in the names of classes
         run(*args, **options)
+
+
+@contextmanager
+def products_rounded(tf32: bool) -> Iterator[None]:
+    """On NVIDIA GPUs products and convolutions in TF32, or exactly in float32; afterwards as before."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _strategy(options: TrainConfig, together: bool) -> DDPStrategy | Literal["auto"]:
