@@ -368,6 +368,62 @@ def test_an_index_of_other_shards_is_named(shards, run):
     assert "index-train.json: is no index of shards (has no" in error_of_shards(shards)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "fault"),
+    [
+        ("lengths", 10**15, "has images beyond the end of their shard"),
+        ("offsets", 10**9, "has images beyond the end of their shard"),
+        ("offsets", None, "int() argument must be"),
+        ("offsets", 10**30, "too large"),
+        ("bytes", 10**30, "too large"),
+    ],
+)
+def test_an_index_with_impossible_places_is_named(shards, entry, value, fault):
+    """Where it alone says how much is read, an image might ask for more memory than there is."""
+    index = shards / "index-train.json"
+    document = json.loads(index.read_text())
+    shard = document["shards"][0]
+    shard.update(bytes=value) if entry == "bytes" else shard[entry].__setitem__(0, value)
+    index.write_text(json.dumps(document))
+    message = error_of_shards(shards)
+    assert message.startswith(f"{index}: is no index of shards (")
+    assert fault in message
+
+
+def test_a_shard_that_came_after_the_index_is_not_left_out(shards):
+    shutil.copy(shards / "train-000000.tar", shards / "train-000100.tar")
+    index = shards / "index-train.json"
+    assert error_of_shards(shards) == (
+        f"{index}: does not know train-000100.tar; remove the index, which is then made anew"
+    )
+    opened_shards(shards, "val")
+    index.unlink()
+    message = error_of_shards(shards)
+    assert "train-000100.tar: 000000000.json has the id 1, which another sample has already" in message
+    assert "index" not in message
+
+
+def test_what_is_no_shard_is_named_and_has_no_index(tmp_path):
+    """An index would outlive the faults of its shards."""
+    shard = webdataset(tmp_path, "train", {"a": (record("cat"), True)})
+    content = shard.read_bytes()
+    odd = record("cat")
+    odd["objects"][0]["bbox"] = [0, 0, None, 1]
+    for make, fault in (
+        (lambda: shard.write_bytes(bytes(10240)), "train-000000.tar has no samples"),
+        (lambda: webdataset(tmp_path, "train", {"a": (odd, True)}), "a.json object 1 has a bbox that is not"),
+        (lambda: shard.symlink_to("nowhere"), "train-000000.tar: cannot be read (No such file"),
+        (lambda: os.mkfifo(shard), "train-000000.tar: is no file"),
+        (shard.mkdir, "train-000000.tar: is no file"),
+    ):
+        shard.unlink()
+        make()
+        assert fault in error_of_shards(tmp_path)
+    shard.rmdir()
+    shard.write_bytes(content)
+    assert len(opened_shards(tmp_path, "train")) == 1
+
+
 def test_a_member_that_is_no_image_is_named(tmp_path):
     root = tmp_path / "shards"
     shard = webdataset(root, "train", {"a": (record("cat"), True)})
