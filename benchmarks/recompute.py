@@ -15,7 +15,7 @@ from dqdet.config import resolve
 from dqdet.losses import SetLoss
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
-from dqdet.nn.repeated import recompute
+from dqdet.nn.checkpointing import recompute
 from timing import CLASSES, compare, make_input, make_task
 
 KEPT, RECOMPUTED = "all is kept", "train.recompute"

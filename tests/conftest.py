@@ -41,9 +41,9 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def without_figures():
-    """Their drawing would take longer than many trainings here; test_watching.py and test_report.py put it back."""
+    """Their drawing would take longer than many trainings here; test_monitoring.py and test_report.py put it back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dqdet.training.watching.Curves.draw", lambda self, trainer: None)
+        patch.setattr("dqdet.training.monitoring.Curves.draw", lambda self, trainer: None)
         patch.setattr("dqdet.training.measurement.write_report", lambda *given: None)
         yield
 

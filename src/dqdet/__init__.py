@@ -274,7 +274,7 @@ def train(
     """
     from dqdet.runs.folder import run_folder
     from dqdet.training import engine
-    from dqdet.training.choosing import configured
+    from dqdet.training.auto import configured
 
     if resume is not None:
         if name is not None or out is not None:

@@ -15,8 +15,8 @@ from dqdet.cli import main
 from dqdet.errors import DqdetError, Everywhere
 from dqdet.runs.folder import load_metrics
 from dqdet.runs.processes import Process, is_first_process, is_started_again, meeting_point, this_process
+from dqdet.training.distributed import lost
 from dqdet.training.engine import resume, train
-from dqdet.training.together import lost
 from tiny import tiny
 
 SRUN = {"SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "2", "SLURM_JOB_NAME": "detr"}

@@ -11,7 +11,7 @@ from torch import nn
 from dqdet.config import BackboneConfig, WindowedVitConfig
 from dqdet.models.lw_detr import LwDetr
 from dqdet.nn.backbone import Backbone
-from dqdet.nn.repeated import recompute, repeated_layers
+from dqdet.nn.checkpointing import recompute, repeated_layers
 from dqdet.nn.vit import WindowedVit
 from dqdet.runs.folder import load_metrics
 from dqdet.training.engine import train

@@ -51,8 +51,8 @@ def train(
     if dry_run:
         if preset is None or out is not None or resume is not None:
             raise DqdetError("--dry-run takes a preset and options alone; it writes nothing")
-        from dqdet.training.choosing import configured
-        from dqdet.training.rehearsal import rehearse
+        from dqdet.training.auto import configured
+        from dqdet.training.dry_run import rehearse
 
         show(*rehearse(*configured(preset, overrides_of(dqdet.train, options))))
         return

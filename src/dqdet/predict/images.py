@@ -13,10 +13,10 @@ from dqdet.errors import DqdetError
 from dqdet.formats.image_files import read_image, write_image
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
-from dqdet.predict.ahead import ahead
 from dqdet.predict.batches import in_batches
 from dqdet.predict.output import Output, results_folder
 from dqdet.predict.predictor import Predictor, Prepared, objects
+from dqdet.predict.prefetch import ahead
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.types import Outcome, Segmentation
 

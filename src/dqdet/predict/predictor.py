@@ -21,8 +21,8 @@ from dqdet.errors import DqdetError
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.inference.tiles import Tile, joined, tiles_of
-from dqdet.predict.ahead import ahead
 from dqdet.predict.image_sources import ImageSource, as_image, as_images, is_image
+from dqdet.predict.prefetch import ahead
 from dqdet.runs.hub import publish
 from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 

@@ -42,18 +42,18 @@ from dqdet.runs.folder import (
 from dqdet.runs.lock import held
 from dqdet.runs.processes import is_first_process, is_started_again
 from dqdet.runs.transfer import start_from
+from dqdet.training.batch_size import fitted
 from dqdet.training.callbacks import LastCheckpoint, Validation
 from dqdet.training.data_module import DataModule
+from dqdet.training.distributed import check_same, everywhere, lost, meet, timeout_of
 from dqdet.training.evaluation import make_evaluation
-from dqdet.training.fitting import fitted
 from dqdet.training.loggers import finish, make_loggers
 from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import DetectionModule
+from dqdet.training.monitoring import Curves, Patience, ValidationPictures
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import described, described_for_others, open_data, place_of, ready, warn
-from dqdet.training.together import check_same, everywhere, lost, meet, timeout_of
 from dqdet.training.trainer import make_trainer, products_rounded, quietly
-from dqdet.training.watching import Curves, Patience, ValidationPictures
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def train(
         config: resolved; its classes are filled from the data set.
         out: folder of the run; see `dqdet.runs.folder`. None: as `new_run` names it.
         callbacks: of Lightning, besides those of dqdet.
-        fit_memory: take the batch in the largest parts that fit, see `dqdet.training.fitting`.
+        fit_memory: take the batch in the largest parts that fit, see `dqdet.training.batch_size`.
 
     Returns:
         the folder of the run.

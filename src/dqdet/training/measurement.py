@@ -38,13 +38,13 @@ from dqdet.runs.processes import is_first_process
 from dqdet.runs.sources import load_model
 from dqdet.training.callbacks import Validation
 from dqdet.training.data_module import validation_loader
+from dqdet.training.distributed import everywhere, lost, meet, timeout_of
 from dqdet.training.evaluation import make_evaluation
 from dqdet.training.module import DetectionModule
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import check_images, place_of, warn
 from dqdet.training.recording import CocoFile, Recording, official_files, results_folder, write_metrics
 from dqdet.training.report import write_report
-from dqdet.training.together import everywhere, lost, meet, timeout_of
 from dqdet.training.trainer import make_trainer, quietly
 
 # What else than the data and the inference matters to a measurement: how large its batches are, and their precision.

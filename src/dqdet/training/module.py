@@ -16,7 +16,7 @@ from dqdet.errors import DqdetError, listed
 from dqdet.inference import infer
 from dqdet.inference.windows import best_tracks, track
 from dqdet.losses import Losses, make_loss
-from dqdet.nn.repeated import recompute
+from dqdet.nn.checkpointing import recompute
 from dqdet.runs.folder import check_finite, differences
 from dqdet.training.arriving import Arriving
 from dqdet.training.data_module import DataModule

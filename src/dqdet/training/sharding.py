@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from dqdet.nn.repeated import repeated_layers
+from dqdet.nn.checkpointing import repeated_layers
 
 
 class ShardedStrategy(DDPStrategy):

@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from dqdet.config import Config, TrainConfig
 from dqdet.runs.processes import this_process
 from dqdet.training.callbacks import CheckpointFiles
+from dqdet.training.distributed import Environment, meet
 from dqdet.training.module import LOG_EVERY
 from dqdet.training.sharding import ShardedStrategy
-from dqdet.training.together import Environment, meet
 
 
 def make_trainer(

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dqdet.drawing.curves import curves
 from dqdet.training import engine
 from dqdet.training.logs import CsvLog
-from dqdet.training.watching import Curves
+from dqdet.training.monitoring import Curves
 from tiny import TINY, tiny
 
 DRAW = Curves.draw

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from dqdet.config import Config, TrainConfig
 from dqdet.errors import DqdetError, Everywhere
 from dqdet.runs.processes import meeting_point, this_process
-from dqdet.training.cables import watch_hosts
+from dqdet.training.keepalive import watch_hosts
 
 Result = TypeVar("Result")
 

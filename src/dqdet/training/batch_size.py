@@ -24,8 +24,8 @@ from dqdet.runs.folder import without_pretraining
 from dqdet.runs.processes import this_process
 from dqdet.training.data_module import DataModule
 from dqdet.training.module import DetectionModule
+from dqdet.training.monitoring import Timing
 from dqdet.training.trainer import make_trainer, quietly
-from dqdet.training.watching import Timing
 
 STEPS = 2  # of a trial: the optimiser has its state from the first one on
 GPU_SHARE, CPU_SHARE = 0.9, 0.8  # of the memory: other images, the average of weights and workers need some, too

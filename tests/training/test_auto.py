@@ -11,7 +11,7 @@ import own_data
 from dqdet.config import resolve
 from dqdet.errors import DqdetError
 from dqdet.runs.folder import load_config
-from dqdet.training.choosing import SIDES, Found, Machine, choose, configured, look
+from dqdet.training.auto import SIDES, Found, Machine, choose, configured, look
 
 CPU, GPU = Machine(gpu=None, cores=2), Machine(gpu="NVIDIA A10", cores=8)
 CELLS = Found(task="detection", images=205, shorter=480, aspect=1.33, small=43, most=28)

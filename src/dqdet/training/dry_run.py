@@ -11,12 +11,12 @@ import torch
 from dqdet.config import Config, total_steps
 from dqdet.models import create_model
 from dqdet.runs.folder import without_pretraining
-from dqdet.training.fitting import fitted
+from dqdet.training.batch_size import fitted
+from dqdet.training.distributed import everywhere, meet
 from dqdet.training.module import DetectionModule
+from dqdet.training.monitoring import Timing
 from dqdet.training.readiness import described, ready
-from dqdet.training.together import everywhere, meet
 from dqdet.training.trainer import make_trainer, quietly
-from dqdet.training.watching import Timing
 
 REHEARSED = 4  # steps
 

@@ -25,7 +25,7 @@ from dqdet.data.overview import overview
 from dqdet.errors import DqdetError, listed
 from dqdet.runs.processes import this_process
 from dqdet.runs.sources import load_model
-from dqdet.training.fitting import without_auto
+from dqdet.training.batch_size import without_auto
 
 AUTO = "auto"
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 import dqdet
 from dqdet.errors import DqdetError
 from dqdet.runs.folder import load_config
-from dqdet.training import fitting
-from dqdet.training.fitting import available_memory, by_growth, by_trying, parts_of
+from dqdet.training import batch_size
+from dqdet.training.batch_size import available_memory, by_growth, by_trying, parts_of
 from dqdet.training.readiness import ready
 from tiny import TINY, tiny
 
@@ -78,15 +78,15 @@ def test_out_of_memory_is_no_error_of_a_trial(monkeypatch):
     def fit(*given, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(fitting, "quietly", fit)
+    monkeypatch.setattr(batch_size, "quietly", fit)
     data, config = ready(tiny())
-    assert fitting.peak_of_steps(config, data) is None
+    assert batch_size.peak_of_steps(config, data) is None
 
 
 def test_a_training_with_a_small_memory_is_that_with_accumulated_parts(tmp_path, monkeypatch, capsys):
     peaks = {1: 1 * GIB, 2: 2 * GIB, 4: 4 * GIB}
-    monkeypatch.setattr(fitting, "peak_of_steps", lambda config, data: peaks[config.train.batch])
-    monkeypatch.setattr(fitting, "available_memory", lambda: round(2.5 * GIB))
+    monkeypatch.setattr(batch_size, "peak_of_steps", lambda config, data: peaks[config.train.batch])
+    monkeypatch.setattr(batch_size, "available_memory", lambda: round(2.5 * GIB))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = TINY | {"train.epochs": 1}
     chosen = dqdet.train("scenes_tiny", out=tmp_path / "auto", **options | {"train.batch": "auto"})
@@ -116,13 +116,13 @@ def peaks_of_sizes() -> None:
     """Prints the peaks of large and of small images."""
     for size in (512, 64):
         data, config = ready(tiny(data__resize=[size], data__max_size=size, train__batch=2))
-        print(fitting.peak_of_steps(config, data))
+        print(batch_size.peak_of_steps(config, data))
 
 
 @pytest.mark.slow
 def test_larger_images_need_more():
     """The measured peaks are those of the steps; in a process that has no memory from before to use again."""
-    code = "import test_fitting; test_fitting.peaks_of_sizes()"
+    code = "import test_batch_size; test_batch_size.peaks_of_sizes()"
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -138,4 +138,4 @@ def test_what_cannot_be_chosen_is_said(monkeypatch, run):
         monkeypatch.setenv(name, value)
     data, config = ready(tiny())
     with pytest.raises(DqdetError, match="is for one process"):
-        fitting.fitted(config, data)
+        batch_size.fitted(config, data)
