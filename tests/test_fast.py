@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -10,19 +12,21 @@ import dqdet
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
 from dqdet.models.fast import folded, made_fast
+from dqdet.nn.heads import in_float32
 from tiny import tiny_family
 
 PRESETS = [
     *("detr_r50", "conditional_detr_r50", "smca_detr_r50", "dab_detr_r50", "deformable_detr_r50_refine"),
     *("dab_deformable_detr_r50", "dino_r50", "mask2former_r50_coco_instance", "video_mask2former_r50", "seqformer_r50"),
 ]
+CHANNELS = 96  # of the last map of test_resnet
 every_family = pytest.mark.parametrize("preset", PRESETS)
 
 
 def family(preset: str, **options):
     """A model whose heads are no longer at their start, and images of two sizes for it."""
     torch.manual_seed(0)
-    config = tiny_family(preset, classes=["cat", "dog"], queries__kind="modulated", **options)
+    config = tiny_family(preset, classes=["cat", "dog"], **{"queries__kind": "modulated"} | options)
     model = create_model(config).eval()
     with torch.no_grad():
         for module in model.modules():
@@ -68,6 +72,45 @@ def test_half_precision_keeps_scores_and_boxes_in_single_precision(preset):
     if expected.boxes is not None:
         assert found.boxes.dtype == torch.float32
         assert (found.boxes - expected.boxes).abs().mean() < 2e-3
+
+
+@every_family
+@torch.inference_mode()
+def test_half_precision_keeps_all_heads_that_run_in_float32(preset, monkeypatch):
+    model, images, padding = family(preset)
+    heads = []
+
+    def recorded(head, x):
+        heads.append(head)
+        return in_float32(head, x)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("dqdet.") and vars(module).get("in_float32") is in_float32:
+            monkeypatch.setattr(module, "in_float32", recorded)
+    made_fast(model, "bf16")(images, padding)
+    assert {parameter.dtype for head in heads for parameter in head.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["static", "modulated", "generated", "shared"])
+@torch.inference_mode()
+def test_half_precision_keeps_places_and_coefficients_of_queries(kind):
+    model, *_ = family("dab_deformable_detr_r50", queries__kind=kind)
+    fast = made_fast(model, "bf16")
+    feature, padding = torch.randn(2, CHANNELS, 3, 4).bfloat16(), torch.zeros(2, 3, 4, dtype=torch.bool)
+    exact, found = model.queries(feature.float(), padding), fast.queries(feature, padding)
+    assert torch.equal(found["anchor"], exact["anchor"])
+    assert torch.equal(found["content"], exact["content"].bfloat16())
+    assert found["content"].dtype == torch.bfloat16
+    if exact.coefficients is not None:
+        assert torch.equal(found.coefficients, exact.coefficients)
+
+
+@torch.inference_mode()
+def test_anchors_of_half_precision_do_not_move_boxes():
+    """Rounded themselves, they move boxes of an image of 1,333 pixels by up to 2 of these here."""
+    model, images, padding = family("dab_deformable_detr_r50")
+    expected, found = model(images, padding), made_fast(model, "bf16")(images, padding)
+    assert (found.boxes - expected.boxes).abs().max() * 1333 < 1
 
 
 @pytest.mark.slow

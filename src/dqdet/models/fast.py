@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from dqdet.config import Precision
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import FrozenNormConv2d, freeze_norms
+from dqdet.queries import PLACES, QuerySource
+from dqdet.types import Queries
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +23,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # What they tell has too many digits for half precision: places in an image, and scores, whose order decides.
 EXACT = {
+    "queries",  # anchors, and coefficients, by which they are combined
     *("class_head", "proposal_class_head"),
     *("box_head", "proposal_box_head", "centre_head", "size_head", "reference_head", "reference_points"),
+    *("offset_head", "scale_head"),
     "mask_parameters",
 }
 
@@ -28,8 +34,8 @@ EXACT = {
 def made_fast(model: Detector, precision: Precision = "fp32", compiled: bool = False) -> Detector:
     """A copy of a model for inference alone, with the same outputs up to rounding; the model itself, if unchanged.
 
-    In half precision all but the heads of boxes and classes is cast once, where autocast casts every weight in every
-    pass.
+    In half precision all but the queries and the heads of boxes and classes is cast once, where autocast casts every
+    weight in every pass.
 
     Args:
         model: in evaluation mode.
@@ -73,11 +79,19 @@ def folded(model: Detector) -> Detector:
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     for path, module in model.named_modules():
         exact = not EXACT.isdisjoint(path.split("."))
-        if exact and isinstance(module, nn.Linear):
+        if exact and isinstance(module, nn.Linear | QuerySource):
             module.register_forward_pre_hook(_in_float32)
+        if isinstance(module, QuerySource):
+            module.register_forward_hook(partial(_for_layers, dtype))
         if not exact:
             module._apply(lambda x: x.to(dtype) if x.is_floating_point() else x, recurse=False)
 
 
 def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.float() for x in inputs)
+    return tuple(x.float() if x.is_floating_point() else x for x in inputs)
+
+
+def _for_layers(dtype: torch.dtype, module: nn.Module, inputs: tuple[Tensor, ...], made: Queries) -> Queries:
+    """Queries as layers of another type read them: all but places."""
+    parts = {name: part if name in PLACES else part.to(dtype) for name, part in made.parts.items()}
+    return replace(made, parts=parts)
