@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import own_data
 from dqdet.cli import app
 from dqdet.config import DataConfig, ScenesConfig
 from dqdet.data.loader import collate
@@ -50,3 +51,16 @@ def test_command(shared):
     assert set(rates) == {"reading", "augmenting", "collating", "together"}
     workers = int(re.search(r"takes 1000 images/s needs data.workers=(\d+)", result.output)[1])
     assert workers == pytest.approx(1000 / int(rates["together"]), abs=0.02 * workers + 1)
+
+
+@pytest.mark.parametrize("kind", ["yolo", "webdataset"])
+def test_command_finds_the_kind_by_the_files(kind, shared, tmp_path):
+    root = own_data.write(tmp_path / "data", "coco" if kind == "webdataset" else kind, shared, images=4)
+    if kind == "webdataset":
+        convert = ["data", "convert", str(root), "--to", kind, "--out", str(tmp_path / "shards")]
+        assert CliRunner().invoke(app, convert).exit_code == 0
+        root = tmp_path / "shards"
+    options = ["--images", "2", "data.resize=[64]", "train.batch=2"]
+    result = CliRunner().invoke(app, ["data", "benchmark", str(root), *options])
+    assert result.exit_code == 0, result.output
+    assert "together" in result.output

@@ -255,6 +255,21 @@ def test_a_server_without_parts_or_without_the_shards_is_named(served, few):
     assert "cannot be fetched" in error_of_shards("http://127.0.0.1:1", "val")
 
 
+def test_what_to_do_about_shards_behind_an_address_is_to_be_done_there(served, few, shards, monkeypatch):
+    """No index is made anew there."""
+    address, _, state = served
+    state["ranges"] = False
+    assert error_of_shards(address, "val").endswith("or copy the files to a disk")
+    state["ranges"] = True
+    index = (shards / "index-val.json").read_bytes()
+    for content, message in (
+        (b"<html>", f"{address}/index-val.json: is no index of shards, as it is no object of JSON"),
+        (index.replace(b'"bytes": ', b'"bytes": 9'), "; copy the shards and their index there again"),
+    ):
+        monkeypatch.setattr("dqdet.data.webdataset.read_whole", lambda address, content=content: content)
+        assert message in error_of_shards(address, "val", val="val")
+
+
 def webdataset(root: Path, split: str, samples: dict[str, tuple[dict | None, bool]], number: int = 0) -> Path:
     """A shard as others write it: of each key the JSON and whether there is an image; and a file of another kind."""
     root.mkdir(exist_ok=True)

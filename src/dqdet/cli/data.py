@@ -107,10 +107,16 @@ def benchmark_data(
 ) -> None:
     """Say how fast one process reads and augments training images, and how many keep a GPU busy."""
     from dqdet.data import open_dataset
+    from dqdet.data.kinds import SIGNS, kind_of
     from dqdet.data.speed import measure
 
-    config = resolve(preset, [f"data.root={root}", *(options or [])])
+    given = parse_overrides(options or [])
+    config = resolve(preset, {"data.root": root} | given)
+    if config.data.kind in SIGNS and config.data.task in ("detection", "instance") and "data.kind" not in given:
+        config = resolve(preset, {"data.root": root, "data.kind": kind_of(root)} | given)
     dataset = open_dataset(config.data, "train", config.train.seed)
+    if not len(dataset):
+        raise DqdetError(f"{root}: the training split has no images")
     speed = measure(dataset, images, min(config.train.batch, len(dataset)))
     table = Table("part", "ms an image", "images/s")
     for name, seconds in speed.parts.items():

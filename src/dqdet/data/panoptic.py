@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dqdet.config import DataConfig
-from dqdet.data import coco
+from dqdet.data.coco_faults import find_faults
 from dqdet.data.coco_files import CocoImages, find_split, first_folder, refuse
 from dqdet.data.dataset import Split
 from dqdet.data.segments import SegmentsDataset, as_sample
@@ -209,7 +209,7 @@ class CocoPanopticDataset(SegmentsDataset):
         if not (things and file.is_file()):
             return super().ground_truth()
         document = read_document(file)
-        refuse(file, coco.find_faults(document, masks=True), {})
+        refuse(file, find_faults(document, masks=True), {})
         found = {category["id"]: category["name"] for category in document["categories"]}
         if found != things:
             raise DqdetError(

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 
 from dqdet.config import DataConfig
 from dqdet.data.annotations import Annotations, listed_classes
+from dqdet.data.coco_faults import find_faults
 from dqdet.data.coco_files import SPLIT_NAMES, CocoImages, refuse, root_of
 from dqdet.data.dataset import Split
-from dqdet.errors import DqdetError, printable
+from dqdet.errors import DqdetError, listed, printable
 from dqdet.formats.image_headers import AT_ONCE
-from dqdet.formats.records import image_fault, is_text, read_document
+from dqdet.formats.records import image_fault, is_id, is_text, read_document
 from dqdet.formats.remote import is_address, read_whole
-from dqdet.formats.shards import ANEW, Member, Sample, Shards, read_samples
+from dqdet.formats.shards import ANEW, REPAIR, Member, Sample, Shards, read_samples
 from dqdet.formats.writing import replacing
 
 SHARD = re.compile(r"(.+)-(\d+)\.tar")
@@ -47,7 +49,8 @@ def read_webdataset(config: DataConfig, split: Split, keys: Sequence[str] | None
     else:
         place = root_of(config)
         root, folder = str(place), place
-        index = _index(place, _name(config, split, place))
+        name = _name(config, split, place)
+        index = _index(place, name, masks=config.task == "instance")
     # The place of an object in its shard is for messages.
     document = read_document(index, keys=None if keys is None else (*keys, "place"))
     try:
@@ -56,6 +59,8 @@ def read_webdataset(config: DataConfig, split: Split, keys: Sequence[str] | None
             raise ValueError(f"has {len(document['images'])} images, of which {len(shards)} are in shards")
     except ValueError as error:
         raise DqdetError(f"{index}: is no index of shards ({error}); {ANEW}") from error
+    if not is_address(root):
+        _refuse_others(index, shards.names, shards_of(folder).get(name, []))
     return Annotations(index, folder, {name: document[name] for name in document if name != "shards"}, shards=shards)
 
 
@@ -133,13 +138,22 @@ def _fetched(config: DataConfig, split: Split, folder: Path) -> Path:
     """The index of shards behind an address, in a folder for copies."""
     names = _names(config, split)
     for name in names:
-        content = read_whole(f"{str(config.root).rstrip('/')}/index-{name}.json")
+        address = f"{str(config.root).rstrip('/')}/index-{name}.json"
+        content = read_whole(address)
         if content is not None:
+            if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):  # a page that asks for a password
+                raise DqdetError(f"{address}: is no index of shards, as it is no object of JSON; open it in a browser")
             file = index_file(folder, name)
             _write(file, content)
             return file
     looked = ", ".join(f"index-{name}.json" for name in names)
     raise _missing(config, split, f"{looked}, which `dqdet data check` makes where the shards are on a disk")
+
+
+def _refuse_others(index: Path, known: Sequence[str], there: Sequence[Path]) -> None:
+    """Raise DqdetError for shards that came after the index, which would be left out without a word."""
+    if others := [file.name for file in there if file.name not in known]:
+        raise DqdetError(f"{index}: does not know {listed(others)}; remove the index, which is then made anew")
 
 
 def _cache(text: str) -> Path:
@@ -148,19 +162,22 @@ def _cache(text: str) -> Path:
     return Path(home) / "dqdet" / "shards" / hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
-def _index(root: Path, name: str) -> Path:
-    """The index of a split, which is made if there is none: beside the shards, or in the user's cache."""
+def _index(root: Path, name: str, masks: bool) -> Path:
+    """The index of a split, which is made if there is none: beside the shards, or in the user's cache.
+
+    One of shards with faults is not kept: it would outlive their correction.
+    """
     if os.path.isfile(file := index_file(root, name)):
         return file
     shards = shards_of(root)
-    states = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for of_name in shards.values() for file in of_name
-    ]
+    states = [_state(file) for of_name in shards.values() for file in of_name]
     if os.path.isfile(kept := index_file(_cache(f"{root.resolve()}\n{states}"), name)):
         return kept
     scanned = {other: scan(files) for other, files in shards.items()}
     categories = _categories(root, [one["category"] for found in scanned.values() for one in found["annotations"]])
-    content = json.dumps(indexed(scanned[name], categories, root)).encode()
+    document = indexed(scanned[name], categories, root)
+    refuse(root, find_faults(document, masks), {})
+    content = json.dumps(document).encode()
     try:
         with replacing(file) as unfinished:
             unfinished.write_bytes(content)
@@ -168,6 +185,17 @@ def _index(root: Path, name: str) -> Path:
     except OSError:
         _write(kept, content)
         return kept
+
+
+def _state(shard: Path) -> tuple[str, int, int]:
+    """Name, bytes and time of a shard; raises DqdetError where there is no file."""
+    try:
+        found = shard.stat()
+    except OSError as error:
+        raise DqdetError(f"{shard}: cannot be read ({error.strerror}); {REPAIR}") from error
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for someone who writes to it
+        raise DqdetError(f"{shard}: is no file; {REPAIR}")
+    return shard.name, found.st_size, found.st_mtime_ns
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -196,9 +224,10 @@ def scan(files: Sequence[Path]) -> dict[str, Any]:
     """
     document: dict[str, Any] = {"shards": [], "images": [], "annotations": []}
     faults: list[str] = []
+    ids: set[int] = set()  # of the images
     for file in files:
         samples, wrong = read_samples(file)
-        faults += wrong
+        faults += wrong if samples else [f"{file.name} has no samples, images KEY.jpg with KEY.json"]
         members = [sample.image for sample in samples if sample.image is not None]
         document["shards"].append(
             {
@@ -212,7 +241,7 @@ def scan(files: Sequence[Path]) -> dict[str, Any]:
         )
         for sample in samples:
             if sample.image is not None and sample.place and not wrong:
-                faults += _add(document, sample, sample.image.name)
+                faults += _add(document, sample, sample.image.name, ids)
     refuse(files[0].parent, faults, {})
     for kind in ("images", "annotations"):  # where some have no ids, those of the others cannot be used
         if any("id" not in record for record in document[kind]):
@@ -221,7 +250,7 @@ def scan(files: Sequence[Path]) -> dict[str, Any]:
     return document
 
 
-def _add(document: dict[str, Any], sample: Sample, name: str) -> list[str]:
+def _add(document: dict[str, Any], sample: Sample, name: str, ids: set[int]) -> list[str]:
     """Add the annotations of an image; ``image_id`` is its number. Returns what is wrong with them."""
     record, number = sample.record, len(document["images"])
     if not isinstance(record, dict):
@@ -229,6 +258,10 @@ def _add(document: dict[str, Any], sample: Sample, name: str) -> list[str]:
     image = {"file_name": name} | {key: record[key] for key in ("id", "file_name", "height", "width") if key in record}
     if fault := image_fault(image):
         return [f"{sample.place} {fault}"]
+    if is_id(image.get("id")):
+        if image["id"] in ids:
+            return [f"{sample.place} has the id {image['id']}, which another sample has already"]
+        ids.add(image["id"])
     objects = record.get("objects")
     if not isinstance(objects, list):
         return [f"{sample.place} has no list of objects"]

@@ -32,6 +32,7 @@ BLOCK = 512  # bytes, of which tar files are made; one of zeros is the end
 BEGINNING = 2**16  # bytes of an image that most headers fit into
 REPAIR = "copy the shard again"
 ANEW = "copy the shards again, or remove the index, which is then made anew"
+THERE = "copy the shards and their index there again"  # behind an address, where none is made
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Member:
         if len(content) < self.length:
             raise DqdetError(f"{self}: the shard is cut short there; {REPAIR}")
         if zlib.crc32(content) != self.crc32:
-            raise DqdetError(f"{self}: is not what the index of the shards says; {ANEW}")
+            advice = THERE if is_address(self.shard) else ANEW
+            raise DqdetError(f"{self}: is not what the index of the shards says; {advice}")
         if self.kept is not None:
             with suppress(OSError), replacing(self.kept) as unfinished:  # a full disk is no reason to stop
                 unfinished.write_bytes(content)
@@ -119,9 +121,12 @@ class Shards(Sequence[Member]):
 
     def __init__(self, root: str, index: Any, folder: Path, keep: int = 0) -> None:
         self.root, self.folder = root, folder
+        if not isinstance(index, list):
+            raise ValueError("has no list of shards")
         try:
             self.names = [shard["name"] for shard in index]
             self.sizes = [int(shard["bytes"]) for shard in index]
+            sizes = np.array(self.sizes, dtype=np.int64)
             columns = [
                 [entry for shard in index for entry in shard[name]]
                 for name in ("members", "offsets", "lengths", "crc32")
@@ -129,14 +134,18 @@ class Shards(Sequence[Member]):
             counts = [len(shard["members"]) for shard in index]
             self.members = np.array(columns[0], dtype=np.str_)  # [images]
             self.offsets, self.lengths, self.crc32 = (np.array(column, dtype=np.int64) for column in columns[1:])
-        except (KeyError, TypeError, OverflowError) as error:
+        except KeyError as error:
             raise ValueError(f"has no {error}") from error
+        except (TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from error
         if not all(isinstance(name, str) and name == PurePosixPath(name).name for name in self.names):
             raise ValueError("has names that are none of files")
         shapes = {array.shape for array in (self.members, self.offsets, self.lengths, self.crc32)}
         if len(shapes) > 1 or min(self.offsets.min(initial=0), self.lengths.min(initial=0)) < 0:
             raise ValueError("has lists that do not fit each other")
         self.shards = np.repeat(np.arange(len(self.names)), counts)  # [images]
+        if (self.lengths > sizes[self.shards] - self.offsets).any():
+            raise ValueError("has images beyond the end of their shard")
         self.kept = np.cumsum(self.lengths) <= (keep if is_address(root) else 0)  # [images]
 
     def place(self, name: str) -> str:
@@ -153,14 +162,12 @@ class Shards(Sequence[Member]):
         return Member(self.place(name), str(self.members[index]), offset, int(self.lengths[index]), crc32, kept)
 
     def check(self) -> None:
-        """Raises DqdetError for all shards that are missing or have other lengths than the index says."""
+        """Raises DqdetError for all shards that are missing or have other lengths than the index says, or no answer."""
 
         def fault(name: str, size: int) -> str | None:
             place = self.place(name)
             try:
                 found = read_part(place, 0, 1)[1] if is_address(place) else os.stat(place).st_size
-            except DqdetError as error:
-                return str(error)
             except OSError as error:
                 return f"{place}: cannot be read ({error.strerror})"
             if found == size:
@@ -170,7 +177,7 @@ class Shards(Sequence[Member]):
         with ThreadPoolExecutor(AT_ONCE) as threads:
             faults = [found for found in threads.map(fault, self.names, self.sizes) if found]
         if faults:
-            raise DqdetError(f"{listed(faults, '; ')}; {ANEW}")
+            raise DqdetError(f"{listed(faults, '; ')}; {THERE if is_address(self.root) else ANEW}")
 
 
 @dataclass
