@@ -17,7 +17,7 @@ OPTION = re.compile(r"[a-z_]+(\.[a-z_]+)*=")  # what an argument begins with tha
 
 
 def complete_preset(typed: str) -> list[str]:
-    """Names of presets that begin so."""
+    """Names of presets that begin with this."""
     return [name for name in preset_names() if name.startswith(typed)]
 
 
@@ -28,7 +28,7 @@ def complete_training(typed: str) -> list[str]:
 
 PRESET = {
     "metavar": "[PRESET]",
-    "help": "`dqdet presets` lists them; auto chooses one by data and machine; or a config.yaml.",
+    "help": "A name from `dqdet presets`, auto to choose one by data and machine, or a config.yaml.",
     "autocompletion": complete_training,
 }
 
@@ -42,7 +42,7 @@ Options = Annotated[
 Run = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN", help="Folder of a run, its last.ckpt for the newest weights, or a file of `dqdet export`."
+        metavar="RUN", help="Folder of a run, its last.ckpt for the newest weights, or a file from `dqdet export`."
     ),
 ]
 Source = Annotated[
@@ -50,17 +50,18 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="Folder of a run, official checkpoint, folder of a Hugging Face model, its name on the hub, or a file "
-        "of `dqdet export`.",
+        "from `dqdet export`.",
     ),
 ]
 FastPrecision = Annotated[
-    Precision, typer.Option(help="Of weights and features: bf16 is the fastest where the machine has it.")
+    Precision, typer.Option(help="Precision of weights and features; bf16 is the fastest on machines that have it.")
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the network first: a minute, then faster; for many images.")
+    bool,
+    typer.Option("--compile", help="Compile the network first: takes a minute, then runs faster; for many images."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite results of another source or model.")]
-NewRun = Annotated[Path, typer.Option(help="Folder to write, as a run.")]
+NewRun = Annotated[Path, typer.Option(help="Folder for the new run.")]
 
 
 def overrides_of(of: Callable[..., Any], options: list[str] | None) -> dict[str, Any]:

@@ -18,7 +18,10 @@ app = typer.Typer(no_args_is_help=True, help="Look at data sets, convert them, a
 
 DataSet = Annotated[
     str,
-    typer.Argument(metavar="DATA", help="Folder of the data set: COCO, YOLO, VOC, LabelMe, or shards, also by http."),
+    typer.Argument(
+        metavar="DATA",
+        help="Folder of the data set: COCO, YOLO, VOC, LabelMe or shards, or the http address of shards.",
+    ),
 ]
 
 
@@ -26,12 +29,14 @@ DataSet = Annotated[
 def check_data(
     root: DataSet,
     options: Options = None,
-    preset: Annotated[str, typer.Option(help="Sizes of objects are those for this one.")] = "deformable_detr_r50",
+    preset: Annotated[
+        str, typer.Option(help="Preset whose image size determines object sizes.")
+    ] = "deformable_detr_r50",
     page: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a page with figures and annotated images.")
     ] = None,
 ) -> None:
-    """Read everything, and print what is there and what is wrong: exit status 1, if there is anything."""
+    """Read the whole data set and print its contents and all faults; exit status 1 if there are any faults."""
     from dqdet.drawing.data_check import check
 
     checked = check(_data_options(root, preset, options))
@@ -52,12 +57,12 @@ def check_data(
 @app.command("show")
 def show_data(
     root: DataSet,
-    out: Annotated[Path, typer.Option(metavar="FILE.png", help="To write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Picture to write.")],
     options: Options = None,
-    preset: Annotated[str, typer.Option(help="Whose augmentation is shown.")] = "deformable_detr_r50",
-    images: Annotated[int, typer.Option(min=1, help="How many.")] = 12,
+    preset: Annotated[str, typer.Option(help="Preset whose augmentation is shown.")] = "deformable_detr_r50",
+    images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 12,
 ) -> None:
-    """Draw training images as a model gets them, augmented, with their boxes or masks: data.augment.mosaic=0.5, ..."""
+    """Draw training images as a model gets them: augmented (data.augment.mosaic=0.5, ...), with boxes or masks."""
     from dqdet.data import open_dataset
     from dqdet.drawing.data_check import augmented_sheet
     from dqdet.formats.image_files import is_image_name, write_image
@@ -81,7 +86,7 @@ def convert_data(
         typer.Option(help="coco: annotations/instances_SPLIT.json and images/SPLIT; webdataset: tar files."),
     ] = "coco",
 ) -> None:
-    """Write a data set as COCO has it, or as shards, SPLIT-000000.tar and so on, with index-SPLIT.json."""
+    """Convert a data set to COCO, or to shards: SPLIT-000000.tar and so on, with index-SPLIT.json."""
     from dqdet.data import open_dataset
     from dqdet.data.coco import CocoDataset
     from dqdet.data.conversion import WRITERS
@@ -101,11 +106,11 @@ def convert_data(
 def benchmark_data(
     root: DataSet,
     options: Options = None,
-    preset: Annotated[str, typer.Option(help="Whose augmentation is measured.")] = "deformable_detr_r50",
-    images: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 64,
-    rate: Annotated[float, typer.Option(min=0, help="Images a second that the GPU takes.")] = 100.0,
+    preset: Annotated[str, typer.Option(help="Preset whose augmentation is measured.")] = "deformable_detr_r50",
+    images: Annotated[int, typer.Option(min=1, help="Number of images to time.")] = 64,
+    rate: Annotated[float, typer.Option(min=0, help="Images per second that the GPU processes.")] = 100.0,
 ) -> None:
-    """Say how fast one process reads and augments training images, and how many keep a GPU busy."""
+    """Measure how fast one process reads and augments training images, and how many processes keep a GPU busy."""
     from dqdet.data import open_dataset
     from dqdet.data.kinds import SIGNS, kind_of
     from dqdet.data.speed import measure

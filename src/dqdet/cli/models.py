@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command()
 def convert(source: Source, out: NewRun) -> None:
-    """Write the model of an official checkpoint or of the Hugging Face library as a run."""
+    """Convert an official checkpoint or a Hugging Face model to a run."""
     show_model(dqdet.convert(source, out))
 
 
@@ -28,7 +28,7 @@ def upgrade(
     ratio: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Basic queries behind each modulated one: 4, or all groups of queries that there are."
+            min=1, help="Basic queries per modulated query; by default 4, or all groups of queries that there are."
         ),
     ] = None,
     perturbation: Annotated[
@@ -37,7 +37,7 @@ def upgrade(
     groups: Annotated[
         Literal["first", "mean"],
         typer.Option(
-            help="Where several groups of queries start: at the first, with the same outputs, or at their mean."
+            help="Start with the first of several groups of queries, with the same outputs, or with their mean."
         ),
     ] = "first",
 ) -> None:
@@ -50,12 +50,14 @@ def fold(
     source: Source,
     out: NewRun,
     images: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Average queries that depend on the image over these.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images over which to average queries that depend on the image."),
     ] = None,
 ) -> None:
     """Turn a model whose combinations do not depend on the image (queries.context=none) into a static one.
 
-    With --images any other model, too, whose outputs change a little: `dqdet eval OUT` says by how much.
+    With --images, any other model can be folded as well; its outputs change a little. `dqdet eval OUT` measures by how
+    much.
     """
     show_model(dqdet.fold(source, out, images))
 
@@ -63,17 +65,17 @@ def fold(
 @app.command()
 def export(
     source: Source,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="To write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")],
     format: Annotated[
-        str | None, typer.Option(help="onnx, openvino or torch; by default as the suffix of FILE says.")
+        str | None, typer.Option(help="onnx, openvino or torch; by default chosen by the suffix of FILE.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="640 | 480x640", help="Height and width of all images; by default any size.")
     ] = None,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Images of any size, which is the default.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Weights in half precision.")] = False,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Accept images of any size (the default).")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision.")] = False,
     masks: Annotated[
-        Literal["quarter", "full"], typer.Option(help="Resolution of the masks of instances, of that of the images.")
+        Literal["quarter", "full"], typer.Option(help="Resolution of instance masks, relative to the images.")
     ] = "quarter",
 ) -> None:
     """Write a trained model as one file for other runtimes; `predict` and `eval` take it as a model."""

@@ -35,16 +35,17 @@ def train(
     options: Options = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run; by default runs/PRESET, numbered when that has a run already."),
+        typer.Option(help="Folder of the run; by default runs/PRESET, numbered if that already has a run."),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted run to go on with, instead of PRESET and --out.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of a run to resume, instead of PRESET and --out.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Take some steps, print memory and time of the training, keep nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Take a few steps, print the memory and time that training needs, keep nothing."
+        ),
     ] = False,
 ) -> None:
-    """Train a model, on several processes when started by torchrun or srun."""
+    """Train a model; in several processes if started by torchrun or srun."""
     options = options or []
     if preset is not None and OPTION.match(preset):  # --resume needs no preset
         options, preset = [preset, *options], None
@@ -74,8 +75,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for metrics, a table of classes and the predictions, by default RUN/eval, or NAME-eval beside "
-            "what is no run."
+            help="Folder for metrics, a table of classes and the predictions; by default RUN/eval, or NAME-eval beside a "
+            "model that is no run."
         ),
     ] = None,
     precision: FastPrecision = "fp32",
@@ -100,26 +101,30 @@ def evaluate(
 
 @app.command()
 def study(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Without one, all are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name of the study; without one, all are listed.")
+    ] = None,
     options: Options = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of trainings and results, by default runs/NAME; a study goes on there.")
+        Path | None, typer.Option(help="Folder of runs and results; by default runs/NAME. A study resumes there.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Trainings of each kind; of `cost` the repeats.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Training runs of each kind; for `cost`, repeats.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Trainings at a time; by default one for each CPU core, or for each GPU.")
+        int | None, typer.Option(help="Training runs at a time; by default one per CPU core, or per GPU.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Train this one as it is, instead of the study's small models on scenes.")
+        str | None, typer.Option(help="Preset to train as it is, instead of the study's small models on scenes.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Trained model of `combinations` and `coefficients`, instead of training one.")
+        str | None, typer.Option(help="Trained model for `combinations` and `coefficients`, instead of training one.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL", help="Leave out other models or kinds of queries; repeatable.")
+        list[str] | None, typer.Option(metavar="LABEL", help="Keep only this model or kind of queries; repeatable.")
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Train nothing, report what the folder has.")] = False,
-    page: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write a page with table and figure.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing; report the results in the folder.")] = False,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Write a page with a table and a figure.")
+    ] = None,
 ) -> None:
     """Answer a question of the paper: one command for each of its tables and figures."""
     from dqdet import studies
@@ -148,11 +153,11 @@ def study(
 def presets(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Print this one with all its options.", autocompletion=complete_preset),
+        typer.Argument(metavar="[NAME]", help="Preset to print, with all its options.", autocompletion=complete_preset),
     ] = None,
     options: Options = None,
 ) -> None:
-    """List the presets, or print one as YAML, fully resolved and explained; as a file it can be given as a preset."""
+    """List the presets, or print one as YAML, fully resolved and explained. Saved to a file, it works as a preset."""
     if name is not None:
         print(explained(resolve(name, options or [])), end="")
         return

@@ -39,39 +39,40 @@ def predict(
         str | None,
         typer.Option(
             metavar="SCORE|auto",
-            show_default="0.5, of panoptic maps inference.object_threshold",
-            help="Lowest score of objects that are drawn, and of the segments of panoptic maps; auto: that of "
-            "each class which `dqdet eval` found to be best.",
+            show_default="0.5; for panoptic maps inference.object_threshold",
+            help="Lowest score of objects to draw, and of segments of panoptic maps; auto: the best one of each class, "
+            "as found by `dqdet eval`.",
         ),
     ] = None,
     ids: Annotated[
-        Path | None, typer.Option(metavar="ANNOTATIONS.json", help="COCO file with the ids of the images, for results.")
+        Path | None,
+        typer.Option(metavar="ANNOTATIONS.json", help="COCO file with the image ids to use in the results."),
     ] = None,
     tiles: Annotated[
         int | None,
-        typer.Option(min=1, metavar="PIXELS", help="Side of tiles that large images are cut in, for small objects."),
+        typer.Option(min=1, metavar="PIXELS", help="Cut large images into tiles of this side, to find small objects."),
     ] = None,
     overlap: Annotated[
         float | None,
-        typer.Option(show_default="0.2", help="Least part of its side that a tile shares with the next."),
+        typer.Option(show_default="0.2", help="Smallest share of its side by which a tile overlaps the next."),
     ] = None,
     track: Annotated[
         bool,
-        typer.Option("--track", help="Number the objects in videos and streams, for models of images."),
+        typer.Option("--track", help="Track the objects in videos and streams; for models of images."),
     ] = False,
     precision: FastPrecision = "fp32",
     compile: Compile = False,
     force: Force = False,
     engine: Annotated[
         Literal["here", "ray"],
-        typer.Option(help="ray: many images on the machines of a Ray cluster, without pictures; goes on by itself."),
+        typer.Option(help="ray: many images on the machines of a Ray cluster, without pictures; resumes by itself."),
     ] = "here",
 ) -> None:
     """Find the objects in images or videos, draw them, and write results for the official evaluations.
 
-    A folder is one video for a model of videos, and a collection of images, with those in its subfolders, for all
-    others. Pictures keep their names relative to the folder that all sources are in. A file of several frames or pages
-    (GIF, APNG, WebP, TIFF) is a video, too.
+    For a model of videos, a folder is one video; for all others it is a collection of images, including those in its
+    subfolders. Pictures keep their names relative to the folder that contains all sources. A file with several frames
+    or pages (GIF, APNG, WebP, TIFF) is a video as well.
     """
     from dqdet.predict import sources as given
     from dqdet.predict.tracking import check_installed
@@ -134,11 +135,11 @@ def _threshold(given: str, model: str, predictor: Predictor) -> float | list[flo
 @app.command()
 def submit(
     run: Run,
-    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="To write, with results.json in it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="File to write; it contains results.json.")],
     options: Options = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
-    """Write the tracks in the videos of the validation split for the evaluation server of YouTube-VIS.
+    """Write the tracks found in the validation split for the evaluation server of YouTube-VIS.
 
     The split needs no annotations: `dqdet submit RUN FILE.zip data.val=valid`.
     """
@@ -152,18 +153,18 @@ def benchmark(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL... [OPTION=VALUE]...", help="Runs, exported files, or what else `predict` takes."
+            metavar="MODEL... [OPTION=VALUE]...", help="Runs, exported files, or any other model that `predict` takes."
         ),
     ],
     precision: FastPrecision = "fp32",
     compile: Compile = False,
     size: Annotated[str, typer.Option(metavar="640 | 480x640", help="Height and width of the pictures.")] = "480x640",
-    batch: Annotated[int, typer.Option(min=1, help="Images of a pass that throughput is measured with.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images per pass when measuring throughput.")] = 8,
     repeats: Annotated[int, typer.Option(min=2, help="Passes of each kind, after a warm-up.")] = 30,
-    data: Annotated[bool, typer.Option("--data", help="Measure the metrics on the validation split, too.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Also measure the metrics on the validation split.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all numbers.")] = None,
 ) -> None:
-    """Measure latency, throughput, memory and metrics of models as they are used, side by side."""
+    """Measure latency, throughput, memory and metrics of models side by side, as they are used."""
     from dqdet.benchmark import Conditions
     from dqdet.benchmark import benchmark as measure
     from dqdet.formats.writing import replacing
@@ -192,19 +193,19 @@ def serve(
     model: Source,
     options: Options = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; the default is reached from this machine alone.")
+        str, typer.Option(help="Address to listen on; by default only this machine can connect.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     precision: FastPrecision = "fp32",
     compile: Compile = False,
-    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 503.")] = 64,
-    mebibytes: Annotated[float, typer.Option(min=0.001, help="Largest file that is taken.")] = 20.0,
-    megapixels: Annotated[float, typer.Option(min=0.001, help="Largest image that is taken.")] = 50.0,
+    waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; further ones are refused with 503.")
+    ] = 64,
+    mebibytes: Annotated[float, typer.Option(min=0.001, help="Largest file accepted.")] = 20.0,
+    megapixels: Annotated[float, typer.Option(min=0.001, help="Largest image accepted.")] = 50.0,
     at_once: Annotated[
         int | None,
-        typer.Option(
-            min=1, show_default="2, of compiled networks 1", help="Batches that are worked on at the same time."
-        ),
+        typer.Option(min=1, show_default="2; for compiled networks 1", help="Batches to process at the same time."),
     ] = None,
 ) -> None:
     """Answer requests over HTTP: POST an image to /predict, or try it on the page at /."""

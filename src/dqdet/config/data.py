@@ -36,7 +36,7 @@ class ScenesConfig(Section):
     frames: Frames = 8
     """Frames of each video."""
     seed: Seed = 0
-    """What the pictures are drawn from; another one gives another data set."""
+    """Seed of the generated pictures; another one gives another data set."""
 
 
 class ClipsConfig(Section):
@@ -45,15 +45,15 @@ class ClipsConfig(Section):
     frames: Frames = 2
     """Frames of a clip."""
     reach: Frames = 20
-    """Frames from the first chosen one within which the others lie, on both sides."""
+    """Greatest distance of the other frames from the first chosen one, in frames, on both sides."""
     neighbours: Annotated[Whole, Field(ge=0, le=10_000)] = 0
-    """SeqFormer's clips: one frame before and one after the first chosen one, at most so many away, the others from
-    beyond these two; 0: all are drawn evenly.
+    """SeqFormer's clips: one frame before and one after the first chosen one, at most this many frames away, and the
+    others from beyond these two; 0: all are drawn evenly.
     """
     every_frame: bool = False
     """An epoch has a clip around every frame; false: one clip of every video."""
     images: Text | None = None
-    """Folder of COCO, whose images become clips of their own (pseudo-videos); null: none."""
+    """COCO folder whose images become clips of their own (pseudo-videos); null: none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -126,17 +126,17 @@ class DataConfig(Section):
     val_share: Annotated[Real, Field(gt=0, lt=1)] = 0.2
     """Share of the images, chosen by their names, that a data set without splits keeps for validation."""
     cache: Annotated[Real, Field(ge=0)] = 10.0
-    """Most GiB of the images of a split behind an http address that are kept in the user's cache; 0: none."""
+    """GiB of images that the user's cache keeps, at most, of each split behind an http address; 0: none."""
     resize: Annotated[list[Pixels], Field(min_length=1)] = list(range(480, 801, 32))
-    """Shorter sides of training images in pixels, one drawn an image."""
+    """Shorter sides of training images in pixels; one is drawn for each image."""
     square: bool = False
-    """Resize to squares of these sides, and of val_resize with val_fit=shorter, without keeping proportions."""
+    """Resize to squares with the sides of resize, and of val_resize with val_fit=shorter, ignoring proportions."""
     max_size: Pixels = 1333
-    """Most pixels of the longer side; images that would exceed it are resized to it."""
+    """Greatest length of the longer side in pixels; images that would exceed it are resized to it."""
     val_resize: Pixels = 800
     """Shorter side of images in validation and prediction, in pixels."""
     val_max_size: Annotated[Whole, Field(ge=0, le=2**14)] | None = None
-    """Most pixels of the longer side in validation and prediction; null: max_size; 0: any."""
+    """Greatest length of the longer side in validation and prediction, in pixels; null: max_size; 0: any."""
     val_fit: Literal["shorter", "exact", "inside", "stretch", "original"] = "shorter"
     """Resize in validation and prediction: shorter: to val_resize, rounded as in official DETR; exact: the same,
     rounded as in transformers; inside: as large as fits into val_size; stretch: to val_size; original: not at all.
@@ -144,7 +144,7 @@ class DataConfig(Section):
     val_size: tuple[Pixels, Pixels] | None = None
     """Height and width in pixels of val_fit=inside and stretch; null: none."""
     val_divisor: Pixels = 1
-    """In validation and prediction, sides are stretched up to multiples of it after the resize; 1: they are not."""
+    """In validation and prediction, sides are stretched up to multiples of this after the resize; 1: not at all."""
     val_pad: tuple[Pixels, Pixels] | None = None
     """Height and width in pixels of padded batches in validation and prediction; null: those of the largest image."""
     mean: tuple[Real, Real, Real] = (0.485, 0.456, 0.406)
@@ -154,7 +154,7 @@ class DataConfig(Section):
     crop: bool = True
     """DETR's second branch in half of all images: resize to 400-600, crop 384-600, resize again."""
     jitter: tuple[Scale, Scale] | None = None
-    """Large-scale jitter, least and greatest factor of the window; replaces resize; null: none."""
+    """Large-scale jitter: least and greatest factor of the window; replaces resize; null: none."""
     window: tuple[Pixels, Pixels] | None = None
     """Height and width of a random crop at the end; with jitter, smaller images are padded to it, and the padding is
     part of the image. null: none.
@@ -162,7 +162,7 @@ class DataConfig(Section):
     flip: bool = True
     """Mirror half of all training images."""
     colour: bool = False
-    """SSD's photometric distortion, of every frame on its own."""
+    """SSD's photometric distortion, applied to every frame on its own."""
     hue: Annotated[Real, Field(ge=0, le=0.5)] = 0.05
     """Greatest shift of the hue by colour=true, in turns of the colour circle."""
     permute_channels: bool = False
@@ -171,7 +171,7 @@ class DataConfig(Section):
     """Further augmentation, none of it in a published recipe."""
     shrink: bool = False
     """Decode training JPEGs at a half, a quarter or an eighth of their size, where no resize needs more: faster, with
-    slightly other pixels; of detection.
+    slightly different pixels; for detection.
     """
     skip_empty: bool = False
     """Leave out training images without objects, or with crowds only; for boxes, masks and clips of images."""
@@ -180,7 +180,7 @@ class DataConfig(Section):
     clips: ClipsConfig = ClipsConfig()
     """How videos are cut into clips."""
     workers: Annotated[Whole, Field(ge=0, le=1024)] = 2
-    """Worker processes that read images, for each training process; 0: none, it reads them itself."""
+    """Worker processes that read images, for each training process; 0: that process reads them itself."""
     scenes: ScenesConfig = ScenesConfig()
     """The generated data set."""
     check: bool = True

@@ -11,7 +11,7 @@ from dqdet.config.section import Context, Layers, Pixels, Positive, Rate, Sectio
 
 class BackboneConfig(Section):
     name: Text = "resnet50"
-    """A timm model, or a short name (resnet50, swin_b, ...); what makes the feature maps."""
+    """Network that makes the feature maps: a timm model, or a short name (resnet50, swin_b, ...)."""
     pretrained: bool = True
     """Start from ImageNet weights, which timm fetches; false: random ones."""
     weights: Text | None = None
@@ -35,7 +35,7 @@ class WindowedVitConfig(BackboneConfig):
     freeze: Literal[False] = False
     """Nothing is frozen."""
     dilation: Literal[False] = False
-    """Tokens have one stride."""
+    """No stage is dilated: tokens have one stride."""
     patch: Pixels = 16
     """Pixels along the side of a token."""
     positions: Layers = 24
@@ -45,7 +45,7 @@ class WindowedVitConfig(BackboneConfig):
     global_blocks: list[Annotated[Whole, Field(ge=0, le=100)]] = [3, 6, 9]
     """Blocks that see the whole image, counted from 0; all others see a window."""
     taps: Annotated[list[Layers], Field(min_length=1)] = [3, 6, 9, 12]
-    """Maps are taken after so many blocks; those after the last do not run."""
+    """Numbers of blocks after which maps are taken; blocks after the last one do not run."""
 
 
 class TransformerConfig(Section):
@@ -59,9 +59,9 @@ class TransformerConfig(Section):
     starts_from: ClassVar[str | None] = None  # a family with the same parameters, which learned first what it learns
 
     family: str
-    """Kind of model; a preset's own, chosen by the name of a preset."""
+    """Kind of model; set by the choice of a preset."""
     backbone: BackboneConfig = BackboneConfig()
-    """What makes feature maps of the image."""
+    """Network that makes feature maps of the image."""
     hidden: Width = 256
     """Channels of queries and memory; divisible by heads."""
     heads: Layers = 8
@@ -123,7 +123,7 @@ class DeformableDetrConfig(TransformerConfig):
     levels: Layers = 4
     """Feature maps; those beyond the backbone's are strided convolutions."""
     points: Layers = 4
-    """Sampling points a head and level."""
+    """Sampling points per head and level."""
     refine: bool = False
     """Every layer refines the boxes of the one before."""
     two_stage: bool = False
@@ -151,11 +151,11 @@ class DinoConfig(TransformerConfig):
     family: Literal["dino"] = "dino"
     dropout: Rate = 0.0
     finest: Literal[4, 8] = 8
-    """Stride of the finest map of the backbone that is read."""
+    """Stride of the finest backbone map that is read."""
     levels: Layers = 4
     """Feature maps; those beyond the backbone's are strided convolutions."""
     points: Layers = 4
-    """Sampling points a head and level."""
+    """Sampling points per head and level."""
 
 
 class Mask2FormerConfig(TransformerConfig):
@@ -171,10 +171,10 @@ class Mask2FormerConfig(TransformerConfig):
     encoder_feedforward: Width = 1024
     """Hidden channels of the feed-forward networks of the pixel decoder."""
     mask_channels: Width | None = None
-    """Channels of the features that masks are products with; null: those of model.hidden."""
+    """Channels of the features that masks are products with; null: model.hidden."""
     dropout: Rate = 0.0
     points: Layers = 4
-    """Sampling points a head and level of the pixel decoder."""
+    """Sampling points per head and level of the pixel decoder."""
     see_padding: bool = False
     """Treat padding as image, as the published code does."""
 
@@ -214,7 +214,7 @@ class LwDetrConfig(TransformerConfig):
     decoder_layers: Layers = 3
     dropout: Rate = 0.0
     points: Layers = 2
-    """Sampling points a head and level."""
+    """Sampling points per head and level."""
     scales: Annotated[list[Positive], Field(min_length=1)] = [1.0]
     """Scales of the levels that queries read, relative to the backbone's maps: 0.5, 1 or 2."""
 

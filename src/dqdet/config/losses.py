@@ -44,17 +44,17 @@ class MaskLossConfig(Section):
     class_weight: NonNegative = 2.0
     """Weight of the classification loss, and of the class scores in the matching."""
     mask_weight: NonNegative = 5.0
-    """Weight of the binary cross-entropy of masks, and of it in the matching."""
+    """Weight of the binary cross-entropy of masks, in the loss and in the matching."""
     dice_weight: NonNegative = 5.0
-    """Weight of the dice loss of masks, and of it in the matching."""
+    """Weight of the dice loss of masks, in the loss and in the matching."""
     no_object_weight: NonNegative = 0.1
     """Weight of unmatched queries in the classification loss."""
     points: Annotated[Whole, Field(gt=0, le=2**24)] = 12544
-    """Points of a mask at which it is compared."""
+    """Points at which each mask is compared."""
     oversample: Annotated[Real, Field(ge=1, le=100)] = 3.0
-    """Candidates of the loss's points, times the points."""
+    """Candidates drawn for each point of the loss."""
     important: Share = 0.75
-    """Share of points that are the candidates of least certainty; the others are drawn evenly."""
+    """Share of the points that are the least certain candidates; the others are drawn evenly."""
     beta: NonNegative = 1.0
     """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves."""
 
