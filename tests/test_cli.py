@@ -123,7 +123,7 @@ def test_studies_are_listed(run):
         (["train", "detr_r50", "train.epochs=many"], "train.epochs=many: should be a valid integer"),
         (["train", "detr_r50", "more"], "'more' is not of the form option=value"),
         (["train", "detr_r50", "out=x"], "unknown option 'out'"),
-        (["eval", "/nothing", "folder=x"], "unknown option 'folder'"),
+        (["eval", "/nothing", "source=x"], "unknown option 'source'"),
         (["train"], "which preset? `dqdet presets` lists them"),
         (["train", "train.epochs=1"], "which preset?"),
         (["train", "detr_r50"], "data.root is not set"),

@@ -75,8 +75,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for metrics, a table of classes and the predictions; by default RUN/eval, or NAME-eval beside a "
-            "model that is no run."
+            help="Folder for metrics, a table of classes and the predictions; by default RUN/eval, or NAME-eval beside "
+            "a model that is no run."
         ),
     ] = None,
     precision: FastPrecision = "fp32",
