@@ -23,8 +23,8 @@ from dqdet.config import (
     MaskLossConfig,
     SequenceLossConfig,
 )
-from dqdet.losses import InstanceSetLoss, make_loss
-from dqdet.losses.masks import MaskSetLoss, RandomPoints
+from dqdet.losses import InstanceSetLoss, instances, make_loss
+from dqdet.losses.masks import MaskSetLoss, ObjectMasks, RandomPoints
 from dqdet.models.lw_detr import LwDetr
 from dqdet.models.mask2former import Mask2Former
 from dqdet.nn.padding import resize_padding
@@ -182,6 +182,20 @@ class SamePoints(RandomPoints):
     def of_pairs(self, pairs, frames, count):
         points = torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
         return points.expand(len(pairs.query), frames, -1, -1)
+
+
+def test_masks_are_gathered_and_objects_summed_over_the_processes_once_a_step(monkeypatch):
+    """Though queries and proposals are both matched, and both have losses."""
+    tables, sums = [], []
+    monkeypatch.setattr(instances, "ObjectMasks", lambda *given: tables.append(given) or ObjectMasks(*given))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", sums.append)
+    model = build("rf_detr_seg").train()
+    predictions, targets = model.forward_features(*inputs(model)), make_targets(IMAGES, (2, 3, 1)[: len(IMAGES)])
+    assert predictions.proposals is not None
+    make_loss(loss_config("rf_detr_seg"))(predictions, targets)
+    assert (len(tables), len(sums)) == (1, 1)
 
 
 @every_family

@@ -31,7 +31,7 @@ STEP = {
     "boxes": {"losses/matching.py": 2},
     "sequences": {"losses/matching.py": 2},
     "masks": {"losses/matching.py": 2, "losses/masks.py": 1},
-    "instances": {"losses/matching.py": 2, "losses/masks.py": 4},  # of the proposals, too
+    "instances": {"losses/matching.py": 2, "losses/masks.py": 1},
 }
 LIMIT = 8
 # What is selected has to be known; detection reports a fixed number.
@@ -123,7 +123,7 @@ def test_a_step_waits_for_the_matching_alone(name, monkeypatch):
     assert places_of_a_step(name, monkeypatch) == STEP[CONFIGS[name].loss]
 
 
-@pytest.mark.parametrize("kind", ["static", "generated", "grouped"])
+@pytest.mark.parametrize("kind", ["static", "generated", "grouped", "shared"])
 def test_a_step_waits_for_the_matching_alone_whatever_the_queries(kind, monkeypatch):
     assert places_of_a_step("detr", monkeypatch, kind=kind) == STEP["boxes"]
 

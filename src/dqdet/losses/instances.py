@@ -6,6 +6,8 @@ As RF-DETR trains: matching and loss see a share of the cells of a mask, the los
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,6 +34,21 @@ from dqdet.types import Predictions, Target
 OVERSAMPLE, IMPORTANT = 3, 0.75  # candidates a point, and the share of points of least certainty
 
 
+class MaskedStep(WholeStep):
+    """With the masks of the objects of the batch, once for all that is compared with them."""
+
+    def __init__(self, predictions: Predictions, targets: list[Target], counts: Sequence[int]):
+        super().__init__(targets, counts, predictions.logits.device)
+        height, width = (LayerMasks.stride * side for side in layer_masks(predictions).features.shape[-2:])
+        self.masks = ObjectMasks(targets, 1, height, width)
+
+
+def layer_masks(predictions: Predictions) -> LayerMasks:
+    """The masks that are predicted."""
+    assert isinstance(predictions.masks, LayerMasks)
+    return predictions.masks
+
+
 class InstanceSetLoss(SetLoss):
     """Matches predictions with objects and sums class, box, mask and dice losses of all layers and groups.
 
@@ -46,9 +63,13 @@ class InstanceSetLoss(SetLoss):
         super().__init__(config)
         self.points = points or RandomPoints()
 
+    def whole_step(self, predictions: Predictions, targets: list[Target], counts: Sequence[int]) -> MaskedStep:
+        return MaskedStep(predictions, targets, counts)
+
     @torch.no_grad()
-    def costs(self, predictions: Predictions, targets: list[Target]) -> Tensor:
-        masks, predicted = self.masks(predictions, targets)
+    def costs(self, predictions: Predictions, targets: list[Target], step: WholeStep) -> Tensor:
+        assert isinstance(step, MaskedStep)
+        masks, predicted = step.masks, layer_masks(predictions)
         rows = torch.arange(len(masks.height), device=predictions.logits.device)
         of_images = pad_sequence(list(rows.split([len(target.labels) for target in targets])), batch_first=True)
         with torch.autocast(predictions.logits.device.type, enabled=False):
@@ -57,7 +78,7 @@ class InstanceSetLoss(SetLoss):
                 self.mask_costs(layer, embeddings, features, predicted.bias, masks, of_images)
                 for layer, (embeddings, features) in enumerate(layers)
             ]
-        return super().costs(predictions, targets) + torch.stack(of_masks)  # [L, B, Q, N]
+        return super().costs(predictions, targets, step) + torch.stack(of_masks)  # [L, B, Q, N]
 
     def mask_costs(
         self, layer: int, embeddings: Tensor, features: Tensor, bias: Tensor, masks: ObjectMasks, rows: Tensor
@@ -76,13 +97,14 @@ class InstanceSetLoss(SetLoss):
     ) -> dict[str, tuple[float, Tensor]]:
         terms = super().weighted(predictions, matches, targets, step, copies)
         class_loss = terms["class"][1]  # [L, G]
-        masks, predicted = self.masks(predictions, targets)
+        assert isinstance(step, MaskedStep)
+        predicted = layer_masks(predictions)
         cell = matches.layer * class_loss.shape[1] + matches.group  # [M]: layer and group
         sums = class_loss.new_zeros(2, class_loss.numel())
         for image, some, pairs in matches.parts(MASKS_AT_ONCE):
             logits = predicted.of(pairs.layer, image, pairs.query).float()  # [pairs, h, w]
-            sums = sums.index_add(1, cell[some], self.pair_losses(logits, pairs, masks))
-        mask_loss, dice_loss = (sums / (step.objects() * copies)).view(2, *class_loss.shape)
+            sums = sums.index_add(1, cell[some], self.pair_losses(logits, pairs, step.masks))
+        mask_loss, dice_loss = (sums / (step.objects * copies)).view(2, *class_loss.shape)
         of_masks = {"mask": (self.config.mask_weight, mask_loss), "dice": (self.config.dice_weight, dice_loss)}
         return terms | of_masks
 
@@ -97,10 +119,3 @@ class InstanceSetLoss(SetLoss):
         probability = logits.sigmoid()
         dice = 1 - dice_overlap((probability * wanted).sum(1), probability.sum(1), wanted.sum(1))
         return torch.stack([mask, dice])
-
-    def masks(self, predictions: Predictions, targets: list[Target]) -> tuple[ObjectMasks, LayerMasks]:
-        """Those of the objects, and those predicted."""
-        predicted = predictions.masks
-        assert isinstance(predicted, LayerMasks)
-        height, width = (LayerMasks.stride * side for side in predicted.features.shape[-2:])
-        return ObjectMasks(targets, 1, height, width), predicted

@@ -132,7 +132,7 @@ class MaskSetLoss(nn.Module):
         for image, some, pairs in matches.parts(max(1, MASKS_AT_ONCE // frames)):
             predicted = torch.einsum("mc,tchw->mthw", matched[some], features[image])  # [pairs, T, h, w]
             sums = sums.index_add(1, cell[some], self.pair_losses(predicted, pairs, masks))
-        mask_loss, dice_loss = (sums / step.objects()).view(2, *class_loss.shape)
+        mask_loss, dice_loss = (sums / step.objects).view(2, *class_loss.shape)
         weighted = {
             "class": (config.class_weight, class_loss),
             "mask": (config.mask_weight, mask_loss),

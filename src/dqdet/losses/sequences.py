@@ -58,7 +58,7 @@ class SequenceSetLoss(nn.Module):
         ]  # 4 of [M]
         cell = matches.layer * len(groups) + matches.group  # [M]: layer and group of each pair
         sums = class_loss.new_zeros(4, class_loss.numel()).index_add(1, cell, torch.stack(of_pairs))
-        objects = WholeStep(targets, counts, sums.device).objects()
+        objects = WholeStep(targets, counts, sums.device).objects
         losses = torch.stack([class_loss, *sums.view(4, *class_loss.shape)]) / objects
         weights = {
             "class": config.class_weight,

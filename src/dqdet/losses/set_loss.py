@@ -47,12 +47,12 @@ class SetLoss(nn.Module):
             targets: B of them.
             counts: objects of each image of the step that this batch is a part of; empty: it is all of it.
         """
-        step = WholeStep(targets, counts, predictions.logits.device)
+        step = self.whole_step(predictions, targets, counts)
         tasks = [(predictions.matched, targets)]
         if (proposals := predictions.proposals) is not None:
             agnostic = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
             tasks.append((proposals, agnostic if proposals.class_agnostic else targets))
-        costs = [self.costs(*task) for task in tasks]
+        costs = [self.costs(*task, step) for task in tasks]
         matches = assign_together(costs, targets, [predicted.groups for predicted, _ in tasks])
         parts = [self.of_pairs(*task, pairs, step) for task, pairs in zip(tasks, matches, strict=True)]
         if (denoised := predictions.denoised) is not None:
@@ -62,8 +62,12 @@ class SetLoss(nn.Module):
         totals, terms = zip(*parts, strict=True)
         return Losses(torch.stack(totals).sum(), {name: term for part in terms for name, term in part.items()})
 
+    def whole_step(self, predictions: Predictions, targets: list[Target], counts: Sequence[int]) -> WholeStep:
+        """What all sets of predictions of a step have in common; arguments as of :meth:`forward`."""
+        return WholeStep(targets, counts, predictions.logits.device)
+
     @torch.no_grad()
-    def costs(self, predictions: Predictions, targets: list[Target]) -> Tensor:
+    def costs(self, predictions: Predictions, targets: list[Target], step: WholeStep) -> Tensor:
         """What each query costs each object of its image in the matching, ``[L, B, Q, N]``, as `matching_costs`."""
         return matching_costs(predictions, targets, self.config)
 
@@ -84,7 +88,7 @@ class SetLoss(nn.Module):
         groups, config = predictions.groups, self.config
         labels = torch.cat([t.labels for t in targets])[matches.row]  # [M]
         boxes = torch.cat([t.boxes for t in targets])[matches.row]  # [M, 4]
-        objects = step.objects() * copies
+        objects = step.objects * copies
         assert predictions.boxes is not None
         matched = predictions.boxes[matches.layer, matches.image, matches.query].float()  # [M, 4]
         match config.classification:

@@ -8,6 +8,7 @@ whole step has, in units of one batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,8 +31,9 @@ class WholeStep:
         self.share = len(targets) / len(self.counts)
         self.device = device
 
+    @cached_property
     def objects(self) -> Tensor:
-        """Objects, of the whole step at least one a process: scalar."""
+        """Objects, of the whole step at least one a process: scalar. Summed over the processes once."""
         return self._over_processes([float(sum(self.counts))])[0].clamp(min=1) * self.share
 
     def query_weights(self, groups: dict[str, int], no_object_weight: float) -> Tensor:
