@@ -142,6 +142,15 @@ def test_cross_entropy_is_the_weighted_mean_of_pytorch_also_with_more_objects_th
         torch.testing.assert_close(terms[f"{name}/{layer}/class"], expected.detach())
 
 
+def test_without_objects_and_weights_of_no_object_nothing_is_learned():
+    predictions = make_predictions(2, {"modulated": 4, "basic": 6}, extra=1)
+    predictions.logits.requires_grad_()
+    losses = SetLoss(CROSS_ENTROPY.model_copy(update={"no_object_weight": 0.0}))(predictions, make_targets([0, 0]))
+    losses.total.backward()
+    assert losses.total == 0
+    assert not predictions.logits.grad.any()
+
+
 def test_parts_of_a_step_add_up_to_it_also_without_objects_in_some():
     """The mean over the parts, as the engine takes it, is the loss of the whole."""
     for config, counts in itertools.product((FOCAL, CROSS_ENTROPY), ([3, 0, 2, 9], [0, 0, 0, 0])):

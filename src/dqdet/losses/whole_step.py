@@ -37,11 +37,12 @@ class WholeStep:
         return self._over_processes([float(sum(self.counts))])[0].clamp(min=1) * self.share
 
     def query_weights(self, groups: dict[str, int], no_object_weight: float) -> Tensor:
-        """Weights of all queries of each group, 1 where matched and ``no_object_weight`` elsewhere: ``[G]``."""
+        """Weights of all queries of each group, 1 where matched, ``no_object_weight`` elsewhere: ``[G]``, above 0."""
         matched = [sum(min(count, size) for count in self.counts) for size in groups.values()]
         others = [size * len(self.counts) - of_group for size, of_group in zip(groups.values(), matched, strict=True)]
         weights = [m + no_object_weight * n for m, n in zip(matched, others, strict=True)]
-        return self._over_processes(weights) * self.share
+        # Without objects, and no weight elsewhere, the loss is 0 / 1e-12 instead of 0 / 0.
+        return self._over_processes(weights).clamp(min=1e-12) * self.share
 
     def _over_processes(self, sums: list[float]) -> Tensor:
         """The mean over all processes."""
