@@ -75,6 +75,11 @@ def test_boxes_are_drawn_where_they_are():
     assert len(places(picture, 0)) == 0
 
 
+@pytest.mark.parametrize(("width", "height", "size"), [(4000, 1, (400, 1)), (1, 4000, (1, 400))])
+def test_an_image_of_any_shape_becomes_a_picture(width, height, size):
+    assert annotated(noise(width, height), found((0, 0, width, height), labels=[1]), longer_side=400).size == size
+
+
 def test_classes_have_their_own_colours():
     picture = annotated(noise(100, 100), found((5, 30, 40, 60), (50, 30, 90, 60), labels=[0, 2]), longer_side=400)
     assert places(picture, 0)[:, 0].max() < 180 < places(picture, 2)[:, 0].min()

@@ -128,6 +128,52 @@ def test_pages_show_names_as_they_are(run, tmp_path):
     assert "<script" not in text
 
 
+def data_of(root: Path, size: tuple[int, int], classes: dict[str, list[str]]) -> Path:
+    """A data set of COCO with an image and an object in each split, whose classes are ``classes``."""
+    for number, split in enumerate(("train", "val")):
+        (root / "images" / split).mkdir(parents=True)
+        PIL.Image.new("RGB", size, (number, 0, 0)).save(root / "images" / split / f"{split}.png")
+        document = {
+            "images": [{"id": 1, "file_name": f"{split}.png", "height": size[1], "width": size[0]}],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(classes[split], 1)],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, *size]}],
+        }
+        file = root / "annotations" / f"instances_{split}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(document))
+    return root
+
+
+def test_classes_in_another_order_are_named(run, tmp_path):
+    root = data_of(tmp_path, (60, 40), {"train": ["cat", "dog"], "val": ["dog", "cat"]})
+    status, _, err = run("data", "check", root)
+    assert (status, err) == (1, "error: classes are in another order in train (cat, dog) than in val (dog, cat)\n")
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
+def test_sheets_have_images_of_any_shape(run, tmp_path, size):
+    root = data_of(tmp_path / "data", size, {"train": ["cat"], "val": ["cat"]})
+    assert run("data", "check", root, "--page", tmp_path / "page.html")[0] == 0
+    status, _, err = run("data", "show", root, "--out", tmp_path / "sheet.png", "data.resize=[64]", "data.max_size=64")
+    assert (status, err) == (0, "")
+    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height < 2000
+
+
+def test_images_that_cannot_be_used_are_not_converted(run, tmp_path):
+    """The fault is that of the image, not of the folder that is written, which is not begun."""
+    root = data_of(tmp_path / "data", (60, 40), {"train": ["cat"], "val": ["cat"]})
+    image = root / "images" / "train" / "train.png"
+    for make in (lambda: image.symlink_to("nowhere"), lambda: image.write_bytes(b"no picture")):
+        image.unlink()
+        make()
+        for kind in ("coco", "webdataset"):
+            status, _, err = run("data", "convert", root, "--to", kind, "--out", tmp_path / "out")
+            assert status == 1
+            assert f"error: 1 image files cannot be used: {image.parent}: train.png cannot be read" in err
+            assert not (tmp_path / "out").exists()
+
+
 def test_folders_of_no_format_are_named(run, tmp_path):
     status, _, err = run("data", "check", tmp_path)
     assert status == 1

@@ -55,6 +55,16 @@ def test_every_fault_is_found(folder):
     assert [fault.split(" cannot be read as an image (")[0] for fault in found] == list(names)
 
 
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
+def test_a_file_of_several_frames_is_a_fault_before_anything_is_read_of_it(folder, suffix):
+    frames = [PIL.Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
+    for name, more in (("one", []), ("two", frames[1:])):
+        frames[0].save(folder / f"{name}.{suffix}", save_all=bool(more), append_images=more)
+    assert faults(folder, f"one.{suffix}", f"two.{suffix}") == [
+        f"two.{suffix} has 2 frames or pages, of which only one would be used"
+    ]
+
+
 def test_the_size_may_be_that_of_the_turned_image(folder):
     assert faults(folder, "orientation1.jpg", "orientation6.jpg") == []
     assert faults(folder, "orientation1.jpg", "orientation6.jpg", size=(60, 40)) == [

@@ -87,7 +87,7 @@ def convert_data(
     ] = "coco",
 ) -> None:
     """Convert a data set to COCO, or to shards: SPLIT-000000.tar and so on, with index-SPLIT.json."""
-    from dqdet.data import open_dataset
+    from dqdet.data import check_files, open_dataset
     from dqdet.data.coco import CocoDataset
     from dqdet.data.conversion import WRITERS
 
@@ -97,6 +97,8 @@ def convert_data(
         dataset = open_dataset(config, split)
         assert isinstance(dataset, CocoDataset)
         splits[split] = dataset
+    if config.check:
+        check_files(splits.values())
     WRITERS[to](splits, out)
     sizes = ", ".join(f"{split} {len(dataset)} images" for split, dataset in splits.items())
     show(f"{out}: {config.kind} as {to.replace('coco', 'COCO')}, {sizes}, {len(splits['train'].classes)} classes")

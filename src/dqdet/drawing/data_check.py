@@ -22,6 +22,7 @@ from dqdet.formats.shards import Member
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 SHOWN, WIDTH = 9, 360  # pictures of a split, and their width in pixels
+TALLEST = 4  # height / width; what is taller becomes narrower
 
 
 @dataclass
@@ -58,9 +59,13 @@ def check(config: DataConfig) -> Checked:
         checked.datasets[split] = dataset
         checked.faults += dataset.file_faults()
     if len({tuple(dataset.classes) for dataset in checked.datasets.values()}) > 1:
-        classes = {split: set(dataset.classes) for split, dataset in checked.datasets.items()}
-        differing = sorted(classes["train"] ^ classes["val"])
-        checked.faults.append(f"classes of one split alone, or in another order: {listed(differing)}")
+        train, val = (checked.datasets[split].classes for split in SPLITS)
+        if differing := sorted(set(train) ^ set(val)):
+            checked.faults.append(f"classes of one split alone: {listed(differing)}")
+        else:
+            checked.faults.append(
+                f"classes are in another order in train ({listed(train)}) than in val ({listed(val)})"
+            )
     checked.faults += _shared_files(checked.datasets)
     return checked
 
@@ -131,4 +136,4 @@ def _sheet(dataset: CocoDataset) -> Image.Image:
 
 
 def _of_one_width(image: Image.Image, shown: sv.Detections) -> Image.Image:
-    return annotated(image, shown, round(WIDTH * max(1, image.height / image.width)))
+    return annotated(image, shown, round(WIDTH * min(max(1, image.height / image.width), TALLEST)))

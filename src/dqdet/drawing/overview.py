@@ -80,8 +80,8 @@ def size_figure(splits: Mapping[str, Overview]) -> Figure:
 
 
 def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one width in rows."""
-    width = pictures[0].width
+    """Pictures in rows, in columns of one width."""
+    width = max(picture.width for picture in pictures)
     rows = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
     height = sum(max(picture.height for picture in row) + GAP for row in rows)
     whole = Image.new("RGB", (COLUMNS * (width + GAP), height), "white")

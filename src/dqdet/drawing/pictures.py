@@ -126,7 +126,8 @@ def annotated(image: Image.Image, detections: sv.Detections, longer_side: int) -
         longer_side: of the returned picture.
     """
     scale = longer_side / max(image.size)
-    scene = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    scene = image.resize(size, Image.Resampling.BICUBIC)
     if detections.mask is None:
         masks = None
     else:

@@ -18,7 +18,7 @@ from typing import IO, TypeAlias
 import numpy as np
 from PIL import Image
 
-from dqdet.formats.image_files import one_line
+from dqdet.formats.image_files import one_line, pages
 
 Size: TypeAlias = tuple[int, int]  # height, width
 
@@ -49,6 +49,8 @@ def opened_header_fault(opened: IO[bytes], size: Size | None) -> str | None:
     try:
         with Image.open(opened) as image:
             width, height = image.size
+            if (count := len(pages(image))) > 1:
+                return f"has {count} frames or pages, of which only one would be used"
             if size is None or size == (height, width):
                 return None
             if size == (width, height) and image.getexif().get(ORIENTATION) in TURNED:
