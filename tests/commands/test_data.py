@@ -144,6 +144,13 @@ def data_of(root: Path, size: tuple[int, int], classes: dict[str, list[str]]) ->
     return root
 
 
+def test_what_both_splits_are_of_is_said_once(run, shared, tmp_path):
+    root = own_data.write(tmp_path, "yolo", shared, images=2)
+    (root / "data.yaml").write_text("[")
+    status, _, err = run("data", "check", root)
+    assert (status, len(err.splitlines())) == (1, 1)
+
+
 def test_classes_in_another_order_are_named(run, tmp_path):
     root = data_of(tmp_path, (60, 40), {"train": ["cat", "dog"], "val": ["dog", "cat"]})
     status, _, err = run("data", "check", root)

@@ -230,9 +230,101 @@ def test_a_bad_description_of_yolo_is_named(tmp_path, text):
     assert message.startswith(f"{tmp_path}/data.yaml: ") or "no names of the classes" in message
 
 
+@pytest.mark.parametrize(("text", "name"), [("[yes, no]", "True"), ("[cat, null]", "None"), ("[cat, 0.5]", "0.5")])
+def test_names_of_yolo_that_are_no_text_are_named(tmp_path, text, name):
+    picture(tmp_path / "images/train/a.png")
+    (tmp_path / "data.yaml").write_text(f"names: {text}")
+    assert error_of(tmp_path, kind="yolo") == (
+        f"{tmp_path}/data.yaml: among the names of the classes is {name}, which is no text; put it in quotes"
+    )
+
+
+def yolo_split(root: Path, *labels: str) -> None:
+    """Training images and, beside them, label files."""
+    for number in range(2):
+        picture(root / f"images/train/{number}.png")
+    (root / "data.yaml").write_text("names: [0, 1]")
+    for name in labels:
+        (root / "labels/train").mkdir(parents=True, exist_ok=True)
+        (root / "labels/train" / name).write_text("1 0.5 0.5 0.2 0.2\n")
+
+
+def test_classes_of_yolo_may_be_numbers(tmp_path):
+    yolo_split(tmp_path, "0.txt")
+    assert opened(tmp_path, kind="yolo").classes == ["0", "1"]
+
+
+@pytest.mark.parametrize("labels", [(), ("0.TXT",), ("image_0.txt", "image_1.txt")])
+def test_a_split_of_yolo_without_any_label_has_these_elsewhere(tmp_path, labels):
+    """It would be one of pictures without objects."""
+    yolo_split(tmp_path, *labels)
+    message = error_of(tmp_path, kind="yolo")
+    assert message.startswith(f"{tmp_path}: none of the 2 images of the train split has labels; looked for {tmp_path}/")
+    yolo_split(tmp_path, "1.txt")
+    assert len(opened(tmp_path, kind="yolo")) == 2
+
+
+def test_text_files_of_windows_begin_with_a_mark(tmp_path):
+    """Else it would be part of the first class, number or name."""
+    mark = b"\xef\xbb\xbf"
+    yolo, voc, labelme = (tmp_path / kind for kind in ("yolo", "voc", "labelme"))
+    picture(yolo / "pictures/a.png")
+    for name, content in {
+        "data.yaml": b"train: train.txt\r\nnames: [cat, dog]\r\n",
+        "train.txt": b"pictures/a.png\r\n",
+        "pictures/a.txt": b"1 0.5 0.5 0.2 0.2\r\n",
+    }.items():
+        (yolo / name).write_bytes(mark + content)
+    dataset = opened(yolo, kind="yolo")
+    assert (dataset.classes, dataset[0][1].labels.tolist()) == (["cat", "dog"], [1])
+    picture(voc / "JPEGImages/a b.png")
+    for name, content in {
+        "ImageSets/Main/train.txt": b"a b  1\r\n",
+        "Annotations/a b.xml": b"<annotation><size><width>60</width><height>40</height></size></annotation>",
+        "classes.txt": b"cat\r\ndog\r\n",
+    }.items():
+        (voc / name).parent.mkdir(parents=True, exist_ok=True)
+        (voc / name).write_bytes(mark + content)
+    assert (opened(voc, kind="voc").classes, len(opened(voc, kind="voc"))) == (["cat", "dog"], 1)
+    picture(labelme / "train/a.png")
+    shape = {"label": "cat", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}
+    document = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 40, "imageWidth": 60}
+    (labelme / "train/a.json").write_bytes(mark + json.dumps(document).encode())
+    (labelme / "labels.txt").write_bytes(mark + b"__ignore__\r\ncat\r\n")
+    assert opened(labelme, kind="labelme").classes == ["cat"]
+
+
+@pytest.mark.parametrize("name", ["a b", "a 1", "a"])
+@pytest.mark.parametrize("column", ["", " -1", "  1"])
+def test_a_list_of_voc_may_have_names_with_spaces_and_a_second_column(tmp_path, name, column):
+    picture(tmp_path / f"JPEGImages/{name}.png")
+    for folder in ("Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = "<annotation><size><width>60</width><height>40</height></size></annotation>"
+    (tmp_path / f"Annotations/{name}.xml").write_text(text)
+    (tmp_path / "classes.txt").write_text("cat\n")
+    listed = tmp_path / "ImageSets/Main/train.txt"
+    listed.write_text(f"{name}{column}\n")
+    assert opened(tmp_path, kind="voc").images.file_names.tolist() == [f"{name}.png"]
+    listed.write_text("\n")
+    assert error_of(tmp_path, kind="voc") == f"{listed}: lists no images; write the name of one in each line"
+
+
+def test_entities_of_voc_are_not_expanded(tmp_path):
+    """Nine times a hundred of each other are 10^18 characters."""
+    entities = '<!ENTITY e0 "x">' + "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 100}">' for n in range(1, 10))
+    picture(tmp_path / "train/a.png")
+    xml = tmp_path / "train/a.xml"
+    xml.write_text(f"<!DOCTYPE a [{entities}]><annotation><object><name>&e9;</name></object></annotation>")
+    assert f"{xml} is no XML (it declares entities" in error_of(tmp_path, kind="voc")
+
+
 def test_yolo_takes_lists_of_images_and_divides_what_has_no_splits(tmp_path):
     for number in range(5):
         picture(tmp_path / f"images/{number}.png")
+    (tmp_path / "labels").mkdir()
+    for number in range(5):
+        (tmp_path / f"labels/{number}.txt").touch()
     (tmp_path / "classes.txt").write_text("cat\n")
     assert [len(opened(tmp_path, split, kind="yolo")) for split in ("train", "val")] == [4, 1]
     (tmp_path / "data.yaml").write_text("train: train.txt\nval: [val.txt]\nnames: [cat]\n")

@@ -10,6 +10,7 @@ An image belongs to the XML file of its name. Classes are in the order of ``clas
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from dqdet.data.annotations import Annotations, files_of_splits, images_in, of_f
 from dqdet.data.coco_files import SPLIT_NAMES
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError
+from dqdet.formats.records import TEXT
 from dqdet.formats.voc import read_annotation
+
+PRESENCE = re.compile(r"\s+(-1|0|1)$")  # of a class
 
 
 def read_voc(config: DataConfig, split: Split) -> Annotations:
@@ -44,7 +48,7 @@ def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
     for name in [chosen] if chosen else SPLIT_NAMES[split]:
         listed = root / "ImageSets" / "Main" / f"{name}.txt"
         if os.path.isfile(listed):
-            return sorted(root / "Annotations" / f"{image}.xml" for image in _names(listed))
+            return sorted(_listed(listed, root / "Annotations"))
         if files := sorted((root / name).rglob("*.xml")):
             return files
     whole = sorted((root / "Annotations").glob("*.xml"))
@@ -54,9 +58,16 @@ def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
     return [file for file in whole if str(file) in chosen_names]
 
 
-def _names(file: Path) -> list[str]:
-    """Of the images in a list; a second column, of lists of one class, says whether it is there."""
+def _listed(file: Path, folder: Path) -> list[Path]:
+    """The XML files of the images in a list, whose second column, in lists of one class, says whether it is there."""
     try:
-        return [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding=TEXT).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DqdetError(f"{file}: cannot be read as a list of images ({error}); correct it") from error
+    if not names:
+        raise DqdetError(f"{file}: lists no images; write the name of one in each line")
+    whole = [folder / f"{name}.xml" for name in names]
+    return [
+        file if os.path.isfile(file) else folder / f"{PRESENCE.sub('', name)}.xml"
+        for file, name in zip(whole, names, strict=True)
+    ]

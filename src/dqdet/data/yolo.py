@@ -3,7 +3,8 @@
 
 ``data.yaml`` says where the images of a split are, in a folder, a list of folders or a list of files. Without it, or
 where it does not, a split is in ``images/NAME`` or ``NAME/images``; a set with all images in ``images`` is divided. The
-labels of an image are in the file of its name under ``labels`` instead of ``images``; without one it has no objects.
+labels of an image are in the file of its name under ``labels`` instead of ``images``; without one it has no objects,
+but where no image of a split has one, the labels are elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dqdet.data.annotations import (
 from dqdet.data.coco_files import SPLIT_NAMES, root_of
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError
+from dqdet.formats.records import TEXT
 from dqdet.formats.yolo import read_labels, read_yaml
 
 YAML = ("data.yaml", "dataset.yaml")
@@ -46,9 +48,15 @@ def read_yolo(config: DataConfig, split: Split) -> Annotations:
         )
     files = _images(config, split, root, document)
     found_sizes, faults = upright_sizes(files)
+    labels = [_labels_of(file) for file in files]
+    if not faults and not any(map(os.path.isfile, labels)):
+        raise DqdetError(
+            f"{root}: none of the {len(files)} images of the {split} split has labels; looked for {labels[0]} and so "
+            "on; correct folders or names, or, if there are no objects, write empty files"
+        )
     images = []
-    for file, (height, width) in zip(files, found_sizes, strict=True):
-        objects, wrong = read_labels(_labels_of(file), len(classes), height, width)
+    for file, of_file, (height, width) in zip(files, labels, found_sizes, strict=True):
+        objects, wrong = read_labels(of_file, len(classes), height, width)
         faults += wrong
         images.append(Annotated(_relative(file, root), height, width, objects))
     return Annotations(described or root, root, as_document(images, classes), faults)
@@ -94,7 +102,7 @@ def _listed(place: Path, root: Path) -> list[Path]:
     if os.path.isdir(place):
         return images_in(place)
     try:
-        lines = place.read_text(encoding="utf-8").split("\n")
+        lines = place.read_text(encoding=TEXT).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DqdetError(f"{place}: cannot be read as a list of images ({error}); correct data.yaml") from error
     names = [line.strip() for line in lines if line.strip()]

@@ -67,6 +67,7 @@ def check(config: DataConfig) -> Checked:
                 f"classes are in another order in train ({listed(train)}) than in val ({listed(val)})"
             )
     checked.faults += _shared_files(checked.datasets)
+    checked.faults = list(dict.fromkeys(checked.faults))  # what both splits are of is wrong once
     return checked
 
 

@@ -33,6 +33,7 @@ FARTHEST = 1e6  # coordinate, in pixels
 FINITE = 1e300  # the sum of many such numbers is still finite
 LARGEST_AREA = 1e12
 LONGEST_TEXT = 1024  # characters of a name
+TEXT = "utf-8-sig"  # what text files are read as: UTF-8, also with the mark that Windows puts before it
 
 _NUMBERS = {int, float}
 

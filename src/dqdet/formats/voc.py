@@ -47,6 +47,11 @@ def parse(content: bytes) -> Element:
     def text(characters: str) -> None:
         path[-1].text += characters
 
+    def entity(*declaration: object) -> None:
+        # One of another of another ... may be longer than any memory.
+        raise expat.ExpatError("it declares entities, which annotations have none of")
+
+    parser.EntityDeclHandler = entity
     parser.StartElementHandler = start
     parser.CharacterDataHandler = text
     parser.EndElementHandler = lambda tag: path.pop() and None  # what a handler returns is ignored

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dqdet.errors import DqdetError, value_text
-from dqdet.formats.records import is_text
+from dqdet.formats.records import TEXT, is_text
 
 SLACK = 0.01  # beyond the image, from rounding and from objects that it cuts; boxes are clipped anyway
 
@@ -29,7 +29,7 @@ def read_labels(file: Path, classes: int, height: int, width: int) -> tuple[list
         width: see ``height``.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding=TEXT)
     except FileNotFoundError:
         return [], []
     except (OSError, UnicodeDecodeError) as error:
@@ -81,7 +81,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         DqdetError: it cannot be read, or has no names that can be used.
     """
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = yaml.safe_load(file.read_text(encoding=TEXT))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise DqdetError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
     names = document.get("names") if isinstance(document, dict) else None
@@ -99,15 +99,25 @@ def read_names(file: Path) -> list[str]:
         DqdetError: it cannot be read, or has no names that can be used.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding=TEXT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DqdetError(f"{file}: cannot be read as text ({error}); write a class in each line") from error
     return checked_names(file, [line.strip() for line in lines if line.strip()])
 
 
 def checked_names(file: Path, names: object) -> list[str]:
-    if not isinstance(names, list) or not names or not all(is_text(name) for name in names):
+    """The names of classes; numbers, which YAML makes of ``[0, 1]``, as text.
+
+    Raises:
+        DqdetError: there are none, or they cannot be used.
+    """
+    if not isinstance(names, list) or not names:
         raise DqdetError(f"{file}: has no list of the names of the classes (names); add it")
+    names = [str(name) if type(name) is int else name for name in names]
+    if wrong := [name for name in names if not is_text(name)]:
+        raise DqdetError(
+            f"{file}: among the names of the classes is {value_text(wrong[0])}, which is no text; put it in quotes"
+        )
     if len(set(names)) < len(names):
         raise DqdetError(f"{file}: classes have the same name: {value_text(names)}; give each its own")
     return names
