@@ -380,6 +380,40 @@ def test_a_used_folder_is_refused(run, trained):
     assert contents(trained) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("benchmark", "RUN", "--out"),
+        ("data", "check", "DATA", "--page"),
+        ("data", "show", "DATA", "--out"),
+        ("export", "RUN", "--out"),
+        ("study", "cost", "--page"),
+        ("submit", "RUN", "--force"),
+    ],
+)
+@pytest.mark.parametrize("name", ["file/in/the/way", "folder"])
+def test_a_file_that_cannot_be_written_is_named_before_the_work(run, tmp_path, monkeypatch, arguments, name):
+    """None of what they do first is there."""
+    for work in (
+        "dqdet.benchmark.benchmark",
+        "dqdet.drawing.data_check.check",
+        "dqdet.data.open_dataset",
+        "dqdet.exporting.export.load_model",
+        "dqdet.studies.import_module",
+        "dqdet.predict.submission.load_folder",
+    ):
+        monkeypatch.setattr(work, None)
+    monkeypatch.setattr("dqdet.predict.submission.load_config", lambda run: resolve("scenes_tiny_video"))
+    (tmp_path / "file").write_text("")
+    place = tmp_path / f"{name}.{'onnx' if 'export' in arguments else 'png'}"
+    if name == "folder":
+        place.mkdir()
+    status, out, err = run(*arguments, place)
+    reason = "Is a directory" if name == "folder" else "Not a directory"
+    assert (status, out) == (1, "")
+    assert err == f"error: {place}: cannot be written ({reason}); choose another place\n"
+
+
 def test_an_unwritable_folder_is_named(run, tmp_path):
     (tmp_path / "file").write_text("")
     status, _, err = run("train", "scenes_tiny", *SMALL, "--out", tmp_path / "file" / "run")

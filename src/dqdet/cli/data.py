@@ -38,7 +38,10 @@ def check_data(
 ) -> None:
     """Read the whole data set and print its contents and all faults; exit status 1 if there are any faults."""
     from dqdet.drawing.data_check import check
+    from dqdet.formats.writing import check_place
 
+    if page is not None:
+        check_place(page)
     checked = check(_data_options(root, preset, options))
     table = Table("", *checked.splits, title=root)
     for row in checked.table():
@@ -66,13 +69,19 @@ def show_data(
     from dqdet.data import open_dataset
     from dqdet.drawing.data_check import augmented_sheet
     from dqdet.formats.image_files import is_image_name, write_image
+    from dqdet.formats.writing import check_place
 
     if not is_image_name(out):
         raise DqdetError(f"--out {out}: not the name of a picture; let it end in .png or .jpg")
+    check_place(out)
     dataset = open_dataset(_data_options(root, preset, options), "train")
     if not len(dataset):
         raise DqdetError(f"{root}: the training split has no images")
-    write_image(out, augmented_sheet(dataset, images))
+    drawn = augmented_sheet(dataset, images)
+    try:
+        write_image(out, drawn)
+    except OSError as error:
+        raise DqdetError(f"{out}: cannot be written ({error.strerror}); choose another place or make space") from error
     show(f"{out}: {min(images, len(dataset))} of {len(dataset)} training images, augmented")
 
 

@@ -167,13 +167,16 @@ def benchmark(
     """Measure latency, throughput, memory and metrics of models side by side, as they are used."""
     from dqdet.benchmark import Conditions
     from dqdet.benchmark import benchmark as measure
-    from dqdet.formats.writing import replacing
+    from dqdet.formats.writing import check_place
+    from dqdet.runs.folder import write_file
 
     options = [model for model in models if OPTION.match(model) and not Path(model).exists()]
     named = [model for model in models if model not in options]
     if not named:
         raise DqdetError("which models? give runs or exported files")
     conditions = Conditions(precision, compile, sides_of(size), batch, repeats, overrides_of(dqdet.load, options), data)
+    if out is not None:
+        check_place(out)
     measured = measure(named, conditions)
     table = Table("model", "precision", "pixels", "ms", "p95", "images/s", "MiB", *(HEADLINE if data else ()))
     for one in measured:
@@ -184,8 +187,7 @@ def benchmark(
         table.add_row(one["model"], words, f"{height}x{width}", *(f"{number:.3g}" for number in numbers), *metrics)
     show(table)
     if out is not None:
-        with replacing(out) as file:
-            file.write_text(json.dumps(measured, indent=1))
+        write_file(out, json.dumps(measured, indent=1).encode())
 
 
 @app.command()

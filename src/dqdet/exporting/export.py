@@ -12,7 +12,7 @@ from dqdet.exporting.formats import FORMATS, Resolution, check_masks
 from dqdet.exporting.meaning import Meaning, outputs
 from dqdet.exporting.network import Network
 from dqdet.exporting.tracing import trace
-from dqdet.formats.writing import move_files, unfinished_folder
+from dqdet.formats.writing import check_place, move_files, unfinished_folder
 from dqdet.models.fast import made_fast
 from dqdet.runs.sources import load_model
 
@@ -35,6 +35,7 @@ def export(
         half: with weights in half precision.
         masks: of instances, their resolution.
     """
+    check_place(out)
     model, config, _ = load_model(source)
     check_masks(masks, config.data.task)
     config = config if size is None else of_size(config, size)
@@ -44,7 +45,6 @@ def export(
     texts = Meaning(config, size, half, masks).to_text()
     write = import_module(f"dqdet.exporting.{FORMATS[name].module}").write
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with unfinished_folder(out.parent) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch about itself
             write(program, list(outputs(config)), texts, folder / out.name)

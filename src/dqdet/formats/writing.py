@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -9,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from dqdet.errors import DqdetError
 
 # The last ones are those of version 0.1.0.
 UNFINISHED = re.compile(
@@ -35,6 +38,23 @@ def replacing(place: Path) -> Iterator[Path]:
         unfinished.replace(place)
     finally:
         _remove(unfinished)  # it is there after an error only
+
+
+def check_place(file: Path) -> None:
+    """Try whether a file can be written, before the long work whose result it is to hold; its folder is made.
+
+    Raises:
+        DqdetError: it cannot.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = _unfinished(file.parent)
+        unfinished.touch()
+        _remove(unfinished)
+    except OSError as error:
+        raise DqdetError(f"{file}: cannot be written ({error.strerror}); choose another place") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dqdet.data.clips import VideoDataset
 from dqdet.data.loader import VideoLoader
 from dqdet.errors import DqdetError
 from dqdet.formats.results import StoredResults, video_results
-from dqdet.formats.writing import remove_unfinished, unfinished_folder
+from dqdet.formats.writing import check_place, remove_unfinished, unfinished_folder
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.progress import in_progress
@@ -39,6 +39,7 @@ def submit(run: str | Path, file: str | Path, overrides: Overrides = (), force: 
     config = override_some(load_config(Path(run)), overrides, SUBMITTED, NOT_MEASURED)
     if config.data.task != "video":
         raise DqdetError(f"{run}: is of data.task={config.data.task}; only results of data.task=video are submitted so")
+    check_place(Path(file))
     model, _ = load_folder(Path(run))
     dataset = open_dataset(config.data, "val", config.train.seed)
     assert isinstance(dataset, VideoDataset)

@@ -74,8 +74,12 @@ def study(
         nearest = get_close_matches(name, QUESTIONS, n=1, cutoff=0.5)
         suggestion = f", did you mean {nearest[0]}?" if nearest else ""
         raise DqdetError(f"unknown study '{name}'{suggestion}; there are: {', '.join(QUESTIONS)}")
+    from dqdet.formats.writing import check_place
     from dqdet.studies.report import write
     from dqdet.studies.request import Request
+
+    if page is not None:
+        check_place(Path(page))
 
     request = Request(
         name,
