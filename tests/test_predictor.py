@@ -226,6 +226,48 @@ def test_other_arrays_are_refused(predictor, array):
         predictor(array)
 
 
+@pytest.mark.parametrize("form", [None, 3, [None], [[1, 2]], {}, (image for image in ())])
+def test_what_is_no_image_is_refused(predictor, form):
+    with pytest.raises(DqdetError, match="is no image; give a path or address, bytes"):
+        predictor(form)
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 5, 3), np.uint8), Image.new("RGB", (0, 4))])
+def test_images_without_pixels_are_refused(predictor, empty):
+    with pytest.raises(DqdetError, match=r"of \d+ x \d+ pixels is empty"):
+        predictor(empty)
+
+
+def test_forms_that_give_nothing_are_refused(predictor, tmp_path):
+    (tmp_path / "closed").touch()
+    with (tmp_path / "closed").open("rb") as closed:
+        pass
+    with pytest.raises(DqdetError, match="a file object cannot be read"):
+        predictor(closed)
+    for tensor in (torch.zeros(3, 4, 4, device="meta"), torch.zeros(3, 4, 4).to_sparse()):
+        with pytest.raises(DqdetError, match=r"an image tensor has shape \[3, 4, 4\]"):
+            predictor(tensor)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 2, float("nan"), None, "much", [0.5], [0.5] * 5, [0.5, float("nan")]])
+def test_thresholds_that_are_none_are_refused(predictor, images, threshold):
+    with pytest.raises(DqdetError, match=r"^threshold=.*: neither a score in 0..1 nor one of each of the 2 classes"):
+        predictor(images[0], threshold=threshold)
+
+
+def test_a_threshold_is_a_number_of_any_kind(predictor, images):
+    expected = predictor(images[0], threshold=0.5).xyxy
+    for threshold in (
+        np.float32(0.5),
+        np.array(0.5),
+        torch.tensor(0.5),
+        [0.5, 0.5],
+        np.full(2, 0.5),
+        torch.full([2], 0.5),
+    ):
+        assert np.array_equal(predictor(images[0], threshold=threshold).xyxy, expected)
+
+
 def test_folder_gives_pictures_and_results(predictor, images, tmp_path, capfd):
     source, out = tmp_path / "in", tmp_path / "new" / "out"
     source.mkdir()

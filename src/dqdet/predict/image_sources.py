@@ -13,33 +13,48 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, value_text
 from dqdet.formats.image_files import as_rgb, one_line, read_image
 from dqdet.predict.addresses import fetch, is_download
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-ImageSource = str | Path | Image.Image | np.ndarray | Tensor | bytes | IO[bytes]
+ImageSource = str | Path | Image.Image | np.ndarray | Tensor | bytes | bytearray | IO[bytes]
+FORMS = "a path or address, bytes, a file object, a PIL image, an array or a tensor, or a list of these"
 
 
 def is_image(source: object) -> TypeIs[ImageSource]:
     """Whether it is one image in any of the forms that a predictor takes, not a list of them."""
-    return isinstance(source, str | Path | Image.Image | np.ndarray | Tensor | bytes) or hasattr(source, "read")
+    forms = str | Path | Image.Image | np.ndarray | Tensor | bytes | bytearray
+    return isinstance(source, forms) or hasattr(source, "read")
 
 
 def as_images(sources: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """A list of one image, or the images that were given as several."""
-    return [sources] if is_image(sources) else sources
+    """A list of one image, or the images that were given as several; raises DqdetError for what is neither."""
+    if is_image(sources):
+        return [sources]
+    if not isinstance(sources, Iterable):
+        raise DqdetError(f"{value_text(sources)}: is no image; give {FORMS}")
+    return sources
 
 
 def as_image(source: ImageSource) -> Image.Image:
     """An RGB image from any of the forms that a predictor takes.
 
     Raises:
-        DqdetError: the file or image cannot be read or fetched, an array is not ``[H, W, 3]`` of uint8, or a tensor is
-            not ``[3, H, W]`` of uint8 or of numbers in 0..1.
+        DqdetError: it is no image, has no pixels, or cannot be read or fetched; an array is not ``[H, W, 3]`` of uint8,
+            or a tensor not ``[3, H, W]`` of uint8 or of numbers in 0..1.
     """
+    if not is_image(source):
+        raise DqdetError(f"{value_text(source)}: is no image; give {FORMS}")
+    image = _as_image(source)
+    if 0 in image.size:
+        raise DqdetError(f"an image of {image.width} x {image.height} pixels is empty; leave it out")
+    return image
+
+
+def _as_image(source: ImageSource) -> Image.Image:
     if isinstance(source, str) and is_download(source):
         with TemporaryDirectory() as folder:
             return read_image(fetch(source, Path(folder) / "fetched"))
@@ -48,7 +63,7 @@ def as_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if not isinstance(source, np.ndarray | Image.Image):
-        return _from_bytes(source if isinstance(source, bytes) else source.read())
+        return _from_bytes(bytes(source) if isinstance(source, bytes | bytearray) else _content(source))
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise DqdetError(
@@ -59,6 +74,14 @@ def as_image(source: ImageSource) -> Image.Image:
     return _from_pillow(source, getattr(source, "filename", "") or "a PIL image")
 
 
+def _content(file: IO[bytes]) -> object:
+    """All that a file object gives; raises DqdetError where it gives nothing, such as a closed one."""
+    try:
+        return file.read()
+    except (OSError, ValueError) as error:
+        raise DqdetError(f"a file object cannot be read ({error}); open it again") from error
+
+
 def _from_pillow(image: Image.Image, name: str) -> Image.Image:
     try:
         return as_rgb(image)
@@ -67,7 +90,8 @@ def _from_pillow(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_tensor(image: Tensor) -> Image.Image:
-    shaped = image.dim() == 3 and len(image) == 3
+    # Others have no numbers, or not all of them.
+    shaped = image.dim() == 3 and len(image) == 3 and image.layout == torch.strided and not image.is_meta
     if shaped and image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
         image = (image.detach() * 255).round().to(torch.uint8)
     if not shaped or image.dtype != torch.uint8:

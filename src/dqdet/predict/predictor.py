@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
 from dqdet.drawing.pictures import Threshold, above, annotated, detected, segments
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, value_text
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
 from dqdet.inference.tiles import Tile, joined, tiles_of
@@ -99,8 +99,9 @@ class Predictor:
             enclose; a list of these for several images.
 
         Raises:
-            DqdetError: a file cannot be read as an image, or the model is one of videos.
+            DqdetError: a file cannot be read as an image, the model is one of videos, or the threshold is none.
         """
+        threshold = _checked(threshold, len(self.config.classes))
         if is_image(images):
             return self([images], threshold)[0]
         return [self.named(objects(outcome), threshold) for outcome in self.outcomes(images)]
@@ -327,6 +328,19 @@ class Predictor:
             {"id": number, "name": name, "isthing": int(name not in self.config.stuff)}
             for number, name in zip(self.category_ids, self.config.classes, strict=True)
         ]
+
+
+def _checked(threshold: Any, classes: int) -> Threshold:
+    """A threshold of any kind of number as plain numbers."""
+    try:
+        scores = np.asarray(threshold, dtype=np.float64)
+    except (TypeError, ValueError):
+        scores = np.array(np.nan)
+    if scores.shape not in ((), (classes,)) or not ((scores >= 0) & (scores <= 1)).all():
+        raise DqdetError(
+            f"threshold={value_text(threshold)}: neither a score in 0..1 nor one of each of the {classes} classes"
+        )
+    return float(scores) if scores.ndim == 0 else scores.tolist()
 
 
 class TiledPredictor(Predictor):
