@@ -226,7 +226,7 @@ def test_other_arrays_are_refused(predictor, array):
         predictor(array)
 
 
-@pytest.mark.parametrize("form", [None, 3, [None], [[1, 2]], {}, (image for image in ())])
+@pytest.mark.parametrize("form", [None, 3, [None], [[1, 2]], {}, {"street.jpg": 1}])
 def test_what_is_no_image_is_refused(predictor, form):
     with pytest.raises(DqdetError, match="is no image; give a path or address, bytes"):
         predictor(form)

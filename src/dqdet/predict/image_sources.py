@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
@@ -34,7 +34,7 @@ def as_images(sources: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSou
     """A list of one image, or the images that were given as several; raises DqdetError for what is neither."""
     if is_image(sources):
         return [sources]
-    if not isinstance(sources, Iterable):
+    if not isinstance(sources, Iterable) or isinstance(sources, Mapping):
         raise DqdetError(f"{value_text(sources)}: is no image; give {FORMS}")
     return sources
 
