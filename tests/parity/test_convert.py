@@ -335,6 +335,15 @@ def huggingface_model(name: str) -> nn.Module:
     return theirs
 
 
+def assert_finds_the_same(model: nn.Module, theirs: nn.Module) -> None:
+    images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
+    with torch.no_grad():
+        expected = theirs(images, pixel_mask=(~padding).long())
+        found = model(images, padding).final
+    torch.testing.assert_close(found.logits[0], expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes[0], expected.pred_boxes, rtol=1e-4, atol=1e-4)
+
+
 def test_a_dilated_backbone_of_hugging_face_stays_one(tmp_path):
     """DC5: the parameters have no trace of it."""
     options = {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": False, "dilation": True}
@@ -344,12 +353,7 @@ def test_a_dilated_backbone_of_hugging_face_stays_one(tmp_path):
     theirs.save_pretrained(tmp_path)
     model, config, _ = load_model(tmp_path)
     assert config.model.backbone.dilation
-    images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
-    with torch.no_grad():
-        expected = theirs(images, pixel_mask=(~padding).long())
-        found = model(images, padding).final
-    torch.testing.assert_close(found.logits[0], expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.boxes[0], expected.pred_boxes, rtol=1e-4, atol=1e-4)
+    assert_finds_the_same(model, theirs)
 
 
 @pytest.mark.parametrize("older", [True, False], ids=["older names", "newer names"])
@@ -361,12 +365,7 @@ def test_a_hugging_face_folder_becomes_the_same_model(tmp_path, name, older):
     assert (config.classes, config.category_ids, metrics) == (NAMES, [], {})
     assert (config.model.heads, config.model.dropout) == (4, 0.1)
     assert (config.queries.kind, config.queries.count) == ("static", 12)
-    images, padding = pad_images([torch.randn(3, *size) for size in SIZES])
-    with torch.no_grad():
-        expected = theirs(images, pixel_mask=(~padding).long())
-        found = model(images, padding).final
-    torch.testing.assert_close(found.logits[0], expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.boxes[0], expected.pred_boxes, rtol=1e-4, atol=1e-4)
+    assert_finds_the_same(model, theirs)
 
 
 @pytest.mark.parametrize("name", ["theirs", "detr.pth"])
