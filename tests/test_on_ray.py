@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,8 +38,12 @@ def photos(tmp_path) -> Path:
     return folder
 
 
+class Killed(Exception):
+    """Takes the place of the signal that ends a worker."""
+
+
 class StandIn:
-    """Ray Data, as far as it is used: an actor that looks at one row after the other."""
+    """Ray Data, as far as it is used: an actor that looks at one row after the other, whose death Ray does not mind."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after, self.done, self.loaded = stop_after, [], 0
@@ -50,6 +54,16 @@ class StandIn:
 
     def nodes(self) -> list:
         return [{"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def remote(self, num_cpus: int):
+        assert num_cpus == 0  # it only counts
+        return lambda of: SimpleNamespace(remote=lambda: self.as_actor(of()))
+
+    def as_actor(self, one: on_ray.Tries) -> SimpleNamespace:
+        return SimpleNamespace(begin=SimpleNamespace(remote=one.begin))
+
+    def get(self, result: int) -> int:
+        return result
 
     def from_items(self, rows: list[dict], override_num_blocks: int):
         assert override_num_blocks == len(rows)  # one shard a task
@@ -67,7 +81,11 @@ class StandIn:
             if len(self.done) == self.stop_after:
                 raise KeyboardInterrupt
             self.done.append(row["shard"])
-            found = self.actor({name: np.array([value], dtype=object) for name, value in row.items()})
+            given = {name: np.array([value], dtype=object) for name, value in row.items()}
+            found = None
+            while found is None:
+                with suppress(Killed):
+                    found = self.actor(given)
             yield {name: values[0] for name, values in found.items()}
 
 
@@ -83,6 +101,7 @@ def standing_in(monkeypatch):
             yield ray
 
         monkeypatch.setattr(on_ray, "_cluster", cluster)
+        monkeypatch.setitem(sys.modules, "ray", ray)
         return ray
 
     return replace
@@ -113,7 +132,7 @@ def test_the_results_are_those_of_predict_and_bad_images_are_listed(run, small_r
     status, printed, err = run("predict", small_run, photos, "--engine", "ray", "--out", tmp_path / "out")
     assert (status, err) == (0, "")
     assert "4 images in 1 shards, 0 of them done before" in printed
-    assert printed.endswith("errors.json: 1 images could not be read\n")
+    assert printed.endswith("errors.json: 1 images could not be processed\n")
     same_results(read(tmp_path / "out"), expected_of(small_run, photos, tmp_path / "expected"))
     (error,) = json.loads((tmp_path / "out" / "errors.json").read_text())
     assert error["file_name"] == "deep/bad.jpg"
@@ -136,6 +155,67 @@ def test_shards_that_are_done_are_not_done_again(small_run, photos, tmp_path, st
     again = standing_in()
     assert go() == 1
     assert again.loaded == 0
+
+
+@pytest.fixture
+def killing(monkeypatch):
+    """Makes the worker that reads an image whose name matches die, every time or so often; returns the deaths."""
+
+    def kill(matching: str, times: int | None = None) -> list[str]:
+        deaths = []
+        read_job = on_ray.read_job
+
+        def read(job: on_ray.Job) -> Image.Image:
+            if matching in job.name and (times is None or len(deaths) < times):
+                deaths.append(job.name)
+                raise Killed
+            return read_job(job)
+
+        monkeypatch.setattr(on_ray, "read_job", read)
+        return deaths
+
+    return kill
+
+
+def test_an_image_that_kills_its_workers_costs_no_other(small_run, photos, tmp_path, standing_in, killing):
+    ray, deaths = standing_in(), killing("deep/1.png")
+    model = loading(dqdet.load, str(small_run), "fp32", False, {})
+    assert predict_on_ray(model, [str(photos)], tmp_path / "out", shard=2) == 2
+    assert deaths == ["deep/1.png"] * 3  # with its shard, and twice alone
+    errors = {one["file_name"]: one["error"] for one in json.loads((tmp_path / "out" / "errors.json").read_text())}
+    assert sorted(errors) == ["deep/1.png", "deep/bad.jpg"]
+    assert "every worker that looked at it was killed, most likely for lack of memory" in errors["deep/1.png"]
+    others = [entry["file_name"] for entry in read(tmp_path / "out")[1]["images"]]
+    assert others == ["1.png", "x.png", "deep/er/2.png"]
+    assert ray.loaded == 2
+
+
+def test_an_image_whose_worker_died_of_another_reason_is_looked_at_again(
+    small_run, photos, tmp_path, standing_in, killing
+):
+    standing_in()
+    killing("deep/1.png", times=2)
+    model = loading(dqdet.load, str(small_run), "fp32", False, {})
+    assert predict_on_ray(model, [str(photos)], tmp_path / "out", shard=2) == 1
+    same_results(read(tmp_path / "out"), expected_of(small_run, photos, tmp_path / "expected"))
+
+
+def test_it_ends_where_every_worker_is_killed(small_run, photos, tmp_path, standing_in, killing):
+    standing_in()
+    deaths = killing("")
+    model = loading(dqdet.load, str(small_run), "fp32", False, {})
+    with pytest.raises(DqdetError, match="all workers were killed, most likely for lack of memory"):
+        predict_on_ray(model, [str(photos)], tmp_path / "out", shard=2)
+    assert len(deaths) == 3
+
+
+def test_a_worker_with_other_libraries_is_refused(small_run, photos, tmp_path, standing_in, monkeypatch):
+    standing_in()
+    model = loading(dqdet.load, str(small_run), "fp32", False, {})
+    others = iter([{"torch": "2.11"}, {"torch": "2.12"}])  # first those of the command
+    monkeypatch.setattr(on_ray, "versions", lambda: next(others))
+    with pytest.raises(DqdetError, match=r"torch is 2\.12 on .*, but 2\.11 where the command runs; make it the same"):
+        predict_on_ray(model, [str(photos)], tmp_path / "out")
 
 
 def test_results_of_another_model_or_other_images_are_left_alone(small_run, photos, tmp_path, standing_in):

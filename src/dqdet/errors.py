@@ -1,6 +1,7 @@
 """The one exception for mistakes that a person can mend: bad data, options, files or checkpoints."""
 
 import errno
+import re
 from collections.abc import Sequence
 from reprlib import Repr
 
@@ -8,6 +9,9 @@ SHOWN = 5  # entries that a message spells out
 LONGEST = 4000  # characters of a message
 LONGEST_NAME = 100  # characters of a name in a message
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, none for this user, or for this file
+
+# What PyTorch, CUDA and its libraries say in a RuntimeError where there is not enough memory.
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
 
 
 class DqdetError(Exception):
@@ -52,6 +56,15 @@ def printable(text: str, longest: int = LONGEST_NAME) -> str:
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     half = longest // 2
     return text if len(text) <= longest else f"{text[: half - 3]} ... {text[2 - half :]}"
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """What an error says of memory that has run out, in short; None: it says something else."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
+        return None
+    wanted = re.search(r"allocate (\d[\d.]* \w+)", text)
+    return "not enough memory" if wanted is None else f"not enough memory for another {wanted[1]}"
 
 
 class _Values(Repr):

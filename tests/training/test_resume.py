@@ -164,6 +164,21 @@ def test_an_epoch_survives_a_crash_in_its_validation(tmp_path, uninterrupted):
     assert first.steps + second.steps == uninterrupted("plain")[0].steps
 
 
+def test_a_training_without_enough_memory_goes_on_with_less(tmp_path):
+    class Hungrier(Recorder):
+        def on_train_batch_start(self, *_):
+            if len(self.steps) == 5:
+                torch.empty(10**15)  # which fails
+
+    whole, first, rest = Recorder(), Hungrier(), Recorder()
+    train(tiny(), tmp_path / "whole", [whole])
+    run = tmp_path / "run"
+    with pytest.raises(DqdetError, match=f"not enough memory.*`dqdet train --resume {run} train.recompute=true`"):
+        train(tiny(), run, [first])
+    resume(run, ["train.recompute=true"], [rest])
+    assert rest.steps == whole.steps[3:]  # from its last checkpoint, that of the first epoch
+
+
 def test_a_finished_training_can_be_prolonged(tmp_path, uninterrupted):
     expected, best = uninterrupted("plain")
     first, second, third = Recorder(), Recorder(), Recorder()

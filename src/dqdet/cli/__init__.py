@@ -14,7 +14,7 @@ import typer
 
 from dqdet.cli import data, models, training, using
 from dqdet.cli.output import complain
-from dqdet.errors import DISK_FULL, DqdetError, Everywhere, Interrupted
+from dqdet.errors import DISK_FULL, DqdetError, Everywhere, Interrupted, lack_of_memory
 from dqdet.runs.processes import is_first_process, this_process
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -52,6 +52,10 @@ def _run(arguments: list[str]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         place = error.filename or "the output"
         raise DqdetError(f"{place}: cannot be written ({error.strerror}); make space") from error
+    except (MemoryError, RuntimeError) as error:
+        if (lack := lack_of_memory(error)) is None:
+            raise
+        raise DqdetError(f"{lack}; take smaller images or batches, or a machine with more of it") from error
 
 
 def main() -> None:

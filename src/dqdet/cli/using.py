@@ -96,7 +96,7 @@ def predict(
 
         loaded = on_ray.loading(dqdet.load, model, precision, compile, overrides)
         if failed := on_ray.predict_on_ray(loaded, paths, out, ids, force, say=lambda line: print(line, flush=True)):
-            print(f"{out / 'errors.json'}: {failed} images could not be read")
+            print(f"{out / 'errors.json'}: {failed} images could not be processed")
         return
     if track:
         check_installed()

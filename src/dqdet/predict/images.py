@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
 from dqdet.drawing.pictures import Threshold
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, lack_of_memory
 from dqdet.formats.image_files import read_image, write_image
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
@@ -93,7 +93,14 @@ class Picture(NamedTuple):
     name: str  # of it in results, with slashes where there are folders; with a suffix that says how to write it
 
 
-Source = TypeVar("Source")
+class Named(Protocol):
+    """Something to look at, by its name in results."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Source = TypeVar("Source", bound=Named)
 
 
 class Readable(NamedTuple, Generic[Source]):
@@ -114,11 +121,13 @@ def found_in(
 ) -> Iterator[tuple[Readable[Source], Outcome]]:
     """What is found in pictures, in their order; those of one shape among the next few go through the model together.
 
+    Those for which there is not enough memory together go alone.
+
     Args:
         predictor: of the model.
         pictures: are taken as they are needed.
         read: a picture, in threads; raises DqdetError where it cannot be read.
-        failed: is given the pictures that could not be read, which are left out, and why.
+        failed: is given the pictures that could not be read or do not fit into memory, which are left out, and why.
         threshold: of the segments of panoptic maps.
         tally: of the time that the model takes.
     """
@@ -138,11 +147,28 @@ def found_in(
             else:
                 failed(*one)
 
-    def outcomes(batch: Sequence[Readable[Source]]) -> list[Outcome]:
-        with tally.busy():
-            return predictor.outcomes_of([one.prepared for one in batch], threshold)
+    def outcomes(batch: Sequence[Readable[Source]]) -> Sequence[Outcome | None]:
+        try:
+            with tally.busy():
+                return predictor.outcomes_of([one.prepared for one in batch], threshold)
+        except (MemoryError, RuntimeError) as error:
+            if (lack := lack_of_memory(error)) is None:
+                raise
+        if len(batch) > 1:
+            return [outcome for one in batch for outcome in outcomes([one])]
+        picture, _, prepared = batch[0]
+        height, width = predictor.padded(prepared)
+        failed(
+            picture,
+            DqdetError(
+                f"{picture.name}: {lack} for {width}x{height} pixels; lower data.val_resize and data.max_size, or give "
+                "a smaller picture"
+            ),
+        )
+        return [None]
 
-    return in_batches(readable(), outcomes, lambda one: predictor.padded(one.prepared), size, 2 * size)
+    found = in_batches(readable(), outcomes, lambda one: predictor.padded(one.prepared), size, 2 * size)
+    return ((one, outcome) for one, outcome in found if outcome is not None)
 
 
 def predict_pictures(

@@ -14,10 +14,13 @@ import logging
 import re
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+import socket
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +37,12 @@ from dqdet.predict.output import RESULTS, described
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.progress import Tally
 from dqdet.predict.sources import ids_from, images_of, numbered
+from dqdet.runs.libraries import versions
 from dqdet.runs.lock import held
 
 SHARD = 256  # images
 MAGIC = re.compile(r"[*?]")
+KILLED = "most likely for lack of memory"
 MISSING = "`--engine ray` needs Ray Data: pip install 'dqdet[ray]'"
 
 
@@ -74,20 +79,55 @@ def loading(
     return Loading(partial(load, source, precision=precision, compile=compile, **overrides), named)
 
 
+class Tries:
+    """How often each shard was begun, as an actor that outlives those who are killed by one."""
+
+    def __init__(self) -> None:
+        self.of_shards: Counter[int] = Counter()
+
+    def begin(self, shard: int) -> int:
+        self.of_shards[shard] += 1
+        return self.of_shards[shard]
+
+
+def _begin(tries: Any, shard: int) -> int:
+    import ray
+
+    return int(ray.get(tries.begin.remote(shard)))
+
+
 class ShardPredictor:
     """What an actor does: it loads the model, and looks at shards.
 
     A shard becomes a list with an entry for each image: its ``id``, ``file_name``, ``width``, ``height``, ``results``
     as COCO's results files have them, and ``error``: why it could not be read (then there is nothing else), or null.
+    Ray gives a shard to workers until one of them survives it, which may be never.
+
+    Args:
+        load: gives the model.
+        expected: versions of libraries, by name.
+        begin: says how often a shard was begun, this time included.
+        tries: how often it may be.
+
+    Raises:
+        DqdetError: this machine has other versions.
     """
 
-    def __init__(self, load: Callable[[], Predictor]) -> None:
-        self.predictor = load()
+    def __init__(
+        self, load: Callable[[], Predictor], expected: Mapping[str, str], begin: Callable[[int], int], tries: int
+    ) -> None:
+        host = socket.gethostname()
+        for name, here in versions().items():
+            if here != (there := expected.get(name)):
+                raise DqdetError(f"{name} is {here} on {host}, but {there} where the command runs; make it the same")
+        self.predictor, self.begin, self.tries = load(), begin, tries
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """A column ``jobs`` of JSON, one text a shard; the same of ``found``."""
-        found = [json.dumps(self.of_shard([Job(*job) for job in json.loads(text)])) for text in batch["jobs"]]
-        return {"shard": list(batch["shard"]), "found": found}
+        """A shard, its ``jobs`` as JSON; the same of ``found``, which is null where other workers were killed by it."""
+        (shard,), (jobs,) = batch["shard"], batch["jobs"]
+        survived = self.begin(int(shard)) <= self.tries
+        found = self.of_shard([Job(*job) for job in json.loads(jobs)]) if survived else None
+        return {"shard": [shard], "found": [json.dumps(found)]}
 
     def of_shard(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         entries: dict[int, dict[str, Any]] = {}
@@ -229,10 +269,10 @@ def predict_on_ray(
             _plan(out, folder, {**model.named, "shard": shard, "jobs": _digest(jobs)}, force)
             left = [number for number in range(len(shards)) if not _file(folder, number).is_file()]
             try:
-                with closing(_run(model, {number: shards[number] for number in left}, actors)) as coming:
-                    for number, found in coming:
+                with closing(_found(model, {number: shards[number] for number in left}, actors)) as coming:
+                    for number, entries in coming:
                         with replacing(_file(folder, number)) as unfinished:
-                            unfinished.write_text(found)
+                            unfinished.write_text(json.dumps(entries))
             except KeyboardInterrupt as error:
                 done = sum(_file(folder, number).is_file() for number in range(len(shards)))
                 raise Interrupted(
@@ -297,28 +337,61 @@ def _cluster() -> Iterator[Any]:
             ray.shutdown()
 
 
-def _run(model: Loading, shards: dict[int, list[Job]], actors: int | None) -> Generator[tuple[int, str], None, None]:
-    """What is found in shards, in whatever order they are done, as JSON."""
+def _found(
+    model: Loading, shards: Mapping[int, list[Job]], actors: int | None
+) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
+    """What is found in shards, in whatever order they are done: an entry for each image.
+
+    The images of a shard whose worker was killed, mostly for lack of memory, are looked at one by one. So an image that
+    no worker survives costs neither the others nor an endless row of workers.
+    """
     if not shards:
         return
     with _cluster() as ray:
-        rows = [{"shard": number, "jobs": json.dumps(jobs)} for number, jobs in shards.items()]
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        count = actors or gpus or len(machines)
-        # Without GPUs an actor has a machine, or its share of one: Ray tells PyTorch to take so many threads.
-        cpus = sum(int(machine["CPU"]) for machine in machines)
-        needed = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // max(count, len(machines)))}
-        found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            ShardPredictor,
-            fn_constructor_args=(model.load,),
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
-            **needed,
-        )
-        for row in found.iter_rows():
-            yield int(row["shard"]), row["found"]
+        lost = []
+        for number, entries in _run(ray, model, shards, actors, tries=1):
+            if entries is None:
+                lost.append(number)
+            else:
+                yield number, entries
+        if len(lost) == len(shards) > 1:
+            raise DqdetError(f"all workers were killed, {KILLED}; give them more, or take a smaller model or images")
+        alone = dict(enumerate([job] for number in lost for job in shards[number]))
+        found = dict(_run(ray, model, alone, actors, tries=2))
+        in_order = (found[index] or [_without_survivors(job)] for index, (job,) in alone.items())
+        for number in lost:
+            yield number, [entry for (entry,) in islice(in_order, len(shards[number]))]
+
+
+def _without_survivors(job: Job) -> dict[str, Any]:
+    error = f"{job.place}: every worker that looked at it was killed, {KILLED}; give a smaller one"
+    return {"id": job.image_id, "file_name": job.name, "error": error}
+
+
+def _run(
+    ray: Any, model: Loading, shards: Mapping[int, list[Job]], actors: int | None, tries: int
+) -> Iterator[tuple[int, list[dict[str, Any]] | None]]:
+    """What workers find in shards; None for one that has killed so many of them."""
+    if not shards:
+        return
+    rows = [{"shard": number, "jobs": json.dumps(jobs)} for number, jobs in shards.items()]
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    count = actors or gpus or len(machines)
+    # Without GPUs an actor has a machine, or its share of one: Ray tells PyTorch to take so many threads.
+    cpus = sum(int(machine["CPU"]) for machine in machines)
+    needed = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // max(count, len(machines)))}
+    counting = ray.remote(num_cpus=0)(Tries).remote()
+    found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        ShardPredictor,
+        fn_constructor_args=(model.load, versions(), partial(_begin, counting), tries),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
+        **needed,
+    )
+    for row in found.iter_rows():
+        yield int(row["shard"]), json.loads(row["found"])
 
 
 def _merge(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
-import platform
 import re
 import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from importlib.metadata import version
 from typing import TypeVar
 
 import torch
@@ -18,12 +16,12 @@ from torch import distributed as dist
 
 from dqdet.config import Config, TrainConfig
 from dqdet.errors import DqdetError, Everywhere
+from dqdet.runs.libraries import versions
 from dqdet.runs.processes import meeting_point, this_process
 from dqdet.training.keepalive import watch_hosts
 
 Result = TypeVar("Result")
 
-LIBRARIES = ("dqdet", "torch", "torchvision", "timm", "lightning", "numpy")  # whose versions must be the same
 # What gloo, NCCL and the store say when another process is gone, or does not answer in time.
 LOST = re.compile(r"connection|timed? ?out|timeout|socket|remote process|nccl|gloo|store", re.IGNORECASE)
 
@@ -107,7 +105,7 @@ def meet(timeout: int) -> None:
         ) from error
     # A process that ends inside its group may abort, because threads of the group are still running.
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
-    check_same({"python": platform.python_version()} | {name: version(name) for name in LIBRARIES})
+    check_same(versions())
 
 
 def timeout_of(configuration: Callable[[], Config]) -> int:

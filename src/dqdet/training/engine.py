@@ -24,7 +24,7 @@ from dqdet.config import (
 )
 from dqdet.config.effects import beyond_the_end
 from dqdet.data.loader import killed_worker
-from dqdet.errors import DISK_FULL, DqdetError, Interrupted
+from dqdet.errors import DISK_FULL, DqdetError, Interrupted, lack_of_memory
 from dqdet.metrics.processes import from_first
 from dqdet.models import create_model
 from dqdet.models.detector import Detector
@@ -212,7 +212,12 @@ def _fit(
         raise Interrupted(
             f"stopped at once; `dqdet train --resume {out}` goes on from the last checkpoint, if there is one"
         ) from error
-    except NOT_RESTORED as error:
+    except (*NOT_RESTORED, MemoryError) as error:
+        if lack := lack_of_memory(error):
+            raise DqdetError(
+                f"{lack}; `dqdet train --resume {out} train.recompute=true` goes on from the last checkpoint, if there "
+                "is one, with less; a new training needs less with train.batch=auto or smaller images"
+            ) from error
         if killed := killed_worker(error, f", then `dqdet train --resume {out}` goes on from the last checkpoint"):
             raise killed from error
         if gone := lost(
