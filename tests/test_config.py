@@ -352,6 +352,12 @@ def test_values_are_read_as_their_option_means_them(text, value):
     assert options(resolve("detr_r50", [text]))[text.split("=")[0]] == value
 
 
+def test_groups_without_options_change_nothing_and_unknown_ones_are_refused():
+    assert resolve("detr_r50", {"train": {}, "data": {"scenes": {}}}) == resolve("detr_r50")
+    with pytest.raises(DqdetError, match="unknown option 'trian', did you mean train"):
+        resolve("detr_r50", {"trian": {}})
+
+
 def test_a_later_override_wins_and_the_given_configuration_stays():
     config = resolve("detr_r50", ["train.epochs=1", "train.epochs=2"])
     assert config.train.epochs == 2

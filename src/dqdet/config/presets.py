@@ -92,6 +92,8 @@ def _with(config: Config, given: Mapping[str, Any]) -> Config:
         if path in FIXED and value != known[path]:
             raise DqdetError(f"{path} cannot be set: choose another preset ({', '.join(preset_names())})")
         if path not in known:
+            if value == {} and any(option.startswith(f"{path}.") for option in known):
+                continue  # no option of this group
             raise DqdetError(_unknown_option(path, list(known)))
         *sections, option = path.split(".")
         section = options
@@ -260,7 +262,8 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as dotted paths."""
     flat: dict[str, Any] = {}
     for key, value in options.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {}
+        flat |= inner or {f"{prefix}{key}": value}
     return flat
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import supervision as sv
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
 from dqdet.config import Config, override
 from dqdet.data.transforms import make_transform
@@ -20,16 +19,15 @@ from dqdet.drawing.pictures import Threshold, above, annotated, detected, segmen
 from dqdet.errors import DqdetError, value_text
 from dqdet.formats.results import check_finite
 from dqdet.inference import infer
-from dqdet.inference.tiles import Tile, joined, tiles_of
 from dqdet.predict.image_sources import ImageSource, as_image, as_images, is_image
-from dqdet.predict.prefetch import ahead
 from dqdet.runs.hub import publish
 from dqdet.types import Candidates, ImageDetections, Outcome, PanopticMap, Predictions, Segmentation, pad_images
 
+if TYPE_CHECKING:  # it is a predictor itself
+    from dqdet.predict.tiled import TiledPredictor
+
 THRESHOLD = 0.5  # of the scores of objects and tracks that are shown
 Sizes = list[tuple[int, int]]
-
-LARGEST_OVERLAP = 0.9  # of tiles; with more, each pixel is looked at more than a hundred times
 
 # Of the longer side of a picture with what was found: smaller and larger images are resized
 SMALLEST_PICTURE, LARGEST_PICTURE = 640, 2560
@@ -189,7 +187,7 @@ class Predictor:
             images: one or several, as for a call of the predictor.
 
         Raises:
-            DqdetError: as a call of the predictor, or the model's queries are no combinations.
+            DqdetError: as a call of the predictor, the model's queries are no combinations, or there are no images.
         """
         if is_image(images):
             return self.coefficients([images])[0]
@@ -201,6 +199,8 @@ class Predictor:
             if predictions.coefficients is None:
                 raise DqdetError(f"a model with queries.kind={self.config.queries.kind} has no coefficients")
             coefficients.append(predictions.coefficients.cpu())
+        if not coefficients:
+            raise DqdetError("no image to have coefficients of; give at least one")
         return torch.cat(coefficients)
 
     @torch.inference_mode()
@@ -243,6 +243,8 @@ class Predictor:
         Raises:
             DqdetError: side or overlap are out of range, or the model finds panoptic maps or tracks.
         """
+        from dqdet.predict.tiled import TiledPredictor
+
         return TiledPredictor(self, side, overlap)
 
     @property
@@ -341,60 +343,6 @@ def _checked(threshold: Any, classes: int) -> Threshold:
             f"threshold={value_text(threshold)}: neither a score in 0..1 nor one of each of the {classes} classes"
         )
     return float(scores) if scores.ndim == 0 else scores.tolist()
-
-
-class TiledPredictor(Predictor):
-    """The same of a picture's tiles, one by one, joined to what was found in the picture; see `Predictor.tiled`.
-
-    ``config.inference.limit`` is that of a tile. A picture that is no larger than a tile goes through as ever.
-    """
-
-    def __init__(self, predictor: Predictor, side: int, overlap: float) -> None:
-        task = predictor.config.data.task
-        if task not in ("detection", "instance"):
-            raise DqdetError(f"tiles are for boxes and instance masks, not for data.task={task}; leave them out")
-        if side < 1 or not 0 <= overlap <= LARGEST_OVERLAP:
-            raise DqdetError(
-                f"tiles of {side} pixels with overlap {overlap:g}: give a side of at least 1, and an overlap from 0 to "
-                f"{LARGEST_OVERLAP:g}"
-            )
-        super().__init__(
-            predictor.model,
-            predictor.config,
-            predictor.metrics,
-            predictor.device,
-            predictor.batch,
-            predictor.trained,
-            predictor.source,
-        )
-        self.side, self.overlap = side, overlap
-
-    def prepared(self, image: Image.Image) -> Prepared:
-        """All pixels of an image; its tiles are made when they are needed, which bounds the memory."""
-        return Prepared(F.pil_to_tensor(image), (image.height, image.width))
-
-    def padded(self, prepared: Prepared) -> tuple[int, int]:
-        return prepared.size
-
-    def outcomes_of(self, batch: Sequence[Prepared], threshold: Threshold | None = None) -> list[Outcome]:
-        of_images = [tiles_of(one.size, self.side, self.overlap) for one in batch]
-        cut = ((one.pixels, tile) for one, tiles in zip(batch, of_images, strict=True) for tile in tiles)
-
-        def prepare(part: tuple[Tensor, Tile]) -> Prepared:
-            pixels, (left, top, right, bottom) = part
-            return Predictor.prepared(self, F.to_pil_image(pixels[:, top:bottom, left:right]))
-
-        prepared = ahead(prepare, cut, 2 * self.batch, threads=2)
-        batches = iter(lambda: list(islice(prepared, self.batch)), [])
-        found = (objects(outcome) for some in batches for outcome in super(TiledPredictor, self).outcomes_of(some))
-        outcomes: list[Outcome] = []
-        for one, tiles in zip(batch, of_images, strict=True):
-            of_tiles = list(islice(found, len(tiles)))
-            outcomes.append(joined(of_tiles, tiles, one.size) if len(tiles) > 1 else of_tiles[0])
-        return outcomes
-
-    def predictions(self, images: ImageSource | Iterable[ImageSource]) -> NoReturn:
-        raise DqdetError("of a picture in tiles there are no predictions as a whole; ask the predictor without tiles")
 
 
 def objects(outcome: Outcome) -> ImageDetections:
