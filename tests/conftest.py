@@ -44,7 +44,7 @@ def without_figures():
     """Their drawing would take longer than many trainings here; test_monitoring.py and test_report.py put it back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dqdet.training.monitoring.Curves.draw", lambda self, trainer: None)
-        patch.setattr("dqdet.training.measurement.write_report", lambda *given: None)
+        patch.setattr("dqdet.training.evaluation.write_report", lambda *given: None)
         yield
 
 

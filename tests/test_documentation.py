@@ -14,7 +14,7 @@ import pytest
 import dqdet
 from documentation import PAGES, ROOT, ROOT_OPTIONS, SIZES, Block, blocks, check, prepare, shrunk
 from dqdet.config import parse_overrides
-from dqdet.training import measurement, report
+from dqdet.training import evaluation, report
 
 WRITE = report.write_report  # which is left out in other tests
 PLACES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -85,7 +85,7 @@ def scratch(prepared, tmp_path, monkeypatch):
     """The working folder of one page, and the address where its files are served."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("uvicorn.run", lambda *given, **options: None)
-    monkeypatch.setattr(measurement, "write_report", WRITE)
+    monkeypatch.setattr(evaluation, "write_report", WRITE)
     monkeypatch.setattr(report, "report_page", lambda *given: "a page")  # without its figures, which take long
     folder = shutil.copytree(prepared, tmp_path / "scratch")
     monkeypatch.chdir(folder)

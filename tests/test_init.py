@@ -266,7 +266,7 @@ def test_more_classes_do_not_change_what_is_found(tmp_path, monkeypatch):
             entries.extend(found)
             super()._match(image_id, found)
 
-    monkeypatch.setattr("dqdet.training.evaluation.DetectionMetric", Recorded)
+    monkeypatch.setattr("dqdet.training.task_metrics.DetectionMetric", Recorded)
     measured = []
     for name, (network, settings) in {"model": (model, config), "wider": (wider, more)}.items():
         save_folder(tmp_path / name, network, settings, {})

@@ -10,7 +10,7 @@ import pytest
 
 from documentation import ROOT, as_words, blocks
 from dqdet.metrics.scores import shown
-from dqdet.training import measurement, report
+from dqdet.training import evaluation, report
 
 WRITE = report.write_report  # which is left out in other tests
 SIZES = {  # of scenes_tiny, which learns on a CPU
@@ -46,7 +46,7 @@ def own_data_commands() -> list[list[str]]:
 
 @pytest.mark.slow
 def test_from_the_readme_to_a_report(run, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(measurement, "write_report", WRITE)
+    monkeypatch.setattr(evaluation, "write_report", WRITE)
     monkeypatch.chdir(tmp_path)
     bccd = shared / "data" / "bccd"
     places = {"/data/cells": str(bccd), "RUN": "runs/deformable_detr_r50", "photos/": str(bccd / "images" / "val")}

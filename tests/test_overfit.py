@@ -18,7 +18,7 @@ from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.studies.small import detector
 from dqdet.studies.video import SEQFORMER
-from dqdet.training.evaluation import make_evaluation
+from dqdet.training.task_metrics import make_metric
 from dqdet.types import Batch, ClipTracks
 from whole_tracks import as_tracks
 
@@ -44,11 +44,11 @@ def measure(model: nn.Module, config: Config, dataset: DetectionDataset, batch: 
     with torch.inference_mode():
         predictions = model(batch.images, batch.padding)
     targets = batch.targets
-    evaluation = make_evaluation(config, dataset)
+    metric = make_metric(config, dataset)
     outcomes = infer(predictions, [t.size for t in targets], [t.original_size for t in targets], config)
     outcomes = [as_tracks(one) if isinstance(one, ClipTracks) else one for one in outcomes]
-    evaluation.update([t.image_id for t in targets], outcomes)
-    return evaluation.compute()
+    metric.update([t.image_id for t in targets], outcomes)
+    return metric.compute()
 
 
 def memorised(config: Config, indices: list[int], steps: int, split: Split = "val") -> dict[str, float]:

@@ -32,7 +32,7 @@ from dqdet.nn.product_masks import ProductMasks
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.sources import predict
 from dqdet.training.data_module import validation_loader
-from dqdet.training.evaluation import make_evaluation
+from dqdet.training.task_metrics import make_metric
 from dqdet.types import PanopticMap, Predictions, VideoStream
 from panoptic_files import evaluate_files
 from test_image_files import save_turned
@@ -256,18 +256,18 @@ def test_panoptic_results_evaluate_like_the_images_themselves(images, truths, tm
 
 def evaluated(model: Predictor, dataset: DetectionDataset) -> dict[str, float]:
     """What `dqdet eval` does, with one process."""
-    evaluation = make_evaluation(model.config, dataset)
+    metric = make_metric(model.config, dataset)
     for batch in validation_loader(model.config, dataset, rank=0, world=1):
         if isinstance(batch, VideoStream):
             (target,) = batch.targets
             parts = track(model.model, batch.frames, target.original_size, model.config)
-            evaluation.update([target.image_id], [best_tracks(parts, model.config.inference.limit)])
+            metric.update([target.image_id], [best_tracks(parts, model.config.inference.limit)])
             continue
         sizes = [target.size for target in batch.targets]
         original_sizes = [target.original_size for target in batch.targets]
         found = infer(model.model(batch.images, batch.padding), sizes, original_sizes, model.config)
-        evaluation.update([target.image_id for target in batch.targets], found)
-    return evaluation.compute()
+        metric.update([target.image_id for target in batch.targets], found)
+    return metric.compute()
 
 
 def test_files_of_a_folder_have_the_numbers_of_eval(images, truths, tmp_path):

@@ -19,7 +19,7 @@ from dqdet.formats.results import StoredResults
 from dqdet.formats.rle import compressed
 from dqdet.inference.masks import Segmentation
 from dqdet.metrics.panoptic import PanopticMap
-from dqdet.training.evaluation import make_evaluation
+from dqdet.training.task_metrics import make_metric
 from dqdet.types import ClipTracks, ImageDetections, Track
 from whole_tracks import as_tracks, decode_frames
 
@@ -70,33 +70,33 @@ def track_truth(dataset, config, video_id: int) -> list[Track]:
     return as_tracks(ClipTracks(torch.ones(len(tracks)), labels, torch.from_numpy(np.stack(masks))))
 
 
-def measured(evaluation, dataset, outcome) -> dict[str, float]:
+def measured(metric, dataset, outcome) -> dict[str, float]:
     for index, image_id in enumerate(dataset.image_ids):
-        evaluation.update([image_id], [outcome(index, image_id)])
-    return evaluation.compute()
+        metric.update([image_id], [outcome(index, image_id)])
+    return metric.compute()
 
 
 @pytest.mark.parametrize("shift", [0, 5])
 @pytest.mark.parametrize("task", ["detection", "instance"])
 def test_all_objects_found(task, shift):
     dataset, config = opened(task, shift)
-    evaluation = make_evaluation(config, dataset)
-    metrics = measured(evaluation, dataset, lambda index, _: objects(dataset, config, index))
-    assert metrics[evaluation.best] == metrics["AP75"] == 1
+    metric = make_metric(config, dataset)
+    metrics = measured(metric, dataset, lambda index, _: objects(dataset, config, index))
+    assert metrics[metric.best] == metrics["AP75"] == 1
     assert {metrics[f"AP/{name}"] for name in dataset.classes} == {1, -1}
 
 
 def test_instances_are_compared_by_their_masks():
     dataset, config = opened("instance")
-    evaluation = make_evaluation(config, dataset)
+    metric = make_metric(config, dataset)
 
     def in_boxes_of_nothing(index, _):
         found = objects(dataset, config, index)
         return replace(found, boxes=torch.zeros_like(found.boxes))
 
-    assert measured(evaluation, dataset, in_boxes_of_nothing)["AP"] == 1
-    evaluation.reset()
-    assert measured(evaluation, dataset, lambda index, _: without_masks(objects(dataset, config, index)))["AP"] == 0
+    assert measured(metric, dataset, in_boxes_of_nothing)["AP"] == 1
+    metric.reset()
+    assert measured(metric, dataset, lambda index, _: without_masks(objects(dataset, config, index)))["AP"] == 0
 
 
 def without_masks(found: ImageDetections) -> ImageDetections:
@@ -106,9 +106,9 @@ def without_masks(found: ImageDetections) -> ImageDetections:
 @pytest.mark.parametrize("shift", [0, 5])
 def test_panoptic_maps_as_they_are(shift):
     dataset, config = opened("panoptic", shift)
-    evaluation = make_evaluation(config, dataset)
-    metrics = measured(evaluation, dataset, lambda index, _: panoptic_truth(dataset, config, index))
-    assert evaluation.best == "PQ"
+    metric = make_metric(config, dataset)
+    metrics = measured(metric, dataset, lambda index, _: panoptic_truth(dataset, config, index))
+    assert metric.best == "PQ"
     for name in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "AP_things", "AP50_things", "mIoU"):
         assert metrics[name] == pytest.approx(1), name
     names = {name.partition("/")[2] for name in metrics if name.startswith("IoU/")}
@@ -118,7 +118,7 @@ def test_panoptic_maps_as_they_are(shift):
 
 def test_each_part_of_a_panoptic_result_has_its_own_metric():
     dataset, config = opened("panoptic")
-    evaluation = make_evaluation(config, dataset)
+    metric = make_metric(config, dataset)
     first, *_ = dataset.image_ids
     truth = panoptic_truth(dataset, config, 0)
     void = PanopticMap(np.zeros_like(truth.panoptic.ids), [])
@@ -127,9 +127,9 @@ def test_each_part_of_a_panoptic_result_has_its_own_metric():
         ("label_map", lambda: np.full_like(truth.semantic, -1), "mIoU"),
         ("instances", without_masks(truth.instances), "AP_things"),
     ):
-        evaluation.reset()
-        evaluation.update([first], [replace(truth, **{part: wrong})])
-        metrics = evaluation.compute()
+        metric.reset()
+        metric.update([first], [replace(truth, **{part: wrong})])
+        metrics = metric.compute()
         assert {name: metrics[name] for name in ("PQ", "mIoU", "AP_things")} == pytest.approx(
             {"PQ": 1, "mIoU": 1, "AP_things": 1} | {lost: 0}
         )
@@ -138,9 +138,9 @@ def test_each_part_of_a_panoptic_result_has_its_own_metric():
 @pytest.mark.parametrize("shift", [0, 5])
 def test_all_tracks_found(shift):
     dataset, config = opened("video", shift)
-    evaluation = make_evaluation(config, dataset)
-    metrics = measured(evaluation, dataset, lambda _, video_id: track_truth(dataset, config, video_id))
-    assert metrics[evaluation.best] == 1
+    metric = make_metric(config, dataset)
+    metrics = measured(metric, dataset, lambda _, video_id: track_truth(dataset, config, video_id))
+    assert metrics[metric.best] == 1
 
 
 @pytest.mark.parametrize("shift", [0, 3])
@@ -157,14 +157,14 @@ def test_cityscapes_has_its_own_definition(tmp_path, task, shift):
         (tmp_path / folder / "val" / "ulm").mkdir(parents=True)
         PIL.Image.fromarray(image).save(tmp_path / folder / "val" / "ulm" / f"ulm_000000_000019_{ending}.png")
     dataset, config = opened(task, shift, kind="cityscapes", root=str(tmp_path))
-    evaluation = make_evaluation(config, dataset)
+    metric = make_metric(config, dataset)
 
     def found(index, _):
         if task == "instance":
             return objects(dataset, config, index)
         return panoptic_truth(dataset, config, index)
 
-    metrics = measured(evaluation, dataset, found)
+    metrics = measured(metric, dataset, found)
     assert metrics[{"instance": "AP", "panoptic": "AP_things"}[task]] == 1
     assert metrics["AP/person"] == metrics["AP/car"] == 1
     assert metrics["AP/bus"] == -1

@@ -29,7 +29,7 @@ from dqdet.predict.predictor import Predictor
 from dqdet.predict.submission import submit, write_submission
 from dqdet.predict.videos import find_tracks, predict_video
 from dqdet.runs.folder import save_folder
-from dqdet.training.evaluation import make_evaluation
+from dqdet.training.task_metrics import make_metric
 from dqdet.types import ClipTracks, Predictions, Track
 from test_segmentation_results import ColourSegmenter, evaluated
 from test_segmentation_results import predictor as image_predictor
@@ -474,7 +474,7 @@ def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vi
     write_submission(predictor, dataset, tmp_path / "new" / "results.zip")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["results.zip"]
 
-    evaluation = make_evaluation(config, dataset)
+    metric = make_metric(config, dataset)
     direct = evaluated(predictor, dataset)
     with zipfile.ZipFile(tmp_path / "new" / "results.zip") as archive:
         assert archive.namelist() == ["results.json"]
@@ -490,9 +490,9 @@ def test_a_submission_evaluates_like_the_videos_themselves(predictor, youtube_vi
             )
             for entry in found
         ]
-        evaluation.update([video["id"]], [tracks])
+        metric.update([video["id"]], [tracks])
     assert 0.3 < direct["AP"] < 1
-    assert evaluation.compute() == direct
+    assert metric.compute() == direct
 
 
 @pytest.mark.slow

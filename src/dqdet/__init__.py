@@ -319,6 +319,6 @@ def evaluate(
         DqdetError: as `load`, data or options are at fault, the data has other classes than the model, or ``out``
             cannot be written.
     """
-    from dqdet.training import measurement
+    from dqdet.training import evaluation
 
-    return measurement.evaluate(source, overrides, None if out is None else Path(out), precision, compile)
+    return evaluation.evaluate(source, overrides, None if out is None else Path(out), precision, compile)

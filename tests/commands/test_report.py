@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from dqdet.metrics.scores import shown
-from dqdet.training import engine, measurement, report
+from dqdet.training import engine, evaluation, report
 from tiny import tiny
 
 WRITE = report.write_report
@@ -20,10 +20,10 @@ CHROMIUM = [Path(f"/usr/bin/{name}") for name in ("chromium", "chromium-browser"
 def evaluated(tmp_path_factory):
     """A run whose evaluation wrote a page."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurement, "write_report", WRITE)
+        patch.setattr(evaluation, "write_report", WRITE)
         options = {"train__epochs": 6, "train__drop": [5.0], "train__lr": 2e-3, "data__scenes__val_images": 6}
         run = engine.train(tiny(**options), tmp_path_factory.mktemp("report") / "run")
-        measurement.evaluate(run)
+        evaluation.evaluate(run)
     return run
 
 

@@ -22,7 +22,7 @@ from dqdet.predict.predictor import Predictor
 from dqdet.predict.sources import predict
 from dqdet.runs.folder import load_folder
 from dqdet.training.engine import train
-from dqdet.training.measurement import evaluate
+from dqdet.training.evaluation import evaluate
 from dqdet.types import PanopticMap
 
 opened = partial(opening.opened, task="panoptic")

@@ -17,7 +17,7 @@ from mutations import bounded, damaged, documents, examples, mutated
 from dqdet.config import Config, resolve
 from dqdet.data import check_files, open_dataset
 from dqdet.formats.rle import encode
-from dqdet.training.evaluation import make_evaluation
+from dqdet.training.task_metrics import make_metric
 from dqdet.types import ImageDetections, RleMasks, Track
 
 SIZE = (40, 60)
@@ -93,10 +93,10 @@ def use(config: Config) -> None:
         for index in range(min(len(dataset), 4)):
             _ = dataset[index]
     options = {"classes": dataset.classes, "category_ids": dataset.category_ids, "stuff": list(dataset.stuff)}
-    evaluation = make_evaluation(config.model_copy(update=options), dataset)
+    metric = make_metric(config.model_copy(update=options), dataset)
     if config.data.task != "panoptic":
-        evaluation.update([dataset.image_ids[0]], [[FOUND_TRACK] if config.data.task == "video" else FOUND])
-        evaluation.compute()
+        metric.update([dataset.image_ids[0]], [[FOUND_TRACK] if config.data.task == "video" else FOUND])
+        metric.compute()
 
 
 @pytest.mark.parametrize(

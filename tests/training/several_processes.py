@@ -17,7 +17,7 @@ from uneven import UNEVEN, found_by
 from dqdet.errors import DqdetError, Everywhere
 from dqdet.training.distributed import check_same, everywhere
 from dqdet.training.engine import train
-from dqdet.training.measurement import evaluate
+from dqdet.training.evaluation import evaluate
 from tiny import tiny_scenes
 
 DIVIDED = {"train__strategy": "fsdp", "train__recompute": True, "train__ema": None, "train__epochs": 1}

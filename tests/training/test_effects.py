@@ -17,7 +17,7 @@ from dqdet.inference import infer
 from dqdet.losses import make_loss
 from dqdet.models import create_model
 from dqdet.training.engine import train
-from dqdet.training.measurement import evaluate
+from dqdet.training.evaluation import evaluate
 from dqdet.training.optimiser import freeze, learning_rate_factor, make_optimiser
 from dqdet.training.readiness import ready
 from tiny import TINY, tiny

@@ -40,7 +40,7 @@ class Scripted:
 @pytest.fixture
 def scripted(monkeypatch):
     def script(*scores):
-        monkeypatch.setattr(engine, "make_evaluation", lambda config, dataset: Scripted(scores))
+        monkeypatch.setattr(engine, "make_metric", lambda config, dataset: Scripted(scores))
 
     return script
 

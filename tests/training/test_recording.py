@@ -18,8 +18,8 @@ from dqdet.formats.panoptic import read_ids, write_ids
 from dqdet.formats.rle import encode
 from dqdet.metrics.video import VideoMetric
 from dqdet.runs.folder import NO_CATEGORY
-from dqdet.training.evaluation import make_evaluation
 from dqdet.training.recording import CLASSES, official_files, results_folder, write_metrics
+from dqdet.training.task_metrics import make_metric
 from dqdet.types import ImageDetections, PanopticMap, Segmentation, Track
 from panoptic_files import evaluate_files
 from test_tasks import objects, opened, panoptic_truth, track_truth
@@ -37,15 +37,15 @@ def imperfect(found: ImageDetections, seed: int) -> ImageDetections:
 
 def recorded(config, dataset, folder, outcome, length=1):
     """The metrics of outcomes, whose files are written."""
-    evaluation, files = make_evaluation(config, dataset), official_files(config, dataset, folder)
+    metric, files = make_metric(config, dataset), official_files(config, dataset, folder)
     for index, image_id in enumerate(dataset.image_ids):
         found = outcome(index, image_id)
-        evaluation.update([image_id], [found])
+        metric.update([image_id], [found])
         for file in files:
             file.add(image_id, found, length)
     for file in files:
         file.write(first=True)
-    return evaluation.compute()
+    return metric.compute()
 
 
 @pytest.mark.parametrize("task", ["detection", "instance"])
@@ -151,7 +151,7 @@ def test_results_of_cityscapes_measure_the_same(tmp_path, task):
             masks.append(np.asarray(mask) != 0)
     masks = torch.from_numpy(np.stack(masks))
     read = ImageDetections(torch.tensor(scores), torch.tensor(labels), torch.zeros(3, 4), masks)
-    again = make_evaluation(config, dataset)
+    again = make_metric(config, dataset)
     again.update([1], [read if task == "instance" else replace(panoptic_truth(dataset, config, 0), instances=read)])
     assert again.compute() == pytest.approx(metrics)
     assert 0 < metrics["AP" if task == "instance" else "AP_things"] < 1

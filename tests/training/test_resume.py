@@ -16,7 +16,7 @@ from dqdet.runs.folder import load_config, load_metrics, save_metrics
 from dqdet.runs.lock import held
 from dqdet.training import callbacks, module, trainer
 from dqdet.training.engine import resume, train
-from dqdet.training.measurement import evaluate
+from dqdet.training.evaluation import evaluate
 from tiny import contents, tiny
 
 # Of 9 batches of 4 images, in 3 epochs.

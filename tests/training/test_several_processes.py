@@ -16,7 +16,7 @@ from uneven import UNEVEN, found_by
 
 from dqdet.runs.folder import load_metrics
 from dqdet.training.engine import resume, train
-from dqdet.training.measurement import evaluate
+from dqdet.training.evaluation import evaluate
 from tiny import tiny, tiny_scenes
 
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ from dqdet.runs.folder import load_config, load_folder, load_metrics
 from dqdet.training import engine, module, trainer
 from dqdet.training.arriving import Arriving
 from dqdet.training.engine import resume, train
-from dqdet.training.measurement import evaluate
+from dqdet.training.evaluation import evaluate
 from dqdet.training.module import DetectionModule
 from dqdet.training.readiness import open_data
 from tiny import contents, tiny

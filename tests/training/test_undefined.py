@@ -18,7 +18,7 @@ from dqdet.predict.predictor import Predictor
 from dqdet.predict.sources import predict
 from dqdet.runs.folder import load_folder, load_metrics
 from dqdet.training.engine import train
-from dqdet.training.measurement import evaluate
+from dqdet.training.evaluation import evaluate
 from dqdet.types import ImageDetections
 from tiny import TINY, tiny
 

@@ -24,7 +24,7 @@ from dqdet.studies.report import OF_PAPER, Report, table
 from dqdet.studies.request import Request
 from dqdet.studies.small import DEFORMABLE_DETR, detector, mask2former
 from dqdet.studies.trained import Examined, examined, opened
-from dqdet.training.measurement import measure
+from dqdet.training.evaluation import measure
 
 RATIOS = (2, 4)
 DRAWS = 6

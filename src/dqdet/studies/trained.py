@@ -14,7 +14,7 @@ from dqdet.runs.sources import load_model
 from dqdet.studies.comparison import Arm, training
 from dqdet.studies.request import Request, Subject, subjects
 from dqdet.studies.running import is_finished, run_all
-from dqdet.training.measurement import LOADED
+from dqdet.training.evaluation import LOADED
 
 
 class Examined(NamedTuple):

@@ -22,8 +22,8 @@ from dqdet.errors import DqdetError, Interrupted
 from dqdet.metrics.scores import is_kept, is_score
 from dqdet.runs.folder import CONFIG, load_metrics, save_folder, write_file
 from dqdet.training.arriving import Arriving
-from dqdet.training.evaluation import Evaluation
 from dqdet.training.module import DetectionModule
+from dqdet.training.task_metrics import TaskMetric
 from dqdet.types import Batch, VideoStream
 
 
@@ -34,7 +34,7 @@ class Validation(Callback):
     where there is no score at all, the newest one is kept. What is no score is not logged.
 
     Args:
-        evaluation: on the validation split.
+        metric: on the validation split.
         folder: of the run; None when nothing is to be kept.
         say: shows a line to the user.
 
@@ -43,8 +43,8 @@ class Validation(Callback):
         step: after which that was.
     """
 
-    def __init__(self, evaluation: Evaluation, folder: Path | None = None, say: Callable[[str], None] = print) -> None:
-        self.evaluation = evaluation
+    def __init__(self, metric: TaskMetric, folder: Path | None = None, say: Callable[[str], None] = print) -> None:
+        self.metric = metric
         self.folder = folder
         self.say = say
         self.said = False  # that there is no score
@@ -52,7 +52,7 @@ class Validation(Callback):
         self.step: int | None = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.evaluation.reset()
+        self.metric.reset()
 
     def on_validation_batch_end(  # type: ignore[override]
         self,
@@ -63,12 +63,12 @@ class Validation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.evaluation.update([target.image_id for target in batch.targets], outputs)
+        self.metric.update([target.image_id for target in batch.targets], outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
-        self.metrics, self.step = self.evaluation.compute(), trainer.global_step
-        of_classes = f"{self.evaluation.best}/"
+        self.metrics, self.step = self.metric.compute(), trainer.global_step
+        of_classes = f"{self.metric.best}/"
         logged = {name: v for name, v in self.metrics.items() if "/" not in name or name.startswith(of_classes)}
         summary = {f"val/{name}": v for name, v in logged.items() if is_score(v)}
         pl_module.log_dict(summary, sync_dist=True)
@@ -77,7 +77,7 @@ class Validation(Callback):
         state = trainer.strategy.lightning_module_state_dict()  # gathered from all processes, where it is divided
         if not trainer.is_global_zero:
             return
-        metric, best = self.evaluation.best, load_metrics(self.folder)
+        metric, best = self.metric.best, load_metrics(self.folder)
         kept = is_kept(self.metrics, best, metric)
         if not is_score(self.metrics[metric]) and not self.said:
             which = "the newest model is kept" if kept else f"that of step {best['step']} is kept"

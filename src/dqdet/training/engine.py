@@ -46,13 +46,13 @@ from dqdet.training.batch_size import fitted
 from dqdet.training.callbacks import LastCheckpoint, Validation
 from dqdet.training.data_module import DataModule
 from dqdet.training.distributed import check_same, everywhere, lost, meet, timeout_of
-from dqdet.training.evaluation import make_evaluation
 from dqdet.training.loggers import finish, make_loggers
 from dqdet.training.logs import CsvLog, GoingOn, quiet_threads
 from dqdet.training.module import DetectionModule
 from dqdet.training.monitoring import Curves, Patience, ValidationPictures
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import described, described_for_others, open_data, place_of, ready, warn
+from dqdet.training.task_metrics import make_metric
 from dqdet.training.trainer import make_trainer, products_rounded, quietly
 
 logger = logging.getLogger(__name__)
@@ -173,17 +173,17 @@ def _fit(
 ) -> Path:
     """Train, and return the folder as the first process knows it."""
     config = module.config
-    evaluation = make_evaluation(config, data.val_set)
+    metric = make_metric(config, data.val_set)
     averaging = [EMAWeightAveraging(decay=config.train.ema)] if config.train.ema else []
-    progress = TrainingProgress(config.train.batch, evaluation.best, config.train.steps)
-    validation = Validation(evaluation, out, progress.print)
+    progress = TrainingProgress(config.train.batch, metric.best, config.train.steps)
+    validation = Validation(metric, out, progress.print)
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)
     loggers = make_loggers(config, out)
     events = next((logger for logger in loggers if isinstance(logger, TensorBoardLogger)), None)
     log = CsvLog(out / LOGS / "csv" / "version_0" / "metrics.csv")
-    watching: list[Callback] = [Curves(out / CURVES, log, evaluation.best)]
+    watching: list[Callback] = [Curves(out / CURVES, log, metric.best)]
     if config.train.patience is not None:
-        watching.append(Patience(config.train.patience, log, evaluation.best, progress.print))
+        watching.append(Patience(config.train.patience, log, metric.best, progress.print))
     if config.train.pictures and config.data.task in ("detection", "instance"):
         watching.append(ValidationPictures(data.val_set, config.train.pictures, out / LOGS / "pictures"))
     trainer = make_trainer(
