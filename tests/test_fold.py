@@ -1,5 +1,7 @@
 """A model whose combinations do not depend on the image becomes a static one with the same outputs."""
 
+import re
+
 import PIL.Image
 import pytest
 import torch
@@ -62,8 +64,28 @@ def test_outputs_stay_the_same(preset, kind, basic):
     assert not [name for name in folded.state_dict() if name.startswith(("queries.coefficients", "proposals.1"))]
 
 
+@pytest.mark.parametrize("basic", ["whole", "groups"])
+@pytest.mark.parametrize("preset", ["deformable_detr_r50", "mask2former_r50_coco_instance", "rf_detr_nano"])
+def test_groups_that_only_train_end_with_the_training(preset, basic):
+    torch.manual_seed(0)
+    config = config_of(preset, kind="grouped", basic=basic)
+    model = create_model(config).eval()
+    folded, static = fold(model, config)
+    assert static.queries.kind == "static"
+    images, padding = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    with torch.inference_mode():
+        before, after = model(images, padding), folded(images, padding)
+    assert torch.equal(after.logits, before.logits)
+
+
+def test_static_queries_cannot_be_folded():
+    config = config_of("detr_r50", kind="static")
+    with pytest.raises(DqdetError, match="static already; there is nothing to fold"):
+        fold(create_model(config), config)
+
+
 def test_combinations_of_the_image_cannot_be_folded():
-    with pytest.raises(DqdetError, match=r"queries\.kind=modulated and queries\.context=backbone"):
+    with pytest.raises(DqdetError, match=r"queries\.kind=modulated with queries\.context=backbone makes other"):
         fold(*model_of("detr_r50"))
 
 
@@ -106,9 +128,13 @@ def test_the_mean_is_that_of_the_mean_coefficients(tmp_path):
 
 
 def test_what_cannot_be_averaged_is_one_line(tmp_path):
-    for preset, kind in (("detr_r50", "static"), ("video_mask2former_r50", "modulated")):
+    for preset, kind, message in (
+        ("detr_r50", "static", "queries.kind=static has the same queries for every image; leave out --images"),
+        ("detr_r50", "grouped", "queries.kind=grouped has the same queries for every image; leave out --images"),
+        ("video_mask2former_r50", "modulated", "only queries that are made from an image can be averaged; this model"),
+    ):
         config = tiny_family(preset, classes=["cat"], queries__kind=kind)
-        with pytest.raises(DqdetError, match=r"only queries that are made from an image can be averaged; this model"):
+        with pytest.raises(DqdetError, match=re.escape(message)):
             mean_queries(Predictor(create_model(config), config, device="cpu"), tmp_path)
     model, config = model_of("detr_r50")
     with pytest.raises(DqdetError, match="no images in this folder"):

@@ -123,6 +123,14 @@ def test_static_queries_become_basic_ones(start):
     assert line.endswith("the queries 2 times; re-made queries.coefficients; ignored nothing")
 
 
+def test_those_of_inference_become_basic_ones_where_the_groups_are_others(start):
+    grouped = {"queries__kind": "grouped", "queries__basic": "groups", "queries__ratio": 3}
+    source, _, model, line = start("detr_r50", grouped, {})
+    table = source["queries.table.position"]
+    assert torch.equal(model["queries.basic.position"], table.repeat_interleave(2, 0))
+    assert line.endswith("the queries 2 times; re-made queries.coefficients; ignored nothing")
+
+
 def test_queries_that_do_not_fit_are_made_anew(start):
     source, before, model, line = start("detr_r50", {"queries__count": 6}, {})
     assert_equal(model, before, (name for name in model if name.startswith("queries.")))

@@ -322,6 +322,7 @@ SOURCES = [
 TRAINED = {"grouped": RATIO, "shared": 0, "generated": 0}
 
 
+@pytest.mark.filterwarnings("ignore:.*has no effect")
 @pytest.mark.parametrize("options", SOURCES, ids=lambda options: "-".join(map(str, options.values())))
 @pytest.mark.parametrize("name", ["DetrForObjectDetection", "DeformableDetrForObjectDetection"])
 def test_every_source_of_queries_trains(name, options, tmp_path):
@@ -329,7 +330,7 @@ def test_every_source_of_queries_trains(name, options, tmp_path):
     given, wanted = inputs(model), targets(model)
     before = outputs(model(**given))
     adapter.modulate(model, ratio=RATIO, hidden=16, **options)
-    if options.get("kind", "grouped") == "grouped" and "coefficients" not in options:
+    if options.get("kind", "grouped") == "grouped":
         assert_same(outputs(model(**given)), before)
     trained = TRAINED.get(options.get("kind"), 1 if options.get("basic") == "one" else RATIO)
     found = train(model)(**given, **wanted)
@@ -376,6 +377,7 @@ def test_groups_start_at_the_first_or_at_the_mean():
     [
         ("DetrForObjectDetection", {"colour": 1}, "colour"),
         ("DetrForObjectDetection", {"ratio": 0}, "ratio"),
+        ("DetrForObjectDetection", {"denoising": 50}, "denoising: only dqdet's own training has that"),
         ("DetrForObjectDetection", {"kind": "static"}, "kind=static: that is what the model has"),
         ("LwDetrForObjectDetection", {"ratio": 4}, "ratio=4: its own groups of queries are the basic ones"),
         ("LwDetrForObjectDetection", {"basic": "whole"}, "basic=whole: its own groups of queries"),
@@ -392,7 +394,25 @@ def test_wrong_options_leave_the_model_as_it_was(name, options, message):
     assert isinstance(getattr(seam_of(name).reader_of(model), next(iter(seam_of(name).tables))), nn.Embedding)
 
 
+def test_options_that_nothing_reads_are_named():
+    with pytest.warns(UserWarning, match=r"queries\.pool=max has no effect with queries\.context=none"):
+        adapter.modulate(build("DetrForObjectDetection"), pool="max", context="none")
+
+
+@pytest.mark.parametrize("basic", ["whole", "groups"])
+def test_without_beta_all_groups_weigh_the_same(basic):
+    """As in dqdet: the mean over the groups, each by its own loss."""
+    model = build("DetrForObjectDetection")
+    given, wanted = inputs(model), targets(model)
+    alone = train(model)(**given, **wanted).loss
+    for beta, expected in ((0.0, alone), (None, alone), (1.0, 2 * alone)):
+        found = adapter.modulate(build("DetrForObjectDetection"), ratio=1, basic=basic, beta=beta)
+        torch.testing.assert_close(train(found)(**given, **wanted).loss, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_models_without_a_table_are_refused():
+    with pytest.raises(DqdetError, match="it has one group of queries"):
+        adapter.modulate(build("LwDetrForObjectDetection", group_detr=1))
     with pytest.raises(DqdetError, match="two_stage=True: its queries are made of the encoder's proposals"):
         adapter.modulate(build("DeformableDetrForObjectDetection with refinement", two_stage=True))
     with pytest.raises(DqdetError, match="has modulated queries already"):

@@ -6,15 +6,16 @@ but rarely is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from dqdet.config.data import DataConfig
 from dqdet.config.length import drop_places, total_steps
 from dqdet.config.losses import LossConfig, SequenceLossConfig
 from dqdet.config.presets import changes, for_trained_weights
-from dqdet.config.schema import Config
+from dqdet.config.schema import Config, QueriesConfig
 
 DIVIDED = ("coco", "yolo", "voc", "labelme")  # formats of detection that may come without splits
 DETECTION_FILES = (*DIVIDED, "webdataset")  # formats of detection, whose images are listed one by one
@@ -103,10 +104,20 @@ def _keeps_proportions(data: DataConfig) -> bool:
     return data.val_fit == "exact" or (data.val_fit == "shorter" and not data.square)
 
 
+def unread(queries: QueriesConfig, given: Collection[str]) -> list[str]:
+    """The same of options of queries alone, by their names."""
+    rules = [rule for rule in UNUSED if rule.options[0].startswith("queries.") and rule.because.startswith("queries.")]
+    return _lines(rules, SimpleNamespace(queries=queries), [f"queries.{option}" for option in given])
+
+
 def unused(config: Config, given: Collection[str]) -> list[str]:
     """A line for each of the ``given`` options, by their dotted paths, that nothing reads."""
+    return _lines(UNUSED, config, given)
+
+
+def _lines(rules: Sequence[Unused], config: Any, given: Collection[str]) -> list[str]:
     lines: dict[str, str] = {}
-    for rule in UNUSED:
+    for rule in rules:
         if not rule.where(config):
             continue
         for path in given:
@@ -116,8 +127,8 @@ def unused(config: Config, given: Collection[str]) -> list[str]:
     return list(lines.values())
 
 
-def _value(config: Config, path: str) -> Any:
-    value: Any = config
+def _value(config: Any, path: str) -> Any:
+    value = config
     for part in path.split("."):
         value = getattr(value, part)
     return value

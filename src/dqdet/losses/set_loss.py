@@ -110,6 +110,16 @@ class SetLoss(nn.Module):
         }
 
 
+def group_weights(groups: int, beta: float | None) -> tuple[float, float]:
+    """The weights of the first of G groups and of each other one.
+
+    Args:
+        groups: G.
+        beta: of Eq. 7, which the others share; None: all groups weigh the same, 1 together.
+    """
+    return (1 / groups, 1 / groups) if beta is None else (1.0, beta / max(groups - 1, 1))
+
+
 def weighted_sum(
     losses: dict[str, tuple[float, Tensor]], groups: list[str], beta: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -117,11 +127,11 @@ def weighted_sum(
 
     Args:
         losses: name of the term -> its weight and its values ``[L, G]``.
-        groups: names of the G groups; all but the first share the weight ``beta``.
-        beta: of Eq. 7; None: all groups weigh the same, 1 together.
+        groups: names of the G groups.
+        beta: of `group_weights`.
     """
     # Weights are numbers, not tensors, which would have to be sent to the device.
-    first, share = (1.0, beta / max(len(groups) - 1, 1)) if beta is not None else (1 / len(groups), 1 / len(groups))
+    first, share = group_weights(len(groups), beta)
     of_terms = [weight * (first * value[:, 0].sum() + share * value[:, 1:].sum()) for weight, value in losses.values()]
     values = torch.stack([value for _, value in losses.values()]).detach()  # [T, L, G]
     terms = {

@@ -26,6 +26,8 @@ def mean_queries(predictor: Predictor, images: Path) -> dict[str, Tensor]:
             are no images.
     """
     kind, task = predictor.config.queries.kind, predictor.config.data.task
+    if kind in ("static", "grouped"):
+        raise DqdetError(f"queries.kind={kind} has the same queries for every image; leave out --images")
     if kind not in ("modulated", "shared", "generated") or task == "video":
         raise DqdetError(
             f"only queries that are made from an image can be averaged; this model has queries.kind={kind} and "

@@ -22,20 +22,22 @@ def fold(model: Detector, config: Config, mean: Mapping[str, Tensor] | None = No
     """A static model in the place of one that makes its queries, and its configuration.
 
     Args:
-        model: with ``queries.context=none``, where ``mean`` is None: its queries are the same for every image, so that
-            they become the table, and the outputs stay.
+        model: with ``queries.kind=grouped`` or ``queries.context=none``, where ``mean`` is None: its queries are the
+            same for every image, so that they become the table, and the outputs stay.
         config: of the model.
         mean: the queries ``[m, f]`` of any other model by their parts, averaged over images, which become the table.
 
     Raises:
         DqdetError: the queries depend on the image, or are static already.
     """
-    constant = config.queries.context == "none" and config.queries.kind in ("modulated", "shared")
+    kind = config.queries.kind
+    if kind == "static":
+        raise DqdetError("its queries are static already; there is nothing to fold")
+    constant = kind == "grouped" or (config.queries.context == "none" and kind in ("modulated", "shared"))
     if mean is None and not constant:
         raise DqdetError(
-            f"only combinations with queries.context=none are the same for every image; this model has "
-            f"queries.kind={config.queries.kind} and queries.context={config.queries.context}; --images FOLDER takes "
-            "the mean of its queries over images"
+            f"queries.kind={kind} with queries.context={config.queries.context} makes other queries for every image; "
+            "--images FOLDER takes their mean over images"
         )
     mean = _queries(model) if mean is None else mean
     config = override(config, {"queries.kind": "static", "queries.context": "backbone"})

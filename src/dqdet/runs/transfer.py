@@ -10,9 +10,9 @@ from dqdet.config import Config, WindowedVitConfig
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.backbone import SHORT_NAMES
-from dqdet.queries import GroupedQueries, ModulatedQueries
+from dqdet.queries import ModulatedQueries
 from dqdet.runs.sources import load_model
-from dqdet.runs.upgrade import join_groups, repeat_queries
+from dqdet.runs.starting import learned_queries, start, with_all_proposals
 from dqdet.weights.renaming import State
 
 # Parameters that make queries of the image's context, for the pooling and the basic queries of their model only.
@@ -27,7 +27,7 @@ def start_from(source: str, model: Detector, config: Config) -> str:
 
     Backbone, encoder, decoder and box heads are taken over whole, class heads class by class, by their names.
     Learned queries are taken over where both models have as many; static ones become the basic queries of a
-    modulated model, as in `dqdet.runs.upgrade`. What remains stays as it was made. A model of videos may
+    modulated model, as in `dqdet.runs.starting`. What remains stays as it was made. A model of videos may
     start from one of images.
 
     Args:
@@ -41,24 +41,20 @@ def start_from(source: str, model: Detector, config: Config) -> str:
     Raises:
         DqdetError: as `load_model`, or the source has another family or other sizes.
     """
-    start, start_config, _ = load_model(source)
+    before, start_config, _ = load_model(source)
     _check_sizes(source, start_config, config)
-    made, found = model.state_dict(), start.state_dict()
-    kinds = start_config.queries.kind, config.queries.kind
-    same_count = start_config.queries.count == config.queries.count
-    repeated = kinds == ("static", "modulated") and same_count
-    if repeated:
-        found = repeat_queries(found, config.queries.ratio)
-    joined = kinds == ("grouped", "modulated") and same_count and _groups(start_config) == _groups(config)
-    if joined:
-        assert isinstance(start.queries, GroupedQueries)
-        assert isinstance(model.queries, ModulatedQueries)
-        join_groups(model.queries, start.queries.alternatives())
+    made, found = model.state_dict(), before.state_dict()
+    learned = learned_queries(getattr(before, "queries", None))
+    joined = taken = False
+    queries = getattr(model, "queries", None)
+    if isinstance(queries, ModulatedQueries) and start_config.queries.count == config.queries.count and learned:
+        taken, joined = True, start(queries, learned)
         found = {name: tensor for name, tensor in found.items() if not name.startswith("queries.")}
         found |= {name: tensor for name, tensor in made.items() if name.startswith("queries.basic.")}
+    found = with_all_proposals(found, made)
 
     unfit: tuple[str, ...] = ()
-    if not joined and any(
+    if not taken and any(
         getattr(start_config.queries, option) != getattr(config.queries, option) for option in MEANING
     ):
         unfit += MADE_FOR_QUERIES
@@ -78,7 +74,7 @@ def start_from(source: str, model: Detector, config: Config) -> str:
         kept = _keep_classes(model, config, found, start_config)
         remade.append(f"class_head (with {kept} of {len(config.classes)} classes known by name)")
         ignored.append(f"{len(start_config.classes) - kept} of {len(start_config.classes)} classes")
-    times = f", the queries {config.queries.ratio} times" if repeated else ""
+    times = f", the queries {config.queries.ratio} times" if taken else ""
     if joined:
         times = f", {config.queries.ratio} groups of queries as basic ones"
     return (
@@ -123,13 +119,6 @@ def _sizes(config: Config) -> dict[str, Any]:
         options |= {f"backbone.{option}": value for option, value in attention.items()}
     colours = {f"data.{name}": [round(value, 4) for value in getattr(config.data, name)] for name in ("mean", "std")}
     return {f"model.{option}": value for option, value in options.items()} | colours
-
-
-def _groups(config: Config) -> int | None:
-    """Groups of queries, of which every hull has one each; None where hulls are not made of groups."""
-    if config.queries.basic != "groups":
-        return None
-    return config.queries.ratio + (config.queries.kind == "grouped")
 
 
 def _listed(options: dict[str, Any]) -> str:

@@ -11,21 +11,25 @@ classes there are. ``dqdet.transformers.ModulatedDetrForObjectDetection`` and so
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from pydantic import ValidationError
-from torch import Tensor
 
 from dqdet.adapters.transformers.conversion import convert, to_transformers
 from dqdet.adapters.transformers.modulated import PREFIX, Modulated, modulated
 from dqdet.adapters.transformers.seams import SEAMS, check_seam, seam_of
 from dqdet.config import QueriesConfig
+from dqdet.config.effects import unread
 from dqdet.errors import DqdetError
-from dqdet.queries import GroupedQueries, ModulatedQueries
-from dqdet.runs.upgrade import Groups, join_groups, perturb, repeat_queries
+from dqdet.queries import GroupedQueries, ModulatedQueries, QuerySource
+from dqdet.runs.starting import Groups, Learned, perturb, start
+
+# Options of queries that the models of the library decide, or whose training has no such thing.
+OF_OUR_TRAINING = {"count", "denoising", "label_noise", "box_noise"}
 
 __all__ = ["Modulated", "convert", "load", "modulate", "to_transformers"]
 
@@ -42,7 +46,7 @@ def modulate(
     model: transformers.PreTrainedModel,
     ratio: int | None = None,
     *,
-    beta: float = 1.0,
+    beta: float | None = 1.0,
     perturbation: float = 0.0,
     groups: Groups = "first",
     **options: Any,
@@ -55,7 +59,7 @@ def modulate(
     Args:
         model: of a class that `SEAMS` has.
         ratio: r, basic queries behind each modulated one; by default 4, or the number of the model's own groups.
-        beta: weight of the basic queries' loss (Eq. 7).
+        beta: weight of the basic queries' loss (Eq. 7); None: all groups weigh the same, 1 together.
         perturbation: standard deviation of noise added to the basic queries, relative to theirs; more than 0 lets the
             queries of a group go different ways from the first step on, and changes the outputs.
         groups: where the combinations of a model with groups of its own start: at the first group, with the outputs of
@@ -80,23 +84,28 @@ def modulate(
             raise DqdetError(
                 f"{name}: {option}={value}: its own groups of queries are the basic ones; leave it at {fixed[option]}"
             )
+    if refused := OF_OUR_TRAINING & given.keys():
+        raise DqdetError(f"{name}: {', '.join(sorted(refused))}: only dqdet's own training has that; leave it out")
     config = _queries(name, {"count": 1, **fixed, **given})
+    for line in unread(config, given):
+        warnings.warn(f"{name}: {line}", stacklevel=2)
     if config.kind == "static":
         raise DqdetError(f"{name}: kind=static: that is what the model has; choose modulated, shared, ...")
     check_seam(model, seam, config.context)
     reader = seam.reader_of(model)
     tables = {table: getattr(reader, table).weight.detach() for table in seam.tables}
-    config.count = len(next(iter(tables.values()))) // (config.ratio if seam.groups else 1)
+    trained = seam.groups_of(model.config)
+    config.count = len(next(iter(tables.values()))) // trained
     changed: Any = model
     changed.config.modulated = config.model_dump() | {"beta": beta}
     changed.__class__ = modulated(changed.__class__)
     changed._take_over()
-    parts = {
-        part: columns
+    learned = {
+        part: columns.unflatten(0, (trained, -1)).transpose(0, 1)  # [m, g, f]
         for table, names in seam.tables.items()
         for part, columns in zip(names, tables[table].chunk(len(names), 1), strict=True)
     }
-    _start(changed, parts, perturbation, groups if seam.groups else None)
+    _start(changed.queries, learned, perturbation, groups)
     return changed
 
 
@@ -133,18 +142,11 @@ def _queries(name: str, options: dict[str, Any]) -> QueriesConfig:
 
 
 @torch.no_grad()
-def _start(model: Modulated, parts: dict[str, Tensor], perturbation: float, groups: Groups | None) -> None:
-    """Fill the source of queries with what a model has learned, ``[m, f]`` of each part (``[r * m, f]`` of groups)."""
-    source = model.queries
+def _start(source: QuerySource, learned: Learned, perturbation: float, groups: Groups) -> None:
+    """Fill the source of queries with what a model has learned."""
     if isinstance(source, GroupedQueries):
         for part, table in source.table.items():
-            table.copy_(parts[part])
-    if not isinstance(source, ModulatedQueries):
-        return
-    if groups is not None:
-        of_groups = {part: x.unflatten(0, (source.config.ratio, -1)) for part, x in parts.items()}  # [r, m, f]
-        join_groups(source, {part: x.transpose(0, 1) for part, x in of_groups.items()}, groups)
-    else:
-        repeated = repeat_queries({f"queries.table.{part}": x for part, x in parts.items()}, source.config.ratio)
-        model.load_state_dict(repeated, strict=False)
-    perturb(source, perturbation)
+            table.copy_(learned[part][:, 0])
+    if isinstance(source, ModulatedQueries):
+        start(source, learned, groups)
+        perturb(source, perturbation)

@@ -30,7 +30,7 @@ from dqdet.weights.lw_detr import LW_DETR, PublishedVit
 from dqdet.weights.mask2former import MASK2FORMER
 from dqdet.weights.preparation import of_processor
 from dqdet.weights.published import Published
-from dqdet.weights.renaming import State
+from dqdet.weights.renaming import State, fold_norms
 from dqdet.weights.rf_detr import RF_DETR
 
 EPSILON = 1e-5  # of the library's batch norms
@@ -231,10 +231,11 @@ def to_transformers(model: Detector, config: Config) -> transformers.PreTrainedM
     kind: Any = getattr(transformers, name)
     own = ("static", "grouped") if "group_detr" in options else ("static",)  # what the library's class trains itself
     if config.queries.kind not in own:
-        theirs.modulated = config.queries.model_dump() | {"beta": config.loss.beta}
+        theirs.modulated = config.queries.model_dump() | {"denoising": 0, "beta": config.loss.beta}
         kind = modulated(kind)
     made = kind(theirs).eval()
-    fill(made, model.state_dict(), published)
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("denoising.")}
+    fill(made, fold_norms(state), published)  # of a ResNet whose batch norms have trained, too
     return made
 
 

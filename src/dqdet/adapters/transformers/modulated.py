@@ -24,6 +24,7 @@ from dqdet.adapters.transformers.seams import (
 )
 from dqdet.config import QueriesConfig
 from dqdet.errors import DqdetError
+from dqdet.losses.set_loss import group_weights
 from dqdet.nn.padding import resize_padding
 from dqdet.queries import GroupedQueries, ModulatedQueries, QuerySource, make_queries
 from dqdet.types import Queries
@@ -276,13 +277,13 @@ def one_row(attention: nn.Module, args: tuple, kwargs: Given) -> tuple[tuple, Gi
     return args, kwargs | {"attention_mask": None if mask is None else mask[:, :, :1]}
 
 
-def groups_of(source: QuerySource, copies: int, beta: float) -> list[Group]:
+def groups_of(source: QuerySource, copies: int, beta: float | None) -> list[Group]:
     """The groups of queries that a source makes in training, that of inference first.
 
     Args:
         source: of queries.
         copies: queries of the decoder for each one of the source.
-        beta: weight of the others' loss, which they share.
+        beta: of `group_weights`.
     """
     config: QueriesConfig = source.config  # type: ignore[assignment]
     others: dict[str, int] = {}
@@ -294,8 +295,9 @@ def groups_of(source: QuerySource, copies: int, beta: float) -> list[Group]:
                 others = {f"_basic_{number}": config.count for number in range(1, config.ratio + 1)}
             case "one":
                 others = {"_basic": config.count}
-    groups = [Group(0, copies * config.count, "", 1.0)]
+    first, share = group_weights(1 + len(others), beta)
+    groups = [Group(0, copies * config.count, "", first)]
     for suffix, size in others.items():
         start = groups[-1].start + groups[-1].size
-        groups.append(Group(start, copies * size, suffix, beta / len(others)))
+        groups.append(Group(start, copies * size, suffix, share))
     return groups

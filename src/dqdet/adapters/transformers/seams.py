@@ -102,6 +102,10 @@ class Seam:
         """The options of ``queries`` that a model decides itself, from its configuration."""
         return {"kind": "modulated", "basic": "groups", "ratio": config.group_detr} if self.groups else {}
 
+    def groups_of(self, config: Any) -> int:
+        """How many groups of queries the tables of a model hold, from its configuration."""
+        return int(config.group_detr) if self.groups else 1
+
 
 def module_at(module: Any, path: str) -> Any:
     """As ``get_submodule``, where ``-1`` is the last one of a list; raises AttributeError where there is none."""
@@ -249,6 +253,12 @@ LW_DETR = Seam(
     hidden=lambda config: config.d_model,
     groups=True,
     of_group=own_proposals,
+    refuse=lambda config: (
+        "it has one group of queries (group_detr=1), and others would need proposals of their own: make them by "
+        "`dqdet upgrade`, then dqdet.transformers.convert"
+        if config.group_detr == 1
+        else None
+    ),
 )
 
 RF_DETR = replace(LW_DETR, contexts={**LW_DETR.contexts, "projected": ("backbone.projector", itself)})
