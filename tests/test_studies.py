@@ -234,6 +234,25 @@ def test_combinations_of_a_trained_model_are_measured_and_kept(tmp_path):
     assert len(said) == 9
 
 
+def test_combinations_are_measured_again_where_the_model_or_the_options_are_others(tmp_path, monkeypatch):
+    options = SMALL | {"queries.kind": "static", "train.epochs": 1, "train.drop": [0.8]}
+    run = dqdet.train("scenes_tiny", out=tmp_path / "run", **options)
+    measured = []
+
+    def measure(*given):
+        measured.append(given)
+        return {"AP": 0.5}
+
+    monkeypatch.setattr("dqdet.studies.combinations.measure", measure)
+    for change, times in (({}, 39), ({}, 0), ({"inference": {"limit": 1}}, 39), ({}, 39)):
+        measured.clear()
+        study("combinations", tmp_path / "out", model=run, **change)
+        assert len(measured) == times
+    os.utime(run / "model.safetensors", (0, 0))  # trained further
+    study("combinations", tmp_path / "out", model=run)
+    assert len(measured) == 2 * 39
+
+
 @pytest.mark.slow
 def test_combinations_train_their_model_where_none_is_given(tmp_path):
     report = study("combinations", tmp_path, jobs=1, only=("Mask2Former",), **SMALL | MASKS)

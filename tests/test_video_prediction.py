@@ -31,6 +31,8 @@ from dqdet.predict.videos import find_tracks, predict_video
 from dqdet.runs.folder import save_folder
 from dqdet.training.task_metrics import make_metric
 from dqdet.types import ClipTracks, Predictions, Track
+from test_predictor import ColourFinder
+from test_predictor import config as boxes_config
 from test_segmentation_results import ColourSegmenter, evaluated
 from test_segmentation_results import predictor as image_predictor
 from tiny import tiny_family
@@ -190,6 +192,17 @@ def test_image_models_detect_in_each_frame(clip, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {entry["image_id"] for entry in results} == set(range(1, 16))
     assert len(list(VideoFile(tmp_path / "out" / "clip.mp4"))) == 15
+
+
+@pytest.mark.parametrize("batch", [4, 100])
+def test_frames_go_through_an_image_model_together(clip, tmp_path, batch):
+    results = []
+    for size in (1, batch):
+        model = ColourFinder()
+        predict_video(Predictor(model, boxes_config(), device="cpu", batch=size), clip, tmp_path / str(size))
+        results.append([(tmp_path / str(size) / name).read_bytes() for name in ("results.json", "images.json")])
+        assert model.batches == {1: [1] * 15, 4: [4, 4, 4, 3], 100: [15]}[size]
+    assert results[0] == results[1]
 
 
 def test_image_models_find_no_tracks(clip):

@@ -114,7 +114,7 @@ def load(
         DqdetError: there is no such model, it is not whole, reading it would execute code, or an option is wrong or has
             no effect on a prediction.
     """
-    from dqdet.models.fast import made_fast
+    from dqdet.models.fast import made_fast, warn_if_slow
     from dqdet.predict.predictor import Predictor
     from dqdet.runs.folder import NOT_PREDICTED, PREDICTED
     from dqdet.runs.sources import load_model
@@ -129,6 +129,7 @@ def load(
     model, config, metrics = load_model(source)
     config = override_some(config, overrides, PREDICTED, NOT_PREDICTED)
     fast = made_fast(model, precision, compile)
+    warn_if_slow(precision)
     return Predictor(fast, config, metrics, device=device, trained=model, source=source)
 
 

@@ -91,6 +91,15 @@ def test_weights_are_fine_tuned_by_the_recipe_of_their_preset(machine):
         choose(Found(**{**vars(CELLS), "task": "instance"}), machine, start)
 
 
+def test_weights_see_images_as_large_as_before():
+    start = resolve("scenes_tiny", {"data": {"resize": [256], "val_resize": 256, "max_size": 341, "square": True}})
+    _, options = options_of(start=start)
+    assert options["data.resize"] == [256]
+    assert (options["data.val_resize"], options["data.max_size"], options["data.square"]) == (256, 341, True)
+    _, options = options_of(start=start, **{"data.val_resize": 192})
+    assert options["data.val_resize"] == 192
+
+
 @given(founds, st.sampled_from([CPU, GPU]))
 def test_whatever_the_data_the_plan_is_valid_and_the_same_again(found, machine):
     plan = choose(found, machine, None)

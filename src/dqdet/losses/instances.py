@@ -84,7 +84,7 @@ class InstanceSetLoss(SetLoss):
         self, layer: int, embeddings: Tensor, features: Tensor, bias: Tensor, masks: ObjectMasks, rows: Tensor
     ) -> Tensor:
         """What the masks of one layer cost, ``[B, Q, N]``, from ``embeddings [B, Q, c]``, ``features [B, c, h, w]``."""
-        count = features.shape[2] * features.shape[3] // self.config.cells_a_point
+        count = max(1, features.shape[2] * features.shape[3] // self.config.cells_a_point)
         points = self.points.of_images(layer, "all", len(features), count, features.device)  # [B, P, 2]
         logits = embeddings @ sample(features, points) + bias  # [B, Q, P]
         wanted = masks.at(rows, points[:, None, None], nearest=True).flatten(2)  # [B, N, P]

@@ -49,8 +49,6 @@ def made_fast(model: Detector, precision: Precision = "fp32", compiled: bool = F
         raise DqdetError(f"precision={precision}: should be one of {', '.join(DTYPES)}")
     if precision == "fp32" and not compiled:
         return model
-    if precision != "fp32" and not torch.cuda.is_available() and not _cpu_has(precision):
-        logger.warning(f"precision={precision}: this CPU computes without it, many times slower than fp32")
     fast = folded(model)
     if precision != "fp32":
         _cast(fast, DTYPES[precision])
@@ -59,8 +57,13 @@ def made_fast(model: Detector, precision: Precision = "fp32", compiled: bool = F
     return fast
 
 
+def warn_if_slow(precision: Precision) -> None:
+    """Say it where this machine has no instructions for a precision, and would convert number by number."""
+    if precision != "fp32" and not torch.cuda.is_available() and not _cpu_has(precision):
+        logger.warning(f"precision={precision}: this CPU computes without it, many times slower than fp32")
+
+
 def _cpu_has(precision: Precision) -> bool:
-    """Whether the CPU has instructions for it, so that PyTorch's libraries do not convert number by number."""
     of_half = torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.ops.mkldnn._is_mkldnn_fp16_supported
     return bool(of_half[precision == "fp16"]())
 

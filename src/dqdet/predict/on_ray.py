@@ -39,6 +39,7 @@ from dqdet.predict.progress import Tally
 from dqdet.predict.sources import ids_from, images_of, numbered
 from dqdet.runs.libraries import versions
 from dqdet.runs.lock import held
+from dqdet.runs.sources import weights_of
 
 SHARD = 256  # images
 MAGIC = re.compile(r"[*?]")
@@ -71,11 +72,8 @@ def loading(
     load: Callable[..., Predictor], source: str, precision: Precision, compile: bool, overrides: dict[str, Any]
 ) -> Loading:
     """That of ``load``, which is ``dqdet.load``; files of a model that change make it another one."""
-    place = Path(source)
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] * place.is_file()
-    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    source = str(place.resolve()) if place.exists() else source
-    named = {"model": source, "files": state, "precision": precision, "options": overrides}
+    source = str(Path(source).resolve()) if Path(source).exists() else source
+    named = {"model": source, "files": weights_of(source), "precision": precision, "options": overrides}
     return Loading(partial(load, source, precision=precision, compile=compile, **overrides), named)
 
 

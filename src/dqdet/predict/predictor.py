@@ -173,7 +173,7 @@ class Predictor:
     def outcomes_of(self, batch: Sequence[Prepared], threshold: Threshold | None = None) -> list[Outcome]:
         """What was found in images that are prepared already and go through the model together, as :meth:`outcomes`."""
         config = self.config
-        if isinstance(threshold, float | int):
+        if config.data.task == "panoptic" and isinstance(threshold, float | int):
             config = override(config, {"inference.object_threshold": threshold})
         outcomes = infer(*self._predicted(batch), config)
         for found in map(objects, outcomes):

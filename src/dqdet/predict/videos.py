@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask
@@ -20,13 +20,14 @@ from dqdet.formats.writing import replacing
 from dqdet.inference.windows import best_tracks, track
 from dqdet.predict.addresses import is_stream, public
 from dqdet.predict.frames import Video, open_video, video_writer
-from dqdet.predict.images import ResultFiles
+from dqdet.predict.images import ResultFiles, found_in
 from dqdet.predict.output import Output, results_folder
 from dqdet.predict.predictor import SMALLEST_PICTURE, Predictor, objects
+from dqdet.predict.prefetch import ahead
 from dqdet.predict.progress import Tally, in_progress
 from dqdet.predict.streams import Stream
 from dqdet.predict.tracking import Tracker, check_installed
-from dqdet.types import Track
+from dqdet.types import Outcome, Track
 
 
 def find_tracks(
@@ -189,6 +190,18 @@ def _in_frame(tracks: dict[int, Track], frame: int, classes: list[str]) -> sv.De
     )
 
 
+class Frame(NamedTuple):
+    """A frame to look at."""
+
+    name: str  # in results
+    number: int  # from 1
+    image: Image.Image
+
+
+def _image(frame: Frame) -> Image.Image:
+    return frame.image
+
+
 def _detected(
     predictor: Predictor,
     video: Video,
@@ -200,14 +213,39 @@ def _detected(
 ) -> Iterator[Image.Image]:
     """Pictures of what an image model finds in each frame; result files."""
     results = ResultFiles(predictor, output)
-    for number, image in enumerate(in_progress(_readable(video, failures), "predicting", video.length), 1):
-        (outcome,) = predictor.outcomes([image], threshold)
-        tracks = 0 if tracker is None else tracker.count
-        if tracker is not None:
-            outcome = tracker.followed(objects(outcome))
-        name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
-        results.add(number, name, image, outcome)
-        output.done = f"{number} frames are done"
-        tally.add(predictor.shown(outcome, threshold) if tracker is None else tracker.count - tracks)
-        yield predictor.drawn(image, outcome, threshold)
+    live = isinstance(video, Stream)  # whoever watches a camera waits for no further frames
+
+    def frames() -> Iterator[Frame]:
+        for number, image in enumerate(in_progress(_readable(video, failures), "predicting", video.length), 1):
+            name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
+            yield Frame(name, number, image)
+
+    def failed(frame: Frame, error: DqdetError) -> None:
+        failures.append(error)
+
+    def outcomes() -> Iterator[tuple[Frame, Outcome]]:
+        if live:
+            for frame in frames():
+                yield from ((frame, outcome) for outcome in predictor.outcomes([frame.image], threshold))
+        else:
+            for (frame, _, _), outcome in found_in(predictor, frames(), _image, failed, threshold, tally):
+                yield frame, outcome
+
+    def followed() -> Iterator[tuple[Frame, Outcome, int]]:
+        for frame, outcome in outcomes():
+            if tracker is None:
+                yield frame, outcome, predictor.shown(outcome, threshold)
+            else:
+                tracks = tracker.count
+                yield frame, tracker.followed(objects(outcome)), tracker.count - tracks
+
+    def draw(found: tuple[Frame, Outcome, int]) -> tuple[Frame, Outcome, int, Image.Image]:
+        frame, outcome, _ = found
+        return *found, predictor.drawn(frame.image, outcome, threshold)
+
+    for frame, outcome, new, picture in map(draw, followed()) if live else ahead(draw, followed(), predictor.batch):
+        results.add(frame.number, frame.name, frame.image, outcome)
+        output.done = f"{frame.number} frames are done"
+        tally.add(new)
+        yield picture
     results.finish()

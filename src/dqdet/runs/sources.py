@@ -39,6 +39,13 @@ class Trained(NamedTuple):
     metrics: dict[str, float]  # measured of it; empty when nothing was
 
 
+def weights_of(source: str | Path) -> list[list[str | int]]:
+    """What changes when the weights of a source do: name, size and time of each file that has some."""
+    place = Path(source)
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] * place.is_file()
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 def load_model(source: str | Path) -> Trained:
     """The model of a source.
 

@@ -18,6 +18,7 @@ from dqdet.models import create_model
 from dqdet.models.detector import Detector
 from dqdet.queries import CombinationKind, GroupedQueries, StaticQueries, combine, random_coefficients
 from dqdet.runs.folder import without_pretraining, write_file
+from dqdet.runs.sources import weights_of
 from dqdet.studies.comparison import METRICS, STATIC
 from dqdet.studies.paired import spread
 from dqdet.studies.report import OF_PAPER, Report, table
@@ -156,7 +157,8 @@ def _measured(one: Examined, request: Request) -> tuple[str, Found]:
             raise DqdetError(f"{one.source}: {_indivisible(config, r)}")
     file = one.folder / "combinations.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    options = {"source": one.source, "data": config.data.model_dump(mode="json")}
+    weights = weights_of(one.source)
+    options = {"source": one.source, "weights": weights, "config": config.model_dump(mode="json")}
     found: Found = kept["found"] if kept.get("options") == options else {}
     todo = [
         (LEARNED, groups, 1),

@@ -37,6 +37,10 @@ SMALL = 5  # percentile of the objects, by size, that is called a small one
 QUERIES_AN_OBJECT = 2  # of the image with most objects, on a CPU
 STEPS = {"small": 1500, "large": 20_000, "weights": 2000}  # of a training, at least
 MOST_EPOCHS = 300
+# Options that weights belong to: what a model is, and how large and in which colours it has seen images.
+SIZES = ("resize", "square", "max_size", "jitter", "window", "mean", "std")
+SIZES_OF_VALIDATION = ("val_resize", "val_max_size", "val_fit", "val_size", "val_divisor", "val_pad")
+OF_WEIGHTS = {f"data.{option}" for option in (*SIZES, *SIZES_OF_VALIDATION)}
 STEPS_AN_EPOCH = 4  # at least, or the batch becomes smaller
 
 
@@ -184,7 +188,11 @@ def choose(found: Found, machine: Machine, start: Config | None) -> Plan:
             )
         name = f"{start.preset}_finetune"
         preset = name if name in preset_names() else start.preset
-        own = {path: value for path, value in changes(start).items() if path.startswith(("model.", "queries."))}
+        own = {
+            path: value
+            for path, value in changes(start).items()
+            if path.startswith(("model.", "queries.")) or path in OF_WEIGHTS
+        }
         same = [Choice(own, "those of init")] if own else []
         choices = [task, *same, *_length(found, preset, "weights")]
         return Plan(preset, f"init has the weights of {start.preset}", choices)

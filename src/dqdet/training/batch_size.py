@@ -25,7 +25,7 @@ from dqdet.runs.processes import this_process
 from dqdet.training.data_module import DataModule
 from dqdet.training.module import DetectionModule
 from dqdet.training.monitoring import Timing
-from dqdet.training.trainer import make_trainer, quietly
+from dqdet.training.trainer import make_trainer, products_rounded, quietly, weight_averaging
 
 STEPS = 2  # of a trial: the optimiser has its state from the first one on
 GPU_SHARE, CPU_SHARE = 0.9, 0.8  # of the memory: other images, the average of weights and workers need some, too
@@ -141,10 +141,11 @@ def peak_of_steps(config: Config, data: DataModule) -> int | None:
             RESET.write_text("5")
     try:
         module = DetectionModule(create_model(without_pretraining(config)), config)
-        trainer = make_trainer(config, [Timing()], epochs=1)
+        trainer = make_trainer(config, [*weight_averaging(config.train.ema), Timing()], epochs=1)
         trainer.limit_train_batches = STEPS
         trainer.limit_val_batches = 0
-        quietly(trainer.fit, module, datamodule=data)
+        with products_rounded(config.train.tf32):
+            quietly(trainer.fit, module, datamodule=data)
     except torch.OutOfMemoryError:
         return None
     if on_gpu:

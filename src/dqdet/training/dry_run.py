@@ -16,7 +16,7 @@ from dqdet.training.distributed import everywhere, meet
 from dqdet.training.module import DetectionModule
 from dqdet.training.monitoring import Timing
 from dqdet.training.readiness import described, ready
-from dqdet.training.trainer import make_trainer, quietly
+from dqdet.training.trainer import make_trainer, products_rounded, quietly, weight_averaging
 
 REHEARSED = 4  # steps
 
@@ -42,12 +42,13 @@ def rehearse(config: Config, fit_memory: bool = False) -> list[str]:
         chosen.append(line)
     module = DetectionModule(create_model(without_pretraining(config)), config)
     timing = Timing()
-    trainer = make_trainer(config, [timing], epochs=config.train.validate_every)
+    trainer = make_trainer(config, [*weight_averaging(config.train.ema), timing], epochs=config.train.validate_every)
     trainer.limit_train_batches = min(REHEARSED, data.steps_per_epoch) * config.train.accumulate
     trainer.limit_val_batches = 1
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    quietly(trainer.fit, module, datamodule=data)
+    with products_rounded(config.train.tf32):
+        quietly(trainer.fit, module, datamodule=data)
     if torch.cuda.is_available():
         memory = f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of {torch.cuda.get_device_name()}"
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -53,7 +53,7 @@ from dqdet.training.monitoring import Curves, Patience, ValidationPictures
 from dqdet.training.progress import TrainingProgress
 from dqdet.training.readiness import described, described_for_others, open_data, place_of, ready, warn
 from dqdet.training.task_metrics import make_metric
-from dqdet.training.trainer import make_trainer, products_rounded, quietly
+from dqdet.training.trainer import make_trainer, products_rounded, quietly, weight_averaging
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _fit(
     """Train, and return the folder as the first process knows it."""
     config = module.config
     metric = make_metric(config, data.val_set)
-    averaging = [EMAWeightAveraging(decay=config.train.ema)] if config.train.ema else []
+    averaging = weight_averaging(config.train.ema)
     progress = TrainingProgress(config.train.batch, metric.best, config.train.steps)
     validation = Validation(metric, out, progress.print)
     last = LastCheckpoint(out / LAST, config.train.steps, progress.print)

@@ -18,7 +18,7 @@ from dqdet.data.dataset import DetectionDataset
 from dqdet.data.loader import killed_worker
 from dqdet.exporting.formats import is_exported
 from dqdet.exporting.model import ExportedModel
-from dqdet.models.fast import made_fast
+from dqdet.models.fast import made_fast, warn_if_slow
 from dqdet.runs.folder import (
     LAST,
     MEASURED,
@@ -116,7 +116,9 @@ def _opened(
     model, config, _ = load_model(source)
     config = override_some(config, overrides, allowed, NOT_MEASURED)
     warn(unused(config, overrides))
-    return made_fast(model, precision, compiled), config, before
+    fast = made_fast(model, precision, compiled)
+    warn_if_slow(precision)
+    return fast, config, before
 
 
 def measure(model: nn.Module, config: Config, folder: Path | None = None) -> dict[str, float]:

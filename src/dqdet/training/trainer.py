@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -65,6 +66,11 @@ def quietly(run: Callable[..., object], *args: object, **options: object) -> Non
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and PyTorch
         warnings.filterwarnings("ignore", message="MLFlow only allows")  # in the names of classes
         run(*args, **options)
+
+
+def weight_averaging(ema: float | None) -> list[Callback]:
+    """What keeps the moving average of the weights, which validations measure, if there is one (``train.ema``)."""
+    return [EMAWeightAveraging(decay=ema)] if ema else []
 
 
 @contextmanager
