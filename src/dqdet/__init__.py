@@ -103,8 +103,8 @@ def load(
         source: a run folder, written by `train`, `convert` or `upgrade`, or its ``last.ckpt`` with the newest weights
             of a training; an official checkpoint (``.pth``, or
             ``.pkl`` of detectron2) of any family, or one of the published code with dynamic queries; the folder of a
-            Hugging Face model of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR or Mask2Former; the
-            name of such a folder on the hub, ``user/name``; or a file that `export` has written.
+            Hugging Face model of DETR, Conditional-DETR, DAB-DETR, Deformable-DETR, Mask2Former, LW-DETR or RF-DETR;
+            the name of such a folder on the hub, ``user/name``; or a file that `export` has written.
         device: by default the GPU, if there is one; an exported file runs where its runtime does.
         precision: ``fp32``, ``bf16`` or ``fp16``, of weights and features; boxes and scores are in single precision.
         compile: compile the network at the first images, which takes a minute and more, and makes it faster.

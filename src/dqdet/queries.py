@@ -166,7 +166,7 @@ def training_groups(config: QueriesConfig) -> list[slice]:
 
     ``whole``: one group of n (the paper). ``groups``: r groups of m, the j-th of them query j of every hull; that is
     what inference sees, and how Chen et al., "Group DETR", ICCV 2023, train unrelated queries. ``one``: one of these
-    groups, drawn anew in each step, so that a step has 2 m queries instead of m + r m.
+    groups, drawn anew for each batch of each process, so that it has 2 m queries instead of m + r m.
     """
     match config.basic:
         case "whole":

@@ -47,7 +47,7 @@ class QueriesConfig(Section):
     """r: basic queries behind each modulated one."""
     basic: Literal["whole", "groups", "one"] = "whole"
     """How basic (or unrelated) queries train: all as one group (whole), as r groups of m (groups), or one of these
-    groups a step (one).
+    groups a batch (one).
     """
     patterns: Width = 100
     """K: patterns behind all queries of kind shared together."""

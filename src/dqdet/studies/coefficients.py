@@ -117,7 +117,7 @@ def look(model: Detector, config: Config, images: int = IMAGES) -> Seen:
     coefficients, contexts, present, thumbnails = [], [], [], []
     indices = range(min(images, len(dataset)))
     for index in indices:
-        batch = collate([dataset[index]])
+        batch = collate([dataset[index]], size=dataset.padded_size)
         if batch.images.dim() == 5:
             batch.images = batch.images[:, : config.inference.window]
         found = model(batch.images.to(device), batch.padding.to(device)).coefficients
