@@ -162,6 +162,7 @@ def test_groups(kind, training, inference):
     for mode, groups in ((True, training), (False, inference)):
         made = queries.train(mode)(*image())
         assert made.groups == groups
+        assert queries.training_sizes() == list(training.values())[1:]
         for name, width in WIDTHS.items():
             assert made[name].shape == (3, sum(groups.values()), width)
 

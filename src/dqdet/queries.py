@@ -111,6 +111,10 @@ class QuerySource(nn.Module, ABC):
             padding: of its cells, ``[B, h, w]``   (video: ``[B, T, h, w]``), True = padded.
         """
 
+    def training_sizes(self) -> list[int]:
+        """How many queries each group has that trains beside those of inference."""
+        return []
+
 
 class StaticQueries(QuerySource):
     """The plain baseline: the same learned queries for every image.
@@ -153,6 +157,9 @@ class ModulatedQueries(QuerySource):
         queries = Queries(parts, {"modulated": self.config.count}, coefficients)
         return _with_training_groups(queries, "basic", self.basic, self.config) if self.training else queries
 
+    def training_sizes(self) -> list[int]:
+        return training_sizes(self.config)
+
 
 def predict_coefficients(head: nn.Module, features: Tensor, padding: Tensor, config: QueriesConfig) -> Tensor:
     """W of Eq. 5, ``[B, m, r]``, from features ``[B, C, *cells]`` and padding ``[B, *cells]``."""
@@ -175,6 +182,15 @@ def training_groups(config: QueriesConfig) -> list[slice]:
             return [slice(j, None, config.ratio) for j in range(config.ratio)]
         case "one":
             return [slice(int(torch.randint(config.ratio, ())), None, config.ratio)]
+
+
+def training_sizes(config: QueriesConfig) -> list[int]:
+    """Queries of each of these groups."""
+    return {
+        "whole": [config.count * config.ratio],
+        "groups": [config.count] * config.ratio,
+        "one": [config.count],
+    }[config.basic]
 
 
 class GeneratedQueries(QuerySource):
@@ -220,6 +236,9 @@ class GroupedQueries(QuerySource):
     def forward(self, features: Tensor, padding: Tensor) -> Queries:
         queries = Queries(_repeat(self.table, features.shape[0]), {"static": _rows(self.table)})
         return _with_training_groups(queries, "unrelated", self.unrelated, self.config) if self.training else queries
+
+    def training_sizes(self) -> list[int]:
+        return training_sizes(self.config)
 
 
 class SharedQueries(QuerySource):
@@ -320,10 +339,8 @@ def _coefficients(channels: int, config: QueriesConfig, ratio: int) -> Constants
 
 def _with_training_groups(queries: Queries, name: str, basic: nn.ParameterDict, config: QueriesConfig) -> Queries:
     """Append the basic queries, ``[n, f]`` of each part, as the groups that ``config.basic`` names."""
-    rows = training_groups(config)
-    count = config.count * config.ratio
+    rows, sizes = training_groups(config), training_sizes(config)
     names = [name] if len(rows) == 1 else [f"{name} {number}" for number in range(1, len(rows) + 1)]
-    sizes = [len(range(count)[of_group]) for of_group in rows]
     parts = {}
     for part, made in queries.parts.items():
         groups = [basic[part][of_group].expand(len(made), -1, -1) for of_group in rows]  # of [B, n or m, f]

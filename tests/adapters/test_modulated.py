@@ -12,9 +12,11 @@ import torch
 from library_models import CONFIGS, QUERIES, build, inputs, outputs, targets
 from torch import Tensor, nn
 
+import dqdet.queries
 from dqdet.adapters import transformers as adapter
 from dqdet.adapters.transformers.seams import SEAMS, Seam
 from dqdet.errors import DqdetError
+from dqdet.queries import QuerySource
 from dqdet.types import Queries
 
 RATIO = 4
@@ -408,6 +410,31 @@ def test_without_beta_all_groups_weigh_the_same(basic):
     for beta, expected in ((0.0, alone), (None, alone), (1.0, 2 * alone)):
         found = adapter.modulate(build("DetrForObjectDetection"), ratio=1, basic=basic, beta=beta)
         torch.testing.assert_close(train(found)(**given, **wanted).loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_source_of_queries_from_another_program_trains(monkeypatch):
+    class Own(QuerySource):
+        def __init__(self, widths, channels, config):
+            super().__init__()
+            self.tables = nn.ParameterDict(
+                {name: torch.randn(config.count + 3, width) for name, width in widths.items()}
+            )
+            self.count = config.count
+
+        def forward(self, features, padding):
+            rows = slice(None) if self.training else slice(self.count)
+            parts = {name: table[rows].expand(len(features), -1, -1) for name, table in self.tables.items()}
+            return Queries(parts, {"own": self.count} | ({"more": 3} if self.training else {}))
+
+        def training_sizes(self):
+            return [3]
+
+    monkeypatch.setattr(dqdet.queries, "own", Own)
+    model = adapter.modulate(build("DetrForObjectDetection"), kind="own")
+    found = train(model)(**inputs(model), **targets(model))
+    assert found.logits.shape[1] == QUERIES + 3
+    assert any(name.endswith("_basic") for name in found.loss_dict)
+    found.loss.backward()
 
 
 def test_models_without_a_table_are_refused():

@@ -26,7 +26,7 @@ from dqdet.config import QueriesConfig
 from dqdet.errors import DqdetError
 from dqdet.losses.set_loss import group_weights
 from dqdet.nn.padding import resize_padding
-from dqdet.queries import GroupedQueries, ModulatedQueries, QuerySource, make_queries
+from dqdet.queries import QuerySource, make_queries
 from dqdet.types import Queries
 
 PREFIX = "Modulated"  # of the names of the classes made here
@@ -75,7 +75,7 @@ class Modulated(transformers.PreTrainedModel):
             self.queries.to(weight.device, weight.dtype)
             setattr(reader, name, Nothing(weight))
 
-        self._groups = groups_of(self.queries, seam.copies(self.config), beta)
+        self._groups = groups_of(self.queries, queries.count, seam.copies(self.config), beta)
         for layer in seam.layers_of(self):
             layer.self_attn.__class__ = in_groups(layer.self_attn.__class__)
             layer.self_attn.sizes, layer.self_attn.axis = [group.size for group in self._groups], seam.axis
@@ -277,27 +277,20 @@ def one_row(attention: nn.Module, args: tuple, kwargs: Given) -> tuple[tuple, Gi
     return args, kwargs | {"attention_mask": None if mask is None else mask[:, :, :1]}
 
 
-def groups_of(source: QuerySource, copies: int, beta: float | None) -> list[Group]:
+def groups_of(source: QuerySource, count: int, copies: int, beta: float | None) -> list[Group]:
     """The groups of queries that a source makes in training, that of inference first.
 
     Args:
         source: of queries.
+        count: m.
         copies: queries of the decoder for each one of the source.
         beta: of `group_weights`.
     """
-    config: QueriesConfig = source.config  # type: ignore[assignment]
-    others: dict[str, int] = {}
-    if isinstance(source, ModulatedQueries | GroupedQueries):
-        match config.basic:
-            case "whole":
-                others = {"_basic": config.count * config.ratio}
-            case "groups":
-                others = {f"_basic_{number}": config.count for number in range(1, config.ratio + 1)}
-            case "one":
-                others = {"_basic": config.count}
+    others = source.training_sizes()
     first, share = group_weights(1 + len(others), beta)
-    groups = [Group(0, copies * config.count, "", first)]
-    for suffix, size in others.items():
+    groups = [Group(0, copies * count, "", first)]
+    for number, size in enumerate(others, 1):
         start = groups[-1].start + groups[-1].size
+        suffix = "_basic" if len(others) == 1 else f"_basic_{number}"
         groups.append(Group(start, copies * size, suffix, share))
     return groups
