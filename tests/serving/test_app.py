@@ -253,6 +253,27 @@ def test_a_model_that_fails_fails_one_batch(predictor, monkeypatch):
         assert client.post("/predict", content=picture()).status_code == 200
 
 
+def test_images_without_enough_memory_together_go_alone(predictor, monkeypatch):
+    def outcomes_of(batch, threshold=None):
+        if len(batch) > 1 or batch[0].size == (33, 44):
+            torch.empty(10**15)  # fails
+        return Predictor.outcomes_of(predictor, batch, threshold)
+
+    monkeypatch.setattr(predictor, "outcomes_of", outcomes_of)
+    line = Line(predictor, 8, at_once=1)
+    images = [predictor.prepared(Image.new("RGB", size)) for size in ((60, 60), (44, 33), (60, 60))]
+    first, large, last = (line.join(lambda image=image: image, lambda *_: b"found") for image in images)
+    line.start()
+    assert (first.result(60), last.result(60)) == (b"found", b"found")
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        large.result(60)
+    line.stop()
+    with TestClient(serving.make_app(predictor, serving.Limits())) as client:
+        answer = client.post("/predict", content=picture(44, 33))
+    assert answer.status_code == 507
+    assert answer.json()["detail"].startswith("not enough memory for another 4000000000000000 bytes for this image")
+
+
 def test_models_of_videos_are_refused():
     predictor = make_predictor("video_mask2former_r50")
     with pytest.raises(DqdetError, match="takes no single images"):

@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from dqdet.data.scenes.scene import draw_scene, render
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, lack_of_memory
 from dqdet.formats.image_files import as_rgb, one_line, pages
 from dqdet.formats.results import coco_results
 from dqdet.predict.predictor import Predictor, Prepared, objects
@@ -105,6 +105,10 @@ def make_app(predictor: Predictor, limits: Limits, at_once: int = 2) -> FastAPI:
             return Response(await asyncio.wrap_future(answered), media_type="application/json")
         except DqdetError as error:
             raise HTTPException(500, str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if (lack := lack_of_memory(error)) is None:
+                raise
+            raise HTTPException(507, f"{lack} for this image; send a smaller one") from error
 
     return app
 

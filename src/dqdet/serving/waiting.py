@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from dqdet.errors import lack_of_memory
 from dqdet.predict.predictor import Predictor, Prepared
 from dqdet.types import Outcome
 
@@ -110,11 +111,21 @@ class Line:
         for entry in batch:
             with _told(entry):
                 prepared.append((entry, entry.read()))
-        if not prepared:
-            return
+        if prepared:
+            self._predict(prepared)
+
+    def _predict(self, prepared: Sequence[tuple[Waiting, Prepared]]) -> None:
+        """Images for which there is not enough memory together go alone."""
         outcomes: list[Outcome] = []  # none, if the model fails
         with _told(*(entry for entry, _ in prepared)):
-            outcomes = self.predictor.outcomes_of([image for _, image in prepared])
+            try:
+                outcomes = self.predictor.outcomes_of([image for _, image in prepared])
+            except (MemoryError, RuntimeError) as error:
+                if len(prepared) == 1 or lack_of_memory(error) is None:
+                    raise
+        if not outcomes and not any(entry.answered.done() for entry, _ in prepared):
+            for one in prepared:
+                self._predict([one])
         for (entry, image), outcome in zip(prepared, outcomes, strict=False):
             with _told(entry):
                 entry.answered.set_result(entry.answer(image, outcome))
