@@ -85,6 +85,31 @@ def test_frozen_norms_equal_batch_norms_in_value_and_gradient(name):
         assert torch.allclose(ours.grad / scale, theirs.grad / scale, atol=1e-3), name
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("efficientnet_b0", "mobilenetv3_small_050", "regnetx_002", "resnetv2_50", "densenet121", "ghostnet_100"),
+        *("cspresnet50", "repvgg_a0", "hrnet_w18_small"),
+    ],
+)
+def test_frozen_norms_keep_the_activations_of_every_family(name):
+    """Some norms of timm have the activation inside."""
+    model = backbone(name).eval()
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    images = torch.randn(1, 3, 64, 96, generator=generator)
+    with torch.no_grad():
+        expected = model(images)
+        freeze_norms(model.body)
+        freeze_batch_norm_2d(model.body)
+        for found, wanted in zip(model(images), expected, strict=True):
+            scale = wanted.abs().max()
+            torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-4)
+
+
 def test_stochastic_depth_acts_in_training_only_and_more_in_later_blocks():
     def build(rate: float | None) -> Backbone:
         torch.manual_seed(0)

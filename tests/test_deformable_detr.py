@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,6 +39,18 @@ def test_small_images_have_fewer_proposals_than_queries():
     features = [torch.randn(1, x.shape[1], side, side) for x, side in zip(inputs(model)[0], (8, 4, 2), strict=True)]
     found = model.forward_features(features, torch.zeros(1, 64, 64, dtype=torch.bool))
     assert found.logits.shape[2] == found.groups["proposals"] == 8 * 8 + 4 * 4 + 2 * 2
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("context", ["backbone", "projected", "memory"])
+@pytest.mark.parametrize("name", ["deformable_detr", "dab_deformable_detr", "dino"])
+def test_with_fewer_levels_the_coarsest_maps_are_read(name, context, levels):
+    """As the published Deformable-DETR of a single scale."""
+    model = build(name, {"levels": levels}, context=context, count=2).eval()
+    assert model.strides == (8, 16, 32)[-levels:]
+    features, padding = inputs(model)
+    assert len(features) == levels
+    assert model.forward_features(features, padding).boxes.isfinite().all()
 
 
 def test_an_image_of_one_cell_has_the_same_levels_alone_as_beside_another():

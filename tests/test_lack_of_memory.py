@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dqdet
-from dqdet.errors import lack_of_memory
+from dqdet.errors import DqdetError, lack_of_memory
+from dqdet.predict.frames import VideoFile
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.sources import predict
+from dqdet.predict.videos import predict_video
 from test_predictor import ColourFinder, config, painted
 
 FAR_TOO_MUCH = 10**15
@@ -40,9 +43,10 @@ class Hungry(ColourFinder):
 
     def __init__(self, pixels: int) -> None:
         super().__init__()
-        self.pixels = pixels
+        self.pixels, self.tried = pixels, 0
 
     def forward(self, images, padding):
+        self.tried += 1
         if images[:, 0].numel() > self.pixels:
             torch.empty(FAR_TOO_MUCH)
         return super().forward(images, padding)
@@ -78,6 +82,37 @@ def test_an_image_that_does_not_fit_costs_no_other(photos, tmp_path):
     assert failure.startswith("2.png: not enough memory for another")
     assert "for 200x100 pixels; lower data.val_resize and data.max_size" in failure
     assert {one["image_id"] for one in results(tmp_path / "out")} == {0, 1, 3}
+
+
+def test_a_video_ends_before_the_frame_that_does_not_fit(tmp_path):
+    class Later(ColourFinder):
+        def forward(self, images, padding):
+            if (images.amax((1, 2, 3)) < 100).any():  # the dark frame
+                torch.empty(FAR_TOO_MUCH)
+            return super().forward(images, padding)
+
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(12):
+        colour = (10, 10, 10) if number == 5 else (200, 30, 30)
+        Image.new("RGB", (64, 48), colour).save(folder / f"{number}.png")
+    model = Later()
+    (failure,) = predict_video(Predictor(model, config(), device="cpu", batch=2), folder, tmp_path / "out")
+    assert str(failure).startswith("frames, 5.png: not enough memory for another")
+    assert str(failure).endswith("only the frames before it are done")
+    assert {one["image_id"] for one in results(tmp_path / "out")} == {1, 2, 3, 4, 5}
+    assert VideoFile(tmp_path / "out" / "frames.mp4").length == 5
+
+
+def test_a_video_of_which_no_frame_fits_says_so_at_once(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(30):
+        Image.new("RGB", (64, 48)).save(folder / f"{number}.png")
+    model = Hungry(0)
+    with pytest.raises(DqdetError, match="not enough memory"):
+        predict_video(Predictor(model, config(), device="cpu", batch=2), folder, tmp_path / "out")
+    assert model.tried < 15
 
 
 def test_a_command_says_it_in_one_line(run, monkeypatch, tmp_path):

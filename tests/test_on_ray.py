@@ -200,13 +200,27 @@ def test_an_image_whose_worker_died_of_another_reason_is_looked_at_again(
     same_results(read(tmp_path / "out"), expected_of(small_run, photos, tmp_path / "expected"))
 
 
-def test_it_ends_where_every_worker_is_killed(small_run, photos, tmp_path, standing_in, killing):
+def test_it_ends_where_every_worker_is_killed(small_run, photos, tmp_path, standing_in, killing, monkeypatch):
     standing_in()
     deaths = killing("")
     model = loading(dqdet.load, str(small_run), "fp32", False, {})
+    monkeypatch.setattr(on_ray, "ENOUGH", 2)
     with pytest.raises(DqdetError, match="all workers were killed, most likely for lack of memory"):
         predict_on_ray(model, [str(photos)], tmp_path / "out", shard=2)
-    assert len(deaths) == 3
+    assert len(deaths) == 2 + 2 * 2  # of three shards, then of four images
+
+
+@pytest.mark.parametrize("enough", [1, 10])
+def test_killing_images_in_all_shards_that_are_left_cost_no_other(
+    small_run, photos, tmp_path, standing_in, killing, monkeypatch, enough
+):
+    monkeypatch.setattr(on_ray, "ENOUGH", enough)
+    standing_in()
+    killing("1.png")  # 1.png and deep/1.png, in two shards
+    model = loading(dqdet.load, str(small_run), "fp32", False, {})
+    assert predict_on_ray(model, [str(photos)], tmp_path / "out", shard=2) == 3
+    others = [entry["file_name"] for entry in read(tmp_path / "out")[1]["images"]]
+    assert others == ["x.png", "deep/er/2.png"]
 
 
 def test_a_worker_with_other_libraries_is_refused(small_run, photos, tmp_path, standing_in, monkeypatch):
@@ -263,6 +277,24 @@ def test_stores_are_listed_and_read(photos, tmp_path):
         jobs_of([f"{store}/*.gif"], tmp_path, None)
     with pytest.raises(DqdetError, match="cannot be listed"):
         jobs_of([f"{store}/none/**"], tmp_path, None)
+
+
+def test_names_in_stores_may_have_any_characters(photos, tmp_path):
+    pytest.importorskip("pyarrow", reason="pip install 'dqdet[ray]'")
+    folder = tmp_path / "store"
+    folder.mkdir()
+    names = ["a b.png", "a#1.png", "50%.png", "a%20c.png", "q?1.png", "ü.png"]
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name)
+    jobs = jobs_of([f"file://{folder}", f"file://{folder}/a b.png"], tmp_path / "out", None)
+    assert sorted(job.name for job in jobs) == sorted(names)
+    for job in jobs:
+        assert on_ray.read_job(job).getpixel((0, 0))[0] == names.index(job.name)
+
+
+def test_an_image_that_is_given_twice_is_looked_at_once(tmp_path):
+    place = "https://example.org/1.jpg"
+    assert [job.place for job in jobs_of([place, place], tmp_path, None)] == [place]
 
 
 def test_what_it_cannot_do_is_said(run, small_run, photos, tmp_path, monkeypatch):

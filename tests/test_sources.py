@@ -17,7 +17,7 @@ from PIL import Image
 import dqdet
 from dqdet import cli
 from dqdet.config import parse_overrides
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, UnfitImage
 from dqdet.formats.panoptic import read_ids
 from dqdet.predict import addresses
 from dqdet.predict.predictor import Predictor
@@ -109,6 +109,28 @@ def test_earlier_results_inside_the_folder_are_no_images(predictor, tree):
     for _ in range(2):
         predict(predictor, [tree], tree / "b" / "found")
         assert len(described(tree / "b" / "found")) == 3
+
+
+def test_an_image_that_the_model_cannot_take_costs_no_other(tree, tmp_path):
+    class Picky(ColourFinder):
+        def forward(self, images, padding):
+            if images.shape[3] > 2 * images.shape[2]:
+                raise UnfitImage("queries.count=300: images of this size have 200 cells to propose")
+            return super().forward(images, padding)
+
+    painted(400, 100).save(tree / "b" / "strip.png")
+    (failure,) = predict(Predictor(Picky(), config(), device="cpu", batch=4), [tree], tmp_path / "out")
+    assert str(failure) == "b/strip.png: queries.count=300: images of this size have 200 cells to propose"
+    assert set(described(tmp_path / "out")) == {"a/1.png", "b/1.png", "b/deep/2.jpg"}
+
+
+def test_linked_folders_are_searched_and_cycles_end(predictor, tree, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    IMAGES[0].save(tmp_path / "elsewhere" / "9.png")
+    (tree / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tree)
+    predict(predictor, [tree], tmp_path / "out")
+    assert set(described(tmp_path / "out")) == {"a/1.png", "b/1.png", "b/deep/2.jpg", "linked/9.png"}
 
 
 def test_images_are_not_overwritten(predictor, tree):

@@ -29,6 +29,10 @@ class MissingExtra(DqdetError, AttributeError):
     """A name of the package needs an extra that is not installed; ``hasattr`` finds that it has no such name."""
 
 
+class UnfitImage(DqdetError):
+    """A model cannot take images of this size."""
+
+
 class Interrupted(DqdetError):
     """A training that was asked to stop has stopped; says how to go on."""
 

@@ -18,7 +18,7 @@ import pycocotools.mask
 import torch
 from torch import Tensor
 
-from dqdet.errors import DqdetError
+from dqdet.errors import UnfitImage
 
 
 def _mapped(value, change: Callable[[Tensor], Tensor]):
@@ -338,12 +338,12 @@ def pad_images(
         images ``[B, 3, H, W]`` (video: ``[B, T, 3, H, W]``) and padding ``[B, H, W]`` (bool, True = padded).
 
     Raises:
-        DqdetError: an image is larger than ``size``.
+        UnfitImage: an image is larger than ``size``.
     """
     height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
     if size is not None:
         if height > size[0] or width > size[1]:
-            raise DqdetError(
+            raise UnfitImage(
                 f"images of up to {height}x{width} pixels cannot be padded to {size[0]}x{size[1]}; make them smaller "
                 "(data.val_resize), or data.val_pad greater"
             )

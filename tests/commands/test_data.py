@@ -11,7 +11,7 @@ import pytest
 
 import own_data
 from dqdet.config import DataConfig
-from dqdet.data import open_dataset
+from dqdet.data import conversion, open_dataset
 from dqdet.data.kinds import kind_of
 from dqdet.data.overview import duplicates, overview
 from dqdet.errors import DqdetError
@@ -165,6 +165,17 @@ def test_sheets_have_images_of_any_shape(run, tmp_path, size):
     assert (status, err) == (0, "")
     with PIL.Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height < 2000
+
+
+def test_converted_images_never_share_a_name():
+    for paths in (
+        ["cam1/2024/left/1.jpg", "cam2/2024/left/1.jpg"],
+        ["a/b.jpg", "c/b.jpg", "a_b.jpg"],
+        ["x.jpg", "y.jpg"],
+    ):
+        names = conversion._names(paths)
+        assert len(set(names)) == len(names) == len(paths)
+    assert names == ["x.jpg", "y.jpg"]
 
 
 def test_images_that_cannot_be_used_are_not_converted(run, tmp_path):

@@ -26,6 +26,7 @@ from dqdet.training.engine import resume, train
 from dqdet.training.evaluation import evaluate
 from dqdet.training.module import DetectionModule
 from dqdet.training.readiness import open_data
+from dqdet.training.trainer import weight_averaging
 from tiny import contents, tiny
 
 
@@ -143,6 +144,16 @@ def test_validation_measures_the_saved_model(tmp_path):
     expected = metric.compute()
     assert {name: load_metrics(tmp_path)[name] for name in expected} == pytest.approx(expected)
     assert evaluate(tmp_path) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.993, 0.9999])
+def test_what_counts_or_indexes_is_not_averaged(decay):
+    """Averages of whole numbers are rounded down."""
+    (callback,) = weight_averaging(decay)
+    average = callback._kwargs["avg_fn"]
+    index = torch.arange(169)
+    assert torch.equal(average(index.clone(), index, torch.tensor(1)), index)
+    torch.testing.assert_close(average(torch.ones(1), torch.zeros(1), torch.tensor(1)), torch.tensor([decay]))
 
 
 def test_the_moving_average_is_what_is_validated_and_saved(tmp_path):

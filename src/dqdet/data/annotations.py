@@ -17,6 +17,7 @@ from dqdet.config import DataConfig
 from dqdet.data.coco_files import root_of
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, printable
+from dqdet.formats.folders import files_below
 from dqdet.formats.image_files import is_image_name, opened_image, sizes
 from dqdet.formats.image_headers import AT_ONCE
 from dqdet.formats.shards import Shards
@@ -63,8 +64,8 @@ def as_document(images: Iterable[Annotated], classes: Sequence[str]) -> dict[str
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, sorted."""
-    return sorted(file for file in folder.rglob("*") if is_image_name(file) and file.is_file())
+    """The image files in a folder and its subfolders, also linked ones, sorted."""
+    return files_below(folder, is_image_name)
 
 
 def upright_sizes(files: Sequence[Path]) -> tuple[list[tuple[int, int]], list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 from dqdet.data.coco import CocoDataset
 from dqdet.data.webdataset import index_file, indexed, scan
 from dqdet.errors import DqdetError
+from dqdet.formats.folders import numbered
 from dqdet.formats.image_files import REPLACE, is_image_name, opened_image
 from dqdet.formats.shards import Member, ShardWriter
 
@@ -112,4 +113,5 @@ def _suffix(file: Path | Member) -> str:
 
 def _names(paths: list[str]) -> list[str]:
     counts = Counter(Path(path).name for path in paths)
-    return [Path(path).name if counts[Path(path).name] == 1 else "_".join(Path(path).parts[-3:]) for path in paths]
+    names = [Path(path).name if counts[Path(path).name] == 1 else "_".join(Path(path).parts[-3:]) for path in paths]
+    return numbered(names)

@@ -14,6 +14,7 @@ from dqdet.config import DataConfig
 from dqdet.data.annotations import Annotations, files_of_splits, of_files, part
 from dqdet.data.coco_files import SPLIT_NAMES
 from dqdet.data.dataset import Split
+from dqdet.formats.folders import files_below
 from dqdet.formats.labelme import read_annotation
 
 
@@ -37,7 +38,7 @@ def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
     chosen = getattr(config, split)
     for name in [chosen] if chosen else SPLIT_NAMES[split]:
         for folder in (root / name, root / "images" / name):
-            if files := sorted(folder.rglob("*.json")):
+            if files := files_below(folder, lambda file: file.suffix == ".json"):
                 return files
     whole = sorted(root.glob("*.json"))
     if chosen or not whole:

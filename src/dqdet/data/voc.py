@@ -19,6 +19,7 @@ from dqdet.data.annotations import Annotations, files_of_splits, images_in, of_f
 from dqdet.data.coco_files import SPLIT_NAMES
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError
+from dqdet.formats.folders import files_below
 from dqdet.formats.records import TEXT
 from dqdet.formats.voc import read_annotation
 
@@ -49,7 +50,7 @@ def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
         listed = root / "ImageSets" / "Main" / f"{name}.txt"
         if os.path.isfile(listed):
             return sorted(_listed(listed, root / "Annotations"))
-        if files := sorted((root / name).rglob("*.xml")):
+        if files := files_below(root / name, lambda file: file.suffix == ".xml"):
             return files
     whole = sorted((root / "Annotations").glob("*.xml"))
     if chosen or not whole or os.path.isdir(root / "ImageSets" / "Main"):

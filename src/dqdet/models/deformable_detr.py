@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dqdet.config import DeformableDetrConfig, QueriesConfig
+from dqdet.config import DeformableDetrConfig, QueriesConfig, TransformerConfig
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
 from dqdet.nn.attention import Attention
@@ -67,12 +67,13 @@ class DeformableDetr(Detector):
         DqdetError: for dynamic queries in a two-stage model, which has no learned queries to combine.
     """
 
-    strides = (8, 16, 32)
+    strides: tuple[int, ...] = (8, 16, 32)
     decoder_layer: ClassVar[type[nn.Module]] = DeformableDecoderLayer
     epsilon: ClassVar[float] = 1e-5  # references are kept so far from 0 and 1
 
     def __init__(self, config: DeformableDetrConfig, queries: QueriesConfig, num_classes: int, channels: Sequence[int]):
         super().__init__()
+        self.strides = self.reads(config)
         if config.two_stage and queries.kind != "static":
             raise DqdetError(
                 f"queries.kind={queries.kind}: a two-stage model takes its queries from encoder proposals and has none "
@@ -100,6 +101,12 @@ class DeformableDetr(Detector):
         else:
             self.queries = make_queries(queries, self.query_parts(hidden), backbone=channels[-1], hidden=hidden)
             self.add_query_layers(hidden)
+
+    @classmethod
+    def reads(cls, config: TransformerConfig) -> tuple[int, ...]:
+        """The coarsest maps, where there are fewer levels than maps."""
+        assert isinstance(config, DeformableDetrConfig)
+        return cls.strides[-config.levels :]
 
     def query_parts(self, hidden: int) -> dict[str, int]:
         """What a query consists of: names and widths."""

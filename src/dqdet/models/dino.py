@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dqdet.config import DinoConfig, QueriesConfig, TransformerConfig
 from dqdet.denoising import DenoisingQueries
-from dqdet.errors import DqdetError
+from dqdet.errors import UnfitImage
 from dqdet.models.deformable_detr import DeformableDecoderLayer, anchors
 from dqdet.models.detector import Detector
 from dqdet.nn.boxes import boxes_around, inverse_sigmoid
@@ -73,7 +73,7 @@ class Dino(Detector):
     @classmethod
     def reads(cls, config: TransformerConfig) -> tuple[int, ...]:
         assert isinstance(config, DinoConfig)
-        return tuple(stride for stride in (4, 8, 16, 32) if stride >= config.finest)
+        return tuple(stride for stride in (4, 8, 16, 32) if stride >= config.finest)[-config.levels :]
 
     def forward_features(self, features: list[Tensor], padding: Tensor, targets: Sequence[Target] = ()) -> Predictions:
         maps = self.input_proj(features)  # L of [B, c, h, w]
@@ -97,11 +97,11 @@ class Dino(Detector):
             Their anchors before the sigmoid, without gradient, ``[B, m, 4]``, and what the encoder predicts there.
 
         Raises:
-            DqdetError: there are fewer cells.
+            UnfitImage: there are fewer cells.
         """
         anchor, usable = anchors(memory)  # [B, S, 4] logits, [B, S]
         if (cells := anchor.shape[1]) < self.count:
-            raise DqdetError(
+            raise UnfitImage(
                 f"queries.count={self.count}: images of this size have {cells} cells to propose; take larger images or "
                 "fewer queries"
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dqdet.config import LwDetrConfig, QueriesConfig, TransformerConfig
-from dqdet.errors import DqdetError
+from dqdet.errors import UnfitImage
 from dqdet.models.detector import Detector
 from dqdet.nn.attention import Attention
 from dqdet.nn.boxes import boxes_scaled
@@ -174,7 +174,7 @@ class LwDetr(Detector):
         """The proposals of all heads that the groups of these queries need."""
         if self.count > memory.tokens.shape[1]:
             height, width = memory.shapes[0]
-            raise DqdetError(
+            raise UnfitImage(
                 f"queries.count={self.count} is more than the {memory.tokens.shape[1]} proposals of an image whose "
                 f"finest map has {height} x {width} cells; lower queries.count or take larger images"
             )

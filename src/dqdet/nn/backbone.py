@@ -62,10 +62,13 @@ class FrozenNormConv2d(nn.Conv2d):
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """Replace each convolution and the batch norm after it, in place, by one :class:`FrozenNormConv2d`."""
+    """Replace each convolution and the batch norm after it, in place, by one :class:`FrozenNormConv2d`.
+
+    Norms that have an activation inside, as those of many families of timm, stay where they are.
+    """
     children = list(module.named_children())
     for (name, conv), (norm_name, norm) in pairwise(children):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
             setattr(module, name, FrozenNormConv2d.of(conv, norm))
             setattr(module, norm_name, nn.Identity())
     for child in module.children():
@@ -119,7 +122,7 @@ class Backbone(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(c) if self.channels_last else nn.Identity() for c in self.channels)
         if config.freeze:
             freeze_norms(self.body)
-            freeze_batch_norm_2d(self.body)  # those that follow no single convolution, as in deep stems
+            freeze_batch_norm_2d(self.body)  # those that follow no single convolution, or have an activation
         if config.freeze is True:
             for name, parameter in self.body.named_parameters():
                 parameter.requires_grad = not name.startswith(("conv1.", "layer1."))

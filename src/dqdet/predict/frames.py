@@ -175,7 +175,7 @@ def video_writer(file: Path, rate: Fraction) -> Iterator[Callable[[Image.Image],
 
         def append(image: Image.Image) -> None:
             if not stream.codec_context.is_open:
-                stream.width, stream.height = image.width // 2 * 2, image.height // 2 * 2
+                stream.width, stream.height = (max(2, side // 2 * 2) for side in image.size)
             frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
             container.mux(stream.encode(frame))
 

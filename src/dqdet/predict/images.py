@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from PIL import Image
 
 from dqdet.drawing.pictures import Threshold
-from dqdet.errors import DqdetError, lack_of_memory
+from dqdet.errors import DqdetError, UnfitImage, lack_of_memory
 from dqdet.formats.image_files import read_image, write_image
 from dqdet.formats.panoptic import write_ids
 from dqdet.formats.results import GrowingList, IouType, coco_results, panoptic_result
@@ -121,13 +121,13 @@ def found_in(
 ) -> Iterator[tuple[Readable[Source], Outcome]]:
     """What is found in pictures, in their order; those of one shape among the next few go through the model together.
 
-    Those for which there is not enough memory together go alone.
+    Where there is not enough memory for them, or one is of a size that the model cannot take, they go one by one.
 
     Args:
         predictor: of the model.
         pictures: are taken as they are needed.
         read: a picture, in threads; raises DqdetError where it cannot be read.
-        failed: is given the pictures that could not be read or do not fit into memory, which are left out, and why.
+        failed: is given the pictures that could not be read or looked at, which are left out, and why.
         threshold: of the segments of panoptic maps.
         tally: of the time that the model takes.
     """
@@ -151,20 +151,16 @@ def found_in(
         try:
             with tally.busy():
                 return predictor.outcomes_of([one.prepared for one in batch], threshold)
+        except UnfitImage as error:
+            reason = str(error)
         except (MemoryError, RuntimeError) as error:
             if (lack := lack_of_memory(error)) is None:
                 raise
+            height, width = predictor.padded(batch[0].prepared)
+            reason = f"{lack} for {width}x{height} pixels; lower data.val_resize and data.max_size"
         if len(batch) > 1:
             return [outcome for one in batch for outcome in outcomes([one])]
-        picture, _, prepared = batch[0]
-        height, width = predictor.padded(prepared)
-        failed(
-            picture,
-            DqdetError(
-                f"{picture.name}: {lack} for {width}x{height} pixels; lower data.val_resize and data.max_size, or give "
-                "a smaller picture"
-            ),
-        )
+        failed(batch[0].picture, DqdetError(f"{batch[0].picture.name}: {reason}"))
         return [None]
 
     found = in_batches(readable(), outcomes, lambda one: predictor.padded(one.prepared), size, 2 * size)

@@ -17,17 +17,19 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 from PIL import Image
 
 from dqdet.config import Precision
 from dqdet.errors import DqdetError, Interrupted
+from dqdet.formats.folders import numbered
 from dqdet.formats.image_files import Encoded, is_image_name, one_line, read_image
 from dqdet.formats.remote import is_address, read_whole
 from dqdet.formats.results import GrowingList, IouType, coco_results
@@ -36,13 +38,15 @@ from dqdet.predict.images import Picture, found_in, image_ids
 from dqdet.predict.output import RESULTS, described
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.progress import Tally
-from dqdet.predict.sources import ids_from, images_of, numbered
+from dqdet.predict.sources import ids_from, images_of
 from dqdet.runs.libraries import versions
 from dqdet.runs.lock import held
 from dqdet.runs.sources import weights_of
 
 SHARD = 256  # images
+SAFE = "/:?&=%@+~"  # what an address may have, as it is given
 MAGIC = re.compile(r"[*?]")
+ENOUGH = 10  # that kill their workers, before something else is tried
 KILLED = "most likely for lack of memory"
 MISSING = "`--engine ray` needs Ray Data: pip install 'dqdet[ray]'"
 
@@ -172,27 +176,29 @@ def jobs_of(sources: Sequence[str], out: Path, annotations: Path | None) -> list
     """
     local = [source for source in sources if "://" not in source]
     pictures = images_of(local, out) if local else []
-    places = [str(picture.file.absolute()) for picture in pictures]
-    names = [picture.name for picture in pictures]
+    named = {str(picture.file.absolute()): picture.name for picture in pictures}
     for source in sources:
         if "://" in source:
             for place, name in _stored(source):
-                places.append(place)
-                names.append(name)
-    names = numbered(names)
-    pictures = [Picture(Path(place), name) for place, name in zip(places, names, strict=True)]
+                named.setdefault(place, name)  # each once
+    places, names = list(named), numbered(named.values())
+    files = [Path(unquote(place) if "://" in place else place) for place in places]
+    pictures = [Picture(file, name) for file, name in zip(files, names, strict=True)]
     if annotations is not None:
         by_name = ids_from(annotations, pictures)
         ids = [by_name[name] for name in names]
     else:
-        ids = list(image_ids([picture.file for picture in pictures]).values())
+        ids = list(image_ids(files).values())
     return [Job(*one) for one in zip(places, names, ids, strict=True)]
 
 
 def _stored(source: str) -> Iterator[tuple[str, str]]:
     """Places and names of the images that an address means: a file, a folder with all below, or a pattern."""
-    if is_address(source) or (is_image_name(Path(source)) and not MAGIC.search(source)):
+    if is_address(source):
         yield source, Path(source.partition("?")[0]).name
+        return
+    if is_image_name(Path(source)) and not MAGIC.search(source):
+        yield quote(source, safe=SAFE), Path(unquote(source)).name
         return
     from pyarrow import fs
 
@@ -208,7 +214,8 @@ def _stored(source: str) -> Iterator[tuple[str, str]]:
     names = [name for name in names if is_image_name(Path(name)) and wanted.fullmatch(name)]
     if not names:
         raise DqdetError(f"{source}: no images there; give a folder or a pattern, such as {folder}/**")
-    yield from ((f"{folder}/{name}", name) for name in names)
+    # Stores list names as they are, and open addresses, in which some characters mean something else.
+    yield from ((f"{folder}/{quote(name)}", name) for name in names)
 
 
 def _regular(pattern: str) -> str:
@@ -343,22 +350,29 @@ def _found(
     The images of a shard whose worker was killed, mostly for lack of memory, are looked at one by one. So an image that
     no worker survives costs neither the others nor an endless row of workers.
     """
-    if not shards:
-        return
-    with _cluster() as ray:
-        lost = []
-        for number, entries in _run(ray, model, shards, actors, tries=1):
-            if entries is None:
-                lost.append(number)
-            else:
-                yield number, entries
-        if len(lost) == len(shards) > 1:
-            raise DqdetError(f"all workers were killed, {KILLED}; give them more, or take a smaller model or images")
-        alone = dict(enumerate([job] for number in lost for job in shards[number]))
-        found = dict(_run(ray, model, alone, actors, tries=2))
-        in_order = (found[index] or [_without_survivors(job)] for index, (job,) in alone.items())
-        for number in lost:
-            yield number, [entry for (entry,) in islice(in_order, len(shards[number]))]
+    left = dict(shards)
+    with _cluster() if left else nullcontext() as ray:
+        while left:
+            lost = []
+            with closing(_run(ray, model, left.copy(), actors, tries=1)) as coming:
+                for number, entries in coming:
+                    if entries is None:
+                        lost.append(number)
+                    else:
+                        del left[number]
+                        yield number, entries
+                    if len(lost) == ENOUGH:  # before more are killed
+                        break
+            alone = dict(enumerate([job] for number in lost for job in left[number]))
+            found: dict[int, list[dict[str, Any]] | None] = {}
+            with closing(_run(ray, model, alone, actors, tries=2)) as coming:
+                for index, entries in coming:
+                    found[index] = entries
+                    if len(found) == ENOUGH and not any(found.values()):
+                        raise DqdetError(f"all workers were killed, {KILLED}; give them more, or take a smaller model")
+            in_order = (found[index] or [_without_survivors(job)] for index, (job,) in alone.items())
+            for number in lost:
+                yield number, [entry for (entry,) in islice(in_order, len(left.pop(number)))]
 
 
 def _without_survivors(job: Job) -> dict[str, Any]:
@@ -368,7 +382,7 @@ def _without_survivors(job: Job) -> dict[str, Any]:
 
 def _run(
     ray: Any, model: Loading, shards: Mapping[int, list[Job]], actors: int | None, tries: int
-) -> Iterator[tuple[int, list[dict[str, Any]] | None]]:
+) -> Generator[tuple[int, list[dict[str, Any]] | None], None, None]:
     """What workers find in shards; None for one that has killed so many of them."""
     if not shards:
         return

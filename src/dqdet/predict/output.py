@@ -66,7 +66,7 @@ def results_folder(out: Path, sources: Sequence[str | Path], model: str | Path |
                 output.folder = folder
                 try:
                     yield output
-                except (OSError, av.FFmpegError, KeyboardInterrupt):
+                except (OSError, av.FFmpegError, KeyboardInterrupt, DqdetError):
                     if output.done:
                         move_files(folder, out)
                     raise

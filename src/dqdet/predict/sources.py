@@ -12,6 +12,7 @@ from typing import Any
 
 from dqdet.drawing.pictures import Threshold
 from dqdet.errors import DqdetError, listed
+from dqdet.formats.folders import folders_below, numbered
 from dqdet.formats.image_files import image_files, is_image_name
 from dqdet.formats.records import is_id, is_text
 from dqdet.predict.addresses import fetch, is_download, is_stream, public
@@ -148,10 +149,10 @@ def _images(path: Path, out: Path) -> list[Path]:
     if not os.path.isdir(path):
         return image_files(path)
     files = []
-    for folder, subfolders, names in os.walk(path, onerror=_unreadable):
-        inside = [Path(folder) / name for name in sorted(subfolders) if not name.startswith(".")]
+    for folder, subfolders, names in folders_below(path, _unreadable):
+        inside = [folder / name for name in sorted(subfolders) if not name.startswith(".")]
         subfolders[:] = [one.name for one in inside if one.resolve() != out.resolve()]
-        files += [Path(folder) / name for name in sorted(names) if is_image_name(Path(name))]
+        files += [folder / name for name in sorted(names) if is_image_name(Path(name))]
     return files or image_files(path)  # which says what was looked for
 
 
@@ -183,18 +184,6 @@ def named(files: Sequence[Path], given: Sequence[Path], downloads: Path | None =
     names = [file.name if downloads in file.parents else os.path.relpath(file, inside) for file in files]
     names = [name if is_image_name(Path(name)) else f"{name}.png" for name in names]
     return [Picture(file, name) for file, name in zip(files, numbered(names), strict=True)]
-
-
-def numbered(names: Iterable[str]) -> list[str]:
-    """The same names, with a number where one was there before: ``a.png``, ``a-2.png``."""
-    distinct: dict[str, None] = {}
-    for name in names:
-        path, number = PurePosixPath(name), 1
-        while name in distinct:
-            number += 1
-            name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-        distinct[name] = None
-    return list(distinct)
 
 
 def ids_from(annotations: Path, pictures: Sequence[Picture]) -> dict[str, int]:

@@ -112,6 +112,8 @@ def predict_video(
             pictures = _detected(predictor, video, failures, output, threshold, tally, tracker)
         for picture in pictures:
             append(picture)
+        if failures and not output.done:
+            raise failures[0]
     say(f"{out / video.name}.mp4: {tally.line(predictor.shown_above(threshold))}")
     return failures
 
@@ -217,18 +219,24 @@ def _detected(
 
     def frames() -> Iterator[Frame]:
         for number, image in enumerate(in_progress(_readable(video, failures), "predicting", video.length), 1):
+            if failures:
+                return
             name = f"{number:06d}.png" if video.file_names is None else video.file_names[number - 1]
             yield Frame(name, number, image)
 
     def failed(frame: Frame, error: DqdetError) -> None:
-        failures.append(error)
+        if not failures:
+            failures.append(DqdetError(f"{video.name}, {error}; only the frames before it are done"))
 
     def outcomes() -> Iterator[tuple[Frame, Outcome]]:
         if live:
             for frame in frames():
                 yield from ((frame, outcome) for outcome in predictor.outcomes([frame.image], threshold))
         else:
-            for (frame, _, _), outcome in found_in(predictor, frames(), _image, failed, threshold, tally):
+            found = found_in(predictor, frames(), _image, failed, threshold, tally)
+            for number, ((frame, _, _), outcome) in enumerate(found, 1):
+                if frame.number != number:  # the one before has failed
+                    return
                 yield frame, outcome
 
     def followed() -> Iterator[tuple[Frame, Outcome, int]]:

@@ -70,7 +70,18 @@ def quietly(run: Callable[..., object], *args: object, **options: object) -> Non
 
 def weight_averaging(ema: float | None) -> list[Callback]:
     """What keeps the moving average of the weights, which validations measure, if there is one (``train.ema``)."""
-    return [EMAWeightAveraging(decay=ema)] if ema else []
+    return [AveragedWeights(ema)] if ema else []
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """The moving average of weights and buffers; of buffers that count or index, the newest."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
+        average = self._kwargs["avg_fn"]
+        self._kwargs["avg_fn"] = lambda averaged, current, updates: (
+            average(averaged, current, updates) if averaged.is_floating_point() else current
+        )
 
 
 @contextmanager

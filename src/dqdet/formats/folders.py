@@ -1,0 +1,38 @@
+"""What is in folders, also in linked ones, and names for what goes into them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+
+def folders_below(
+    root: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As ``os.walk``, through links as well, and into each folder once."""
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=onerror):
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        yield Path(folder), subfolders, names
+
+
+def files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """The files in a folder and its subfolders whose names are wanted, sorted."""
+    files = (inside / name for inside, _, names in folders_below(folder) for name in names)
+    return sorted(file for file in files if wanted(file) and file.is_file())
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """The same names, with a number where one was there before: ``a.png``, ``a-2.png``."""
+    distinct: dict[str, None] = {}
+    for name in names:
+        path, number = PurePosixPath(name), 1
+        while name in distinct:
+            number += 1
+            name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+        distinct[name] = None
+    return list(distinct)
