@@ -17,7 +17,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -347,11 +347,16 @@ def _found(
 ) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
     """What is found in shards, in whatever order they are done: an entry for each image.
 
-    The images of a shard whose worker was killed, mostly for lack of memory, are looked at one by one. So an image that
-    no worker survives costs neither the others nor an endless row of workers.
+    The images of shards whose workers were killed, mostly for lack of memory, are looked at one by one. So an image
+    that no worker survives costs neither the others nor an endless row of workers.
+
+    Raises:
+        DqdetError: whatever workers look at kills them, or they fail.
     """
+    if not shards:
+        return
     left = dict(shards)
-    with _cluster() if left else nullcontext() as ray:
+    with _cluster() as ray:
         while left:
             lost = []
             with closing(_run(ray, model, left.copy(), actors, tries=1)) as coming:
