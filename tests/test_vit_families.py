@@ -139,8 +139,15 @@ def test_what_cannot_be_upgraded(tmp_path):
         upgrade(model, config, ratio=4)
     with pytest.raises(DqdetError, match="has one group of queries, which is their mean; leave out --groups"):
         upgrade(*trained("rf_detr_nano", kind="static"), groups="mean")
-    with pytest.raises(DqdetError, match="only static queries can be upgraded; this model has grouped ones"):
-        upgrade(*trained("rf_detr_nano", basic="whole"))
+    with pytest.raises(DqdetError, match="only static queries can be upgraded; this model has modulated ones"):
+        upgrade(*trained("rf_detr_nano", kind="modulated"))
+
+
+def test_training_queries_that_are_no_groups_of_as_many_are_left_out():
+    model, config = trained("rf_detr_nano", basic="whole")
+    upgraded, _ = upgrade(model, config)
+    with torch.no_grad():
+        torch.testing.assert_close(upgraded(*batch()).logits, model(*batch()).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_folders_of_several_groups(tmp_path):
