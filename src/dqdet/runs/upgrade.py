@@ -25,9 +25,9 @@ def upgrade(
 ) -> tuple[Detector, Config]:
     """A modulated model with the outputs of another one, ready for fine-tuning, and its configuration.
 
-    Learned queries of inference are repeated as basic ones, and the coefficients start as in a new model: they make no difference
-    until the basic queries differ. A model that was trained with several groups of queries (``queries.kind=grouped``,
-    ``queries.basic=groups``) keeps all of them as basic queries; see `dqdet.runs.starting`.
+    The learned queries of inference are repeated as basic ones, and the coefficients start as in a new model: they make
+    no difference until the basic queries differ. A model that was trained with several groups of as many queries
+    (``queries.kind=grouped``, ``queries.basic=groups``) keeps all of them as basic queries; see `dqdet.runs.starting`.
 
     Args:
         model: of any family.
