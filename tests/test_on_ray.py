@@ -17,8 +17,9 @@ from PIL import Image
 import dqdet
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.predict import on_ray
-from dqdet.predict.on_ray import jobs_of, loading, predict_on_ray
+from dqdet.predict.on_ray import loading, predict_on_ray
 from dqdet.predict.sources import predict
+from dqdet.predict.stores import Job, jobs_of, read_job
 
 RESULTS = ("results.json", "images.json")
 
@@ -163,9 +164,8 @@ def killing(monkeypatch):
 
     def kill(matching: str, times: int | None = None) -> list[str]:
         deaths = []
-        read_job = on_ray.read_job
 
-        def read(job: on_ray.Job) -> Image.Image:
+        def read(job: Job) -> Image.Image:
             if matching in job.name and (times is None or len(deaths) < times):
                 deaths.append(job.name)
                 raise Killed
@@ -270,9 +270,9 @@ def test_stores_are_listed_and_read(photos, tmp_path):
     assert [job.name for job in jobs_of([f"{store}/*.png"], tmp_path, None)] == ["1.png", "x.png"]
     (job,) = jobs_of([f"{store}/deep/**/2.png"], tmp_path, None)
     assert (job.place, job.name) == (f"{store}/deep/er/2.png", "er/2.png")
-    assert np.array_equal(on_ray.read_job(job), Image.open(photos / "deep" / "er" / "2.png"))
+    assert np.array_equal(read_job(job), Image.open(photos / "deep" / "er" / "2.png"))
     with pytest.raises(DqdetError, match="cannot be read"):
-        on_ray.read_job(job._replace(place=f"{store}/none.png"))
+        read_job(job._replace(place=f"{store}/none.png"))
     with pytest.raises(DqdetError, match="no images there"):
         jobs_of([f"{store}/*.gif"], tmp_path, None)
     with pytest.raises(DqdetError, match="cannot be listed"):
@@ -289,7 +289,7 @@ def test_names_in_stores_may_have_any_characters(photos, tmp_path):
     jobs = jobs_of([f"file://{folder}", f"file://{folder}/a b.png"], tmp_path / "out", None)
     assert sorted(job.name for job in jobs) == sorted(names)
     for job in jobs:
-        assert on_ray.read_job(job).getpixel((0, 0))[0] == names.index(job.name)
+        assert read_job(job).getpixel((0, 0))[0] == names.index(job.name)
 
 
 def test_an_image_that_is_given_twice_is_looked_at_once(tmp_path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 import signal
 import socket
@@ -22,41 +21,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
-
-from PIL import Image
+from typing import Any
 
 from dqdet.config import Precision
 from dqdet.errors import DqdetError, Interrupted
-from dqdet.formats.folders import numbered
-from dqdet.formats.image_files import Encoded, is_image_name, one_line, read_image
-from dqdet.formats.remote import is_address, read_whole
+from dqdet.formats.image_files import one_line
 from dqdet.formats.results import GrowingList, IouType, coco_results
 from dqdet.formats.writing import move_files, replacing, unfinished_folder
-from dqdet.predict.images import Picture, found_in, image_ids
+from dqdet.predict.images import found_in
 from dqdet.predict.output import RESULTS, described
 from dqdet.predict.predictor import Predictor, objects
 from dqdet.predict.progress import Tally
-from dqdet.predict.sources import ids_from, images_of
+from dqdet.predict.stores import Job, jobs_of, read_job
 from dqdet.runs.libraries import versions
 from dqdet.runs.lock import held
 from dqdet.runs.sources import weights_of
 
 SHARD = 256  # images
-SAFE = "/:?&=%@+~"  # what an address may have, as it is given
-MAGIC = re.compile(r"[*?]")
 ENOUGH = 10  # that kill their workers, before something else is tried
 KILLED = "most likely for lack of memory"
 MISSING = "`--engine ray` needs Ray Data: pip install 'dqdet[ray]'"
-
-
-class Job(NamedTuple):
-    """An image to look at."""
-
-    place: str  # path or address
-    name: str  # in results
-    image_id: int
 
 
 @dataclass(frozen=True)
@@ -147,81 +131,6 @@ class ShardPredictor:
                 "error": None,
             }
         return [entries[job.image_id] for job in jobs]
-
-
-def read_job(job: Job) -> Image.Image:
-    """Raises DqdetError where it cannot be read."""
-    if "://" not in job.place:
-        return read_image(Path(job.place))
-    if is_address(job.place):
-        if (content := read_whole(job.place)) is None:
-            raise DqdetError(f"{job.place}: there is no such image; correct the address")
-    else:
-        from pyarrow import fs
-
-        try:
-            system, path = fs.FileSystem.from_uri(job.place)
-            with system.open_input_file(path) as file:
-                content = file.read()
-        except (OSError, ValueError) as error:
-            raise DqdetError(f"{job.place}: cannot be read ({one_line(error)}); check address and rights") from error
-    return read_image(Encoded(job.place, content))
-
-
-def jobs_of(sources: Sequence[str], out: Path, annotations: Path | None) -> list[Job]:
-    """All images of folders, patterns and addresses, also of stores; ids and names are those of `predict`.
-
-    Raises:
-        DqdetError: there are none.
-    """
-    local = [source for source in sources if "://" not in source]
-    pictures = images_of(local, out) if local else []
-    named = {str(picture.file.absolute()): picture.name for picture in pictures}
-    for source in sources:
-        if "://" in source:
-            for place, name in _stored(source):
-                named.setdefault(place, name)  # each once
-    places, names = list(named), numbered(named.values())
-    files = [Path(unquote(place) if "://" in place else place) for place in places]
-    pictures = [Picture(file, name) for file, name in zip(files, names, strict=True)]
-    if annotations is not None:
-        by_name = ids_from(annotations, pictures)
-        ids = [by_name[name] for name in names]
-    else:
-        ids = list(image_ids(files).values())
-    return [Job(*one) for one in zip(places, names, ids, strict=True)]
-
-
-def _stored(source: str) -> Iterator[tuple[str, str]]:
-    """Places and names of the images that an address means: a file, a folder with all below, or a pattern."""
-    if is_address(source):
-        yield source, Path(source.partition("?")[0]).name
-        return
-    if is_image_name(Path(source)) and not MAGIC.search(source):
-        yield quote(source, safe=SAFE), Path(unquote(source)).name
-        return
-    from pyarrow import fs
-
-    start = MAGIC.search(source)
-    folder = source.rstrip("/") if start is None else source[: start.start()].rpartition("/")[0]
-    wanted = re.compile(".*" if start is None else _regular(source[len(folder) + 1 :]))
-    try:
-        system, base = fs.FileSystem.from_uri(folder)
-        found = system.get_file_info(fs.FileSelector(base, recursive=True))
-    except (OSError, ValueError) as error:
-        raise DqdetError(f"{source}: cannot be listed ({one_line(error)}); check address and rights") from error
-    names = sorted(info.path.removeprefix(base).lstrip("/") for info in found if info.is_file)
-    names = [name for name in names if is_image_name(Path(name)) and wanted.fullmatch(name)]
-    if not names:
-        raise DqdetError(f"{source}: no images there; give a folder or a pattern, such as {folder}/**")
-    # Stores list names as they are, and open addresses, in which some characters mean something else.
-    yield from ((f"{folder}/{quote(name)}", name) for name in names)
-
-
-def _regular(pattern: str) -> str:
-    """``**/`` is any folders or none, ``**`` anything, ``*`` a part of a name, ``?`` a character of it."""
-    meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(meanings.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
 
 
 def predict_on_ray(
