@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from dqdet.studies.coefficients import Seen, knowledge, picture, probe
 from dqdet.studies.combinations import combined
 from dqdet.studies.paired import difference, learned, spread
 from dqdet.studies.running import FINISHED, read_curve
+from dqdet.studies.small import DEFORMABLE_DETR, detector
 from tiny import PRESETS, TINY, contents
 
 # A training of one step; without what is not an option of all families.
@@ -125,19 +127,66 @@ def test_finished_trainings_are_kept_and_unfinished_ones_go_on(tmp_path):
     assert study("generated", tmp_path, seeds=1, only=only, report=True, **options).text() == more.text()
 
 
-def test_a_study_that_is_reported_again_names_the_machine_that_trained_it(tmp_path):
-    study("generated", tmp_path, seeds=1, jobs=1, only=("static",), **SMALL)
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps(json.loads(results.read_text()) | {"machine": "an H200"}))
+def test_a_report_names_the_machines_that_trained(tmp_path):
+    only = ("static", "generated")
+    study("generated", tmp_path, seeds=1, jobs=1, only=only, **SMALL)
+    for arm, machine in zip(only, ("an H200", "an H100"), strict=True):
+        finished = tmp_path / f"deformable-detr-{arm}-0" / FINISHED
+        finished.write_text(json.dumps(json.loads(finished.read_text()) | {"machine": machine}))
     page = tmp_path / "page.md"
-    study("generated", tmp_path, seeds=1, only=("static",), report=True, page=page, **SMALL)
-    assert "Measured on an H200." in page.read_text()
+    study("generated", tmp_path, seeds=1, only=only, report=True, page=page, **SMALL)
+    assert "Measured on an H100 and an H200." in page.read_text()
 
 
-def test_a_folder_with_other_options_is_refused(tmp_path):
+@pytest.mark.parametrize("report", [False, True])
+def test_a_folder_with_other_options_is_refused(tmp_path, report):
     study("generated", tmp_path, seeds=1, jobs=1, only=("static",), **SMALL)
     with pytest.raises(DqdetError, match=r"static-0: has a training with other options \(train\.lr\)"):
-        study("generated", tmp_path, seeds=1, jobs=1, only=("static",), **SMALL | {"train.lr": 0.1})
+        study("generated", tmp_path, seeds=1, jobs=1, only=("static",), report=report, **SMALL | {"train.lr": 0.1})
+
+
+def test_a_study_goes_on_where_its_data_lie_elsewhere(tmp_path, shared):
+    options = {name: value for name, value in SMALL.items() if not name.startswith("data.scenes")}
+    options |= {"data.kind": "coco", "data.crop": False, "train.steps": 1, "data.val_resize": 32}
+    link, out = tmp_path / "bccd", tmp_path / "out"
+    link.symlink_to(shared / "data" / "bccd")
+    study("generated", out, seeds=1, jobs=1, only=("static",), **options | {"data.root": str(link)})
+    (out / "deformable-detr-static-0" / FINISHED).unlink()
+    link.unlink()
+    moved = {"data.root": str(shared / "data" / "bccd"), "train.recompute": True}
+    study("generated", out, seeds=1, jobs=1, only=("static",), **options | moved)
+    assert (out / "deformable-detr-static-0" / FINISHED).exists()
+
+
+def test_a_part_of_a_training_is_named(tmp_path):
+    study("generated", tmp_path, seeds=1, jobs=1, only=("static",), **SMALL)
+    (tmp_path / "deformable-detr-static-0" / "validations.json").unlink()
+    with pytest.raises(DqdetError, match="static-0: has no validations, only a part of a training"):
+        study("generated", tmp_path, seeds=1, only=("static",), report=True, **SMALL)
+
+
+def test_a_page_that_is_there_is_kept(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("**Learned:** a lot.")
+    with pytest.raises(DqdetError, match=r"page\.md exists already"):
+        study("generated", tmp_path / "out", seeds=1, only=("static",), page=page, **SMALL)
+    assert page.read_text() == "**Learned:** a lot."
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_queries_are_compared_with_the_most_static_ones_and_with_as_many(tmp_path):
+    only = ("DAB-Deformable-DETR", "1 static", "1 modulated", "4 static")
+    report = study("queries", tmp_path, seeds=1, jobs=1, only=only, **SMALL)
+    compared = [sentence.split(": ")[1] for sentence in report.learned]
+    assert compared == ["1 static against 4 static", "1 modulated against 4 static", "1 modulated against 1 static"]
+
+
+def test_the_command_of_a_report_reads_back_as_it_was_given(tmp_path):
+    given = SMALL | {"loss.beta": None, "data.resize": [32], "model.refine": True}
+    study("generated", tmp_path, seeds=1, jobs=1, only=("static",), **given)
+    words = shlex.split(json.loads((tmp_path / "results.json").read_text())["command"])
+    start = resolve(detector(DEFORMABLE_DETR).preset, detector(DEFORMABLE_DETR).options)
+    assert override(start, [word for word in words if "=" in word]) == override(start, given)
 
 
 def test_any_preset_and_data_set_is_studied(tmp_path, shared):
@@ -315,6 +364,12 @@ def test_cost_measures_all_kinds(tmp_path):
     assert found["modulated"]["parameters"] - found["static"]["parameters"] == modulated - static
     assert found["modulated"]["step memory"] > found["modulated"]["inference memory"] > 0
     assert files(tmp_path) == {"results.json", "table.md"}
+
+
+@pytest.mark.parametrize(("base", "compared"), [("static", True), ("grouped", False)])
+def test_the_papers_cost_is_beside_ratios_to_static_queries(tmp_path, base, compared):
+    report = study("cost", tmp_path, seeds=1, only=("Deformable-DETR", base, "modulated"), **SMALL)
+    assert ("the paper's" in report.tables[0][0]) == compared
 
 
 # Coefficients

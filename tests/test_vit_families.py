@@ -137,7 +137,7 @@ def test_what_cannot_be_upgraded(tmp_path):
     model, config = trained("rf_detr_nano")
     with pytest.raises(DqdetError, match="has 13 groups of queries, which all become basic ones; leave out --ratio 4"):
         upgrade(model, config, ratio=4)
-    with pytest.raises(DqdetError, match="has one group of queries, which is their mean; leave out --groups"):
+    with pytest.raises(DqdetError, match="there is one group of queries, which is their mean; leave it out"):
         upgrade(*trained("rf_detr_nano", kind="static"), groups="mean")
     with pytest.raises(DqdetError, match="only static queries can be upgraded; this model has modulated ones"):
         upgrade(*trained("rf_detr_nano", kind="modulated"))

@@ -56,7 +56,8 @@ def random_coefficients(kind: CombinationKind, m: int, r: int, generator: torch.
     """Fixed coefficients ``[m, r]`` for the study of query combinations (section 3.2, Table 1).
 
     ``convex``: uniform in [-1, 1], then softmax. ``non_convex``: uniform in [-1, 1], then shifted so that each
-    row sums to 1; entries may be negative. ``averaged``: ``1 / r``. ``sampled``: one query of each group.
+    row sums to 1; entries may be negative. ``averaged``: ``1 / r``. ``sampled``: one query of each group, where the
+    paper draws m of all.
 
     Raises:
         ValueError: for an unknown kind.

@@ -381,6 +381,13 @@ def test_groups_start_at_the_first_or_at_the_mean():
         ("DetrForObjectDetection", {"ratio": 0}, "ratio"),
         ("DetrForObjectDetection", {"denoising": 50}, "denoising: only dqdet's own training has that"),
         ("DetrForObjectDetection", {"kind": "static"}, "kind=static: that is what the model has"),
+        ("DetrForObjectDetection", {"kind": "own"}, "kind=own"),
+        ("DetrForObjectDetection", {"beta": -1.0}, r"beta=-1\.0: should be a number, 0 or more, or None"),
+        ("DetrForObjectDetection", {"beta": float("nan")}, "beta=nan: should be"),
+        ("DetrForObjectDetection", {"beta": "1"}, "beta='1': should be"),
+        ("DetrForObjectDetection", {"perturbation": float("nan")}, "perturbation=nan: should be a number, 0 or more"),
+        ("DetrForObjectDetection", {"groups": "foo"}, "groups='foo': should be first or mean"),
+        ("DetrForObjectDetection", {"groups": "mean"}, "groups=mean: there is one group of queries"),
         ("LwDetrForObjectDetection", {"ratio": 4}, "ratio=4: its own groups of queries are the basic ones"),
         ("LwDetrForObjectDetection", {"basic": "whole"}, "basic=whole: its own groups of queries"),
         ("LwDetrForObjectDetection", {"context": "memory"}, "context=memory: it has no such map"),
@@ -399,6 +406,10 @@ def test_wrong_options_leave_the_model_as_it_was(name, options, message):
 def test_options_that_nothing_reads_are_named():
     with pytest.warns(UserWarning, match=r"queries\.pool=max has no effect with queries\.context=none"):
         adapter.modulate(build("DetrForObjectDetection"), pool="max", context="none")
+    with pytest.warns(UserWarning, match=r"perturbation has no effect with queries\.kind=grouped"):
+        adapter.modulate(build("DetrForObjectDetection"), kind="grouped", perturbation=0.1)
+    with pytest.warns(UserWarning, match=r"beta has no effect with queries\.kind=shared"):
+        adapter.modulate(build("DetrForObjectDetection"), kind="shared", beta=0.5)
 
 
 @pytest.mark.parametrize("basic", ["whole", "groups"])

@@ -67,6 +67,12 @@ UNUSED = [
     ("scenes_tiny", {"queries.context": "none"}, {"queries.hidden": 16}, "queries.context=none"),
     ("scenes_tiny", {"queries.kind": "static"}, {"loss.beta": 0.3}, "queries.kind=static"),
     ("scenes_tiny", {}, {"loss.no_object_weight": 0.5}, "loss.classification=focal"),
+    (
+        "scenes_tiny",
+        {"loss.classification": "iou_aware"},
+        {"loss.no_object_weight": 0.5},
+        "loss.classification=iou_aware",
+    ),
     ("scenes_tiny", {}, {"data.root": "/data"}, "data.kind=scenes"),
     ("scenes_tiny", {}, {"data.val": "test"}, "data.kind=scenes"),
     ("scenes_tiny", {}, {"data.skip_empty": True}, "data.kind=scenes"),

@@ -27,6 +27,7 @@ from dqdet.config.length import about_drops, drop_places, total_steps
 from dqdet.config.losses import InstanceLossConfig, LossConfig, MaskLossConfig, SequenceLossConfig
 from dqdet.config.presets import (
     Overrides,
+    as_words,
     changes,
     describe,
     explained,
@@ -78,6 +79,7 @@ __all__ = [
     "VideoMask2FormerConfig",
     "WindowedVitConfig",
     "about_drops",
+    "as_words",
     "changes",
     "describe",
     "drop_places",

@@ -56,7 +56,7 @@ UNUSED = (
     Unused(
         ("loss.no_object_weight",),
         "loss.classification",
-        lambda c: isinstance(c.loss, LossConfig) and c.loss.classification == "focal",
+        lambda c: isinstance(c.loss, LossConfig) and c.loss.classification != "cross_entropy",
     ),
     Unused(("model.backbone.pretrained", "model.backbone.weights"), "init", lambda c: c.init is not None),
     Unused(("model.backbone.pretrained",), "model.backbone.weights", lambda c: c.model.backbone.weights is not None),

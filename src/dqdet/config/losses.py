@@ -29,7 +29,7 @@ class LossConfig(Section):
     giou_weight: NonNegative = 2.0
     """Weight of the generalised IoU loss of boxes."""
     no_object_weight: NonNegative = 0.1
-    """Weight of unmatched queries in the cross-entropy; no effect on focal."""
+    """Weight of unmatched queries in the cross-entropy; no effect on other losses of classes."""
     box_epsilon: NonNegative = 0.0
     """Added to the denominators of IoU and GIoU."""
     beta: NonNegative | None = 1.0

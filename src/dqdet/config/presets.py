@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -171,6 +172,11 @@ def parse_overrides(overrides: Overrides) -> dict[str, Any]:
             logger.warning(f"{twice} is given twice: {twice}={parsed[twice]} has no effect")
         parsed |= given
     return parsed
+
+
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """Options by their dotted paths as words of a command line, which :func:`parse_overrides` reads."""
+    return [f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in options.items()]
 
 
 def to_yaml(config: Config) -> str:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dqdet.errors import DqdetError, value_text
 from dqdet.queries import Constants, GroupedQueries, ModulatedQueries, QuerySource, StaticQueries
 from dqdet.weights.renaming import State
 
 FIRST = 0.99  # share of the first group where a model with several groups starts from it
 Groups = Literal["first", "mean"]
 Learned = Mapping[str, Tensor]  # of each part query i of every group, that of inference first: [m, g, f]
+
+
+def check(perturbation: float, groups: Groups, trained: int) -> None:
+    """Raise DqdetError unless queries can start like this.
+
+    Args:
+        perturbation: of :func:`perturb`.
+        groups: of :func:`start`.
+        trained: groups of queries that there are.
+    """
+    if not isinstance(perturbation, int | float) or not 0 <= perturbation < math.inf:
+        raise DqdetError(f"perturbation={value_text(perturbation)}: should be a number, 0 or more")
+    if groups not in get_args(Groups):
+        raise DqdetError(f"groups={value_text(groups)}: should be {' or '.join(get_args(Groups))}")
+    if groups == "mean" and trained == 1:
+        raise DqdetError("groups=mean: there is one group of queries, which is their mean; leave it out")
 
 
 def learned_queries(source: QuerySource | None) -> Learned | None:

@@ -59,7 +59,7 @@ def study(
         model: a run, a checkpoint or a name on the hub, instead of training one (``combinations``, ``coefficients``).
         only: labels of models and of queries in the table; others are left out.
         report: train nothing, and report what the folder has.
-        page: a Markdown file to write, with table, figure and how to run it again; the figure lies beside it.
+        page: a new Markdown file, with table, figure and how to run it again; the figure lies beside it.
         say: is called with a line whenever something is done.
         overrides: options of all trainings.
 
@@ -79,6 +79,8 @@ def study(
     from dqdet.studies.request import Request
 
     if page is not None:
+        if Path(page).exists():  # perhaps with what somebody has written on it
+            raise DqdetError(f"{page} exists already; remove it, or choose another page")
         check_place(Path(page))
 
     request = Request(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from dqdet.studies import figures
 from dqdet.studies.paired import Difference, difference, learned, spread
 from dqdet.studies.report import OF_PAPER, Report, table
 from dqdet.studies.request import Request, Subject, subjects
-from dqdet.studies.running import Curve, Training, is_finished, read_curve, run_all, small_name
+from dqdet.studies.running import (
+    Curve,
+    Training,
+    check_options,
+    is_finished,
+    read_curve,
+    run_all,
+    small_name,
+    trained_on,
+)
 
 METRICS = {
     "detection": ("AP", "AP50", "AP75"),
@@ -39,6 +49,7 @@ class Arm:
     options: Mapping[str, Any]
     line: str = ""  # of the figure, which it is a point of
     x: float | None = None  # where on that line; None: at all places
+    control: str | None = None  # the arm that it is compared with besides the reference
 
 
 STATIC = Arm({"queries.kind": "static"})
@@ -99,13 +110,12 @@ class Comparison:
                 for name, arm in arms[label].items()
             ]
             run_all(trainings, request.jobs, request.say)
-        curves = {label: {name: found(request, label, name) for name in arms[label]} for label in own}
-        if not any(seeds for of_arms in curves.values() for seeds in of_arms.values()):
+        rows = []
+        for label, subject in own.items():
+            trained = {name: finished(request, label, subject, name, arm) for name, arm in arms[label].items()}
+            rows.append(Row(self, label, subject, arms[label], trained, subject.config(request.overrides)))
+        if not any(row.machines for row in rows):
             raise DqdetError(f"{request.out}: no finished training of {request.name}; leave out --report to train")
-        rows = [
-            Row(self, label, subject, arms[label], curves[label], subject.config(request.overrides))
-            for label, subject in own.items()
-        ]
         tables = [
             lines
             for _, alike in groupby(rows, key=lambda row: row.metrics)
@@ -118,6 +128,7 @@ class Comparison:
             note=NOTE,
             learned=[sentence for row in rows for sentence in row.sentences()],
             figure=self._figure(rows),
+            measured_on=_measured_on(rows),
         )
 
     def _table(self, rows: list[Row], request: Request) -> list[list[str]]:
@@ -163,8 +174,20 @@ class Row:
     label: str
     subject: Subject
     arms: Mapping[str, Arm]
-    curves: Mapping[str, dict[int, Curve]]  # arm -> seed -> validations
+    trained: Mapping[str, dict[int, Training]]  # arm -> seed -> finished training
     config: Config
+
+    @cached_property
+    def curves(self) -> dict[str, dict[int, Curve]]:
+        """Arm -> seed -> validations."""
+        return {
+            arm: {seed: read_curve(one.folder) for seed, one in of_arm.items()} for arm, of_arm in self.trained.items()
+        }
+
+    @property
+    def machines(self) -> list[str]:
+        """Where it was trained."""
+        return sorted({trained_on(one.folder) for of_arm in self.trained.values() for one in of_arm.values()})
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -194,6 +217,11 @@ class Row:
         if "modulated" in self.arms:
             controls = [arm for arm in self.arms if arm not in (self.reference, "modulated")]
             pairs += [(arm, "modulated") for arm in controls if self.reference != "modulated"]
+        pairs += [
+            (arm.control, name)
+            for name, arm in self.arms.items()
+            if arm.control in self.arms and arm.control != self.reference
+        ]
         found = [(first, second, self.against(first, second)) for first, second in pairs]
         return [
             f"{self.label}: {learned(self.metrics[0], first, second, against)}"
@@ -243,9 +271,26 @@ def folder(request: Request, label: str, name: str, seed: int) -> Path:
     return request.out / f"{small_name(label)}-{small_name(name)}-{seed}"
 
 
-def found(request: Request, label: str, name: str) -> dict[int, Curve]:
-    """Seed -> validations of the finished trainings in the folder, also those of more seeds than were asked for."""
+def finished(request: Request, label: str, subject: Subject, name: str, arm: Arm) -> dict[int, Training]:
+    """Seed -> finished training in the folder, also those of more seeds than were asked for.
+
+    Raises:
+        DqdetError: one of them has other options, or no validations.
+    """
     stem = folder(request, label, name, 0).name.removesuffix("0")
     places = {path: path.name.removeprefix(stem) for path in request.out.glob(f"{stem}*") if is_finished(path)}
-    seeds = {int(seed): path for path, seed in places.items() if seed.isdecimal()}
-    return {seed: read_curve(path) for seed, path in sorted(seeds.items())}
+    seeds = sorted(int(seed) for seed in places.values() if seed.isdecimal())
+    trainings = {seed: training(request, label, subject, name, arm, seed) for seed in seeds}
+    for one in trainings.values():
+        check_options(one)
+        if not read_curve(one.folder):
+            raise DqdetError(f"{one.folder}: has no validations, only a part of a training; remove it to train anew")
+    return trainings
+
+
+def _measured_on(rows: Sequence[Row]) -> str:
+    """The machines of the trainings, those of each model if they differ."""
+    machines = {row.label: " and ".join(row.machines) for row in rows if row.machines}
+    if len(set(machines.values())) == 1:
+        return next(iter(machines.values()))
+    return "; ".join(f"{machine} ({label})" for label, machine in machines.items())

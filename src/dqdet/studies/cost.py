@@ -54,7 +54,7 @@ def run(request: Request) -> Report:
         first = next(iter(measured))
         for arm, numbers in measured.items():
             steps, inferences = (_ratio(measured[first][task], numbers[task]) for task in ("step", "inference"))
-            known = PAPER.get((subject.published, arm), (None, None))
+            known = PAPER.get((subject.published, arm), (None, None)) if first == "static" else (None, None)
             rows.append(
                 [
                     label,

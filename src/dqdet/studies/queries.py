@@ -18,14 +18,14 @@ CLASSES = 80  # of the counted decoder, where the data's are not known yet; the 
 
 
 def arms(config: Config) -> Mapping[str, Arm]:
-    """Static and modulated queries, fewer and fewer."""
-    counts = sorted({max(1, round(share * config.queries.count)) for share in SHARES})
-    kinds = {"static": STATIC, "modulated": MODULATED}
-    return {
-        f"{count} {kind}": Arm({**arm.options, "queries.count": count}, kind, count)
-        for count in counts
-        for kind, arm in kinds.items()
-    }
+    """Fewer and fewer queries, static and modulated: compared with the most static ones, and with as many."""
+    counts = sorted({max(1, round(share * config.queries.count)) for share in SHARES}, reverse=True)
+    found = {}
+    for count in counts:
+        static, modulated = ({**arm.options, "queries.count": count} for arm in (STATIC, MODULATED))
+        found[f"{count} static"] = Arm(static, "static", count)
+        found[f"{count} modulated"] = Arm(modulated, "modulated", count, control=f"{count} static")
+    return found
 
 
 def operations(config: Config) -> dict[str, float]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
 
 from dqdet.runs.folder import write_file
 from dqdet.studies import QUESTIONS
 from dqdet.studies.request import Request
-from dqdet.studies.running import device
+from dqdet.studies.running import machine
 
 OF_PAPER = "paper's"  # in the names of columns
 
@@ -32,6 +30,7 @@ class Report:
     note: str  # on how to read them
     learned: list[str] = field(default_factory=list)  # sentences
     figure: Figure | None = None
+    measured_on: str = field(default_factory=machine)
 
     def text(self) -> str:
         """The tables, and what was learned."""
@@ -56,8 +55,12 @@ def write(report: Report, request: Request, page: Path | None) -> None:
     Raises:
         DqdetError: a file cannot be written.
     """
-    measured_on = machine_of(request)
-    found = {"study": request.name, "command": request.command(), "machine": measured_on, "results": report.results}
+    found = {
+        "study": request.name,
+        "command": request.command(),
+        "machine": report.measured_on,
+        "results": report.results,
+    }
     write_file(request.out / "results.json", json.dumps(found, indent=1).encode())
     write_file(request.out / "table.md", report.text().encode())
     if report.figure is not None:
@@ -72,7 +75,7 @@ def write(report: Report, request: Request, page: Path | None) -> None:
             report.text(),
             report.note + " The paper's numbers are of its own data sets." * of_paper,
             "",
-            f"Measured on {measured_on}. Again: `{request.command()}`.",
+            f"Measured on {report.measured_on}. Again: `{request.command()}`.",
             "",
         ]
         write_file(page, "\n".join(lines).encode())
@@ -84,11 +87,3 @@ def save(figure: Figure, path: Path) -> None:
             content = io.BytesIO()
             figure.savefig(content, format=ending, dpi=150, bbox_inches="tight")
             write_file(path.with_suffix(f".{ending}"), content.getbuffer())
-
-
-def machine_of(request: Request) -> str:
-    """Where the results come from: this machine, or the one that trained what is only reported again here."""
-    earlier = request.out / "results.json"
-    if request.report and earlier.is_file():
-        return str(json.loads(earlier.read_text(encoding="utf-8"))["machine"])
-    return f"{platform.machine()}, {device()}, PyTorch {torch.__version__}"

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dqdet.config import Config, parse_overrides, resolve
+from dqdet.config import Config, as_words, parse_overrides, resolve
 from dqdet.config.length import DROPS, LENGTH
 from dqdet.errors import DqdetError
 
@@ -60,7 +60,7 @@ class Request:
             words += ["--model", self.model]
         for label in self.only:
             words += ["--only", label]
-        words += [f"{path}={value}" for path, value in parse_overrides(self.overrides).items()]
+        words += as_words(parse_overrides(self.overrides))
         return shlex.join([*words, "--out", f"runs/{self.name}"])
 
 

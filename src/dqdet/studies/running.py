@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 import time
@@ -23,10 +24,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import dqdet
-from dqdet.config import resolve
+from dqdet.config import parse_overrides, resolve
 from dqdet.data.loader import STOPPING
 from dqdet.errors import DISK_FULL, DqdetError, Interrupted
 from dqdet.runs.folder import CONFIG, LAST, load_config, write_file
+from dqdet.training.engine import ELSEWHERE
 
 VALIDATIONS = "validations.json"
 FINISHED = "finished.json"
@@ -86,21 +88,16 @@ def cores() -> int:
 
 
 def check_options(training: Training) -> None:
-    """Raise DqdetError if the folder has a training with other options."""
+    """Raise DqdetError if the folder has a training with other options, those of where it runs aside."""
     if not (training.folder / CONFIG).exists():
         return
-    wanted = resolve(training.preset, training.options).model_dump(exclude=set(FROM_DATA))
-    found = load_config(training.folder).model_dump(exclude=set(FROM_DATA))
-    if wanted != found:
-        differing = [name for name in wanted if wanted[name] != found[name]]
-        options = [
-            f"{section}.{option}" if isinstance(wanted[section], dict) else section
-            for section in differing
-            for option in (wanted[section] if isinstance(wanted[section], dict) else [section])
-            if not isinstance(wanted[section], dict) or wanted[section][option] != found[section].get(option)
-        ]
+    configs = (resolve(training.preset, training.options), load_config(training.folder))
+    wanted, found = (parse_overrides(config.model_dump(exclude=set(FROM_DATA))) for config in configs)
+    differing = [path for path in wanted if path not in ELSEWHERE and wanted[path] != found.get(path)]
+    if differing:
         raise DqdetError(
-            f"{training.folder}: has a training with other options ({', '.join(options)}); choose another --out"
+            f"{training.folder}: has a training with other options ({', '.join(differing)}); choose another --out, or "
+            "give the options of that training"
         )
 
 
@@ -112,8 +109,8 @@ def _trained(trainings: Sequence[Training], jobs: int) -> Iterator[Training]:
             yield training
         return
     context = multiprocessing.get_context("spawn")
-    threads = max(1, cores() // jobs)
     jobs = min(jobs, len(trainings)) or 1
+    threads = max(1, cores() // jobs)
     others = multiprocessing.active_children()
     with ProcessPoolExecutor(jobs, context, _prepare_worker, (context.Value("i", 0), threads)) as pool:
         try:
@@ -208,7 +205,9 @@ def _train(training: Training) -> None:
     ):
         try:
             if (folder / LAST).exists():
-                dqdet.train(resume=folder, callbacks=callbacks)
+                given = parse_overrides(training.options)
+                moved = {path: value for path, value in given.items() if path in ELSEWHERE}
+                dqdet.train(resume=folder, callbacks=callbacks, **moved)
             else:
                 dqdet.train(training.preset, out=folder, callbacks=callbacks, **training.options)
         except Interrupted:
@@ -220,7 +219,7 @@ def _train(training: Training) -> None:
                 raise
             raise DqdetError(f"{training.label}: {folder} cannot be written ({error.strerror}); make space") from error
     seconds = round(time.monotonic() - started)
-    write_file(folder / FINISHED, json.dumps({"seconds": seconds, "device": device()}).encode())
+    write_file(folder / FINISHED, json.dumps({"seconds": seconds, "machine": machine()}).encode())
 
 
 class Validations(Callback):
@@ -240,7 +239,7 @@ class Validations(Callback):
 
 
 def read_curve(folder: Path) -> Curve:
-    """What the validations of a training measured, in order; empty when there was none."""
+    """What the validations of a training measured, in order; empty when there was none yet."""
     file = folder / VALIDATIONS
     if not file.exists():
         return {}
@@ -255,11 +254,17 @@ def is_finished(folder: Path) -> bool:
     return (folder / FINISHED).exists()
 
 
-def device() -> str:
-    """What a training runs on, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores"
+def trained_on(folder: Path) -> str:
+    """The machine of a finished training."""
+    finished = json.loads((folder / FINISHED).read_text())
+    return str(finished.get("machine") or finished["device"])  # as it was called first
+
+
+def machine() -> str:
+    """This machine, in words."""
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
+    return f"{platform.machine()}, {device}, PyTorch {torch.__version__}"
 
 
 def small_name(label: str) -> str:

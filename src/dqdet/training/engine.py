@@ -58,11 +58,12 @@ from dqdet.training.trainer import make_trainer, products_rounded, quietly, weig
 logger = logging.getLogger(__name__)
 
 # What may differ when a training goes on; with anything else it would be another training.
-RESUMABLE = (
-    *(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience", "pictures")),
+LONGER = tuple(f"train.{name}" for name in ("epochs", "steps", "drop", "drop_steps", "validate_every", "patience"))
+ELSEWHERE = (  # where and how it runs, which is nothing to what it learns
     *("data.root", "data.cache", "data.workers", "data.check"),
-    *("train.logger", "train.timeout", "train.strategy", "train.recompute"),
+    *("train.pictures", "train.logger", "train.timeout", "train.strategy", "train.recompute"),
 )
+RESUMABLE = (*LONGER, *ELSEWHERE)
 
 # What Lightning and PyTorch raise where a part of a checkpoint is missing, or another than it should be.
 NOT_RESTORED = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ArithmeticError)

@@ -11,6 +11,7 @@ classes there are. ``dqdet.transformers.ModulatedDetrForObjectDetection`` and so
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from dqdet.adapters.transformers.conversion import convert, to_transformers
 from dqdet.adapters.transformers.modulated import PREFIX, Modulated, modulated
 from dqdet.adapters.transformers.seams import SEAMS, check_seam, seam_of
 from dqdet.config import QueriesConfig
-from dqdet.config.effects import unread
-from dqdet.errors import DqdetError
+from dqdet.config.effects import TRAINED, unread
+from dqdet.errors import DqdetError, value_text
 from dqdet.queries import GroupedQueries, ModulatedQueries, QuerySource
-from dqdet.runs.starting import Groups, Learned, perturb, start
+from dqdet.runs.starting import Groups, Learned, check, perturb, start
 
 # Options of queries that the models of the library decide, or whose training has no such thing.
 OF_OUR_TRAINING = {"count", "denoising", "label_noise", "box_noise"}
@@ -71,7 +72,8 @@ def modulate(
         the same model, of the class ``Modulated...``. In training mode its ``loss`` is that of all groups of queries.
 
     Raises:
-        DqdetError: the class is not supported, an option is unknown or wrong, or transformers has changed.
+        DqdetError: the class is not supported, an option is unknown or wrong, or transformers has changed; the model
+            is as it was.
     """
     name = type(model).__name__
     if isinstance(model, Modulated):
@@ -87,19 +89,34 @@ def modulate(
     if refused := OF_OUR_TRAINING & given.keys():
         raise DqdetError(f"{name}: {', '.join(sorted(refused))}: only dqdet's own training has that; leave it out")
     config = _queries(name, {"count": 1, **fixed, **given})
-    for line in unread(config, given):
+    trained = seam.groups_of(model.config)
+    try:
+        check(perturbation, groups, trained)
+    except DqdetError as error:
+        raise DqdetError(f"{name}: {error}") from error
+    if beta is not None and not (isinstance(beta, int | float) and 0 <= beta < math.inf):
+        raise DqdetError(f"{name}: beta={value_text(beta)}: should be a number, 0 or more, or None")
+    needless = {"perturbation": perturbation != 0 and config.kind != "modulated"}
+    needless |= {"beta": beta != 1 and config.kind not in TRAINED}
+    unused = [f"{option} has no effect with queries.kind={config.kind}" for option, is_so in needless.items() if is_so]
+    for line in [*unread(config, given), *unused]:
         warnings.warn(f"{name}: {line}", stacklevel=2)
     if config.kind == "static":
         raise DqdetError(f"{name}: kind=static: that is what the model has; choose modulated, shared, ...")
     check_seam(model, seam, config.context)
     reader = seam.reader_of(model)
     tables = {table: getattr(reader, table).weight.detach() for table in seam.tables}
-    trained = seam.groups_of(model.config)
     config.count = len(next(iter(tables.values()))) // trained
     changed: Any = model
+    before = changed.__class__
     changed.config.modulated = config.model_dump() | {"beta": beta}
-    changed.__class__ = modulated(changed.__class__)
-    changed._take_over()
+    changed.__class__ = modulated(before)
+    try:
+        changed._take_over()
+    except DqdetError:  # before anything else is changed
+        changed.__class__ = before
+        del changed.config.modulated
+        raise
     learned = {
         part: columns.unflatten(0, (trained, -1)).transpose(0, 1)  # [m, g, f]
         for table, names in seam.tables.items()
