@@ -42,7 +42,7 @@ gpu:  ## tests and speed on an NVIDIA card, in pieces of minutes; run again to g
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --table docs/gpu.md
 
 study-%: setup  ## a study of `dqdet study`, for example `make study-detectors`
-	$(BIN)/dqdet study $* --out runs/study-$* --page docs/studies/$*.md
+	$(BIN)/dqdet study $* --out runs/study-$*
 
 clean:
 	rm -rf $(VENV) runs build docs/commands.md docs/options.md .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -51,7 +51,7 @@ def draw(predictor: Predictor, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> Path:
     """The folder with the run, the page of the data, the report and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/bccd"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/bccd"))
     parser.add_argument("--preset", default="scenes_tiny")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE")

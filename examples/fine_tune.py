@@ -28,7 +28,7 @@ RECIPE = {
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """The AP of both models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/bccd"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/fine_tune"))
     parser.add_argument("--model", help="a run or a published checkpoint")
     parser.add_argument("--preset", default="scenes_tiny")

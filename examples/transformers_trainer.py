@@ -1,6 +1,6 @@
 """Fine-tune a detector of ``transformers`` with its ``Trainer``: as it is, and with modulated queries.
 
-    python examples/transformers_trainer.py [--data ../shared/data/bccd] [--model NAME_OR_FOLDER] [--steps 300] ...
+    python examples/transformers_trainer.py --data FOLDER [--model NAME_OR_FOLDER] [--steps 300] ...
 
 The data are images with boxes in COCO's layout (``annotations/instances_{train,val}.json``, ``images/{train,val}``).
 Without ``--model`` a small Deformable-DETR learns from nothing for ``--start`` steps. It, or the model that is named,
@@ -119,7 +119,7 @@ def evaluate(model: transformers.PreTrainedModel, data: Boxes, processor: Any) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/bccd"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", help="of transformers, for example facebook/detr-resnet-50")
     parser.add_argument("--start", type=int, default=600, help="steps of the small model, before")
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")

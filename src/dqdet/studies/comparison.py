@@ -220,7 +220,7 @@ class Row:
         pairs += [
             (arm.control, name)
             for name, arm in self.arms.items()
-            if arm.control in self.arms and arm.control != self.reference
+            if arm.control is not None and arm.control in self.arms and arm.control != self.reference
         ]
         found = [(first, second, self.against(first, second)) for first, second in pairs]
         return [
