@@ -58,6 +58,20 @@ def test_one_group_makes_no_combination_of_one():
     assert torch.equal(queries(modulated)["anchor"], queries(STATIC)["anchor"])
 
 
+@pytest.mark.parametrize(("coefficients", "context"), [("softmax", "none"), ("raw", "none"), ("raw", "backbone")])
+def test_queries_of_equal_groups_can_go_different_ways(coefficients, context):
+    """Equal queries with equal gradients would stay equal."""
+    config = QueriesConfig(
+        count=COUNT, ratio=RATIO, coefficients=coefficients, context=context, hidden=16, basic="groups"
+    )
+    modulated = make_queries(config, WIDTHS, CHANNELS, CHANNELS)
+    start(modulated, learned_queries(STATIC))
+    for part, expected in queries(STATIC).items():
+        torch.testing.assert_close(queries(modulated)[part], expected, rtol=0, atol=1e-5)
+        hulls = modulated.basic[part].unflatten(0, (COUNT, RATIO))
+        assert (hulls - hulls[:, :1])[:, 1:].abs().amin(dim=(0, 2)).min() > 0
+
+
 def test_queries_that_are_made_of_the_image_are_not_learned():
     for kind in ("modulated", "generated", "shared"):
         assert learned_queries(make_queries(QueriesConfig(kind=kind, count=COUNT), WIDTHS, 8, 8)) is None

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from recorder import Recorder
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -177,6 +178,25 @@ def test_a_training_without_enough_memory_goes_on_with_less(tmp_path):
         train(tiny(), run, [first])
     resume(run, ["train.recompute=true"], [rest])
     assert rest.steps == whole.steps[3:]  # from its last checkpoint, that of the first epoch
+
+
+class Rates(Callback):
+    """Keeps the learning rate of every step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_prolonged_training_has_the_rates_of_its_length_at_once(tmp_path):
+    poly = {"train__schedule": "poly", "train__drop": []}
+    whole, shorter, prolonged = Rates(), Rates(), Rates()
+    train(tiny(train__epochs=3, **poly), tmp_path / "whole", [whole])
+    train(tiny(train__epochs=2, **poly), tmp_path / "run", [shorter])
+    resume(tmp_path / "run", ["train.epochs=3"], [prolonged])
+    assert prolonged.rates == whole.rates[len(shorter.rates) :]
 
 
 def test_a_finished_training_can_be_prolonged(tmp_path, uninterrupted):

@@ -5,7 +5,9 @@ import resource
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
+from lightning.pytorch import LightningModule
 from recorder import Recorder
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,7 +28,7 @@ from dqdet.training.engine import resume, train
 from dqdet.training.evaluation import evaluate
 from dqdet.training.module import DetectionModule
 from dqdet.training.readiness import open_data
-from dqdet.training.trainer import weight_averaging
+from dqdet.training.trainer import SynchronisedNorms, weight_averaging
 from tiny import contents, tiny
 
 
@@ -150,10 +152,44 @@ def test_validation_measures_the_saved_model(tmp_path):
 def test_what_counts_or_indexes_is_not_averaged(decay):
     """Averages of whole numbers are rounded down."""
     (callback,) = weight_averaging(decay)
-    average = callback._kwargs["avg_fn"]
-    index = torch.arange(169)
-    assert torch.equal(average(index.clone(), index, torch.tensor(1)), index)
-    torch.testing.assert_close(average(torch.ones(1), torch.zeros(1), torch.tensor(1)), torch.tensor([decay]))
+    average = callback._kwargs["multi_avg_fn"]
+    index, weights = torch.arange(169), torch.ones(1)
+    found = torch.zeros_like(index)
+    average([found], [index], 1)
+    assert torch.equal(found, index)
+    average([weights], [torch.zeros(1)], 1)
+    torch.testing.assert_close(weights, torch.tensor([decay]))
+
+
+def test_the_average_of_what_is_frozen_stays_the_same():
+    (callback,) = weight_averaging(0.9997)
+    frozen = torch.randn(1000)
+    average = frozen.clone()
+    for _ in range(1000):
+        callback._kwargs["multi_avg_fn"]([average], [frozen], 1)
+    assert torch.equal(average, frozen)
+
+
+def test_the_average_is_where_the_model_is_trained():
+    """Lightning moves the model after it has set up what keeps the average."""
+    (callback,) = weight_averaging(0.9)
+    module = LightningModule()
+    module.weight = torch.nn.Parameter(torch.zeros(1))
+    callback.setup(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta"))), module, "fit")
+    assert callback._average_model.module.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "regnety_002", "resnet18"])
+def test_norms_of_several_processes_keep_their_activations(name):
+    torch.manual_seed(0)
+    body = timm.create_model(name, features_only=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = body(images)
+    norms = SynchronisedNorms()
+    synchronised = norms.revert(norms.apply(body))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in synchronised.modules())
+    for found, wanted in zip(synchronised.eval()(images), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_the_moving_average_is_what_is_validated_and_saved(tmp_path):

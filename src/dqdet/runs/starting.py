@@ -14,6 +14,7 @@ from dqdet.errors import DqdetError, value_text
 from dqdet.queries import Constants, GroupedQueries, ModulatedQueries, QuerySource, StaticQueries
 from dqdet.weights.renaming import State
 
+APART = 0.01
 FIRST = 0.99  # share of the first group where a model with several groups starts from it
 Groups = Literal["first", "mean"]
 Learned = Mapping[str, Tensor]  # of each part query i of every group, that of inference first: [m, g, f]
@@ -58,7 +59,8 @@ def start(queries: ModulatedQueries, learned: Learned, groups: Groups = "first")
 
     With another number of groups, the queries of inference are repeated r times. Any convex combination of equal
     queries is that query, so predicted coefficients start as in a new model; raw ones, which need not sum to 1, start
-    even.
+    even. Where the coefficients start the same for every image, equal queries in equal groups would stay equal for
+    ever: these are moved apart, around their query.
 
     Args:
         queries: of the modulated model, with as many as there are.
@@ -75,12 +77,24 @@ def start(queries: ModulatedQueries, learned: Learned, groups: Groups = "first")
         if several and groups == "first":
             basic[:, 0] += (1 - FIRST) / FIRST * (basic[:, 0] - basic[:, 1:].mean(1))
         queries.basic[part].copy_(basic.flatten(0, 1))
+    constant = raw or isinstance(queries.coefficients, Constants)
+    if not several and constant and r > 1 and queries.config.basic == "groups":
+        move_apart(queries)
     if several or raw:
         shares = torch.full((r,), 1 / r)
         if several and groups == "first":
             shares = torch.tensor([FIRST] + [(1 - FIRST) / (r - 1)] * (r - 1))
         _make_constant(queries.coefficients, shares if raw else shares.log())
     return several
+
+
+def move_apart(queries: ModulatedQueries) -> None:
+    """Move the queries of each hull by `APART` of the standard deviation of each part, the sum by nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for table in queries.basic.values():
+        hulls = table.unflatten(0, (-1, queries.config.ratio))  # [m, r, f]
+        noise = torch.randn(hulls.shape, generator=generator).to(table)
+        hulls += APART * table.std() * (noise - noise.mean(1, keepdim=True))
 
 
 def _make_constant(head: nn.Module, values: Tensor) -> None:

@@ -20,7 +20,7 @@ from dqdet.nn.checkpointing import recompute
 from dqdet.runs.folder import check_finite, differences
 from dqdet.training.arriving import Arriving
 from dqdet.training.data_module import DataModule
-from dqdet.training.optimiser import freeze, make_optimiser, make_schedule
+from dqdet.training.optimiser import follow, freeze, make_optimiser, make_schedule
 from dqdet.types import Batch, Outcome, Track, VideoStream
 
 LOG_EVERY = 10  # steps
@@ -130,6 +130,8 @@ class DetectionModule(LightningModule):
 
     def on_train_start(self) -> None:
         self.restored = True
+        (schedule,) = self.trainer.lr_scheduler_configs
+        follow(schedule.scheduler)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert isinstance(self.trainer.datamodule, DataModule)  # type: ignore[attr-defined]

@@ -87,6 +87,15 @@ def make_schedule(optimiser: AdamW, config: TrainConfig, steps_per_epoch: int) -
     return LambdaLR(optimiser, learning_rate_factor(config, steps_per_epoch))
 
 
+def follow(schedule: LambdaLR) -> None:
+    """Set the learning rates of the step that was reached: a checkpoint has those of its own training's length."""
+    optimiser, step = schedule.optimizer, schedule.last_epoch
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+
+
 def learning_rate_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
     """The factor on the learning rates as a function of the optimiser steps taken so far.
 

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins import CheckpointIO, LayerSync
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
 
 from dqdet.config import Config, TrainConfig
 from dqdet.runs.processes import this_process
@@ -42,8 +45,7 @@ def make_trainer(
         devices=process.local_world,
         num_nodes=-(-process.world // process.local_world),
         strategy=_strategy(options, process.together),
-        sync_batchnorm=process.together and torch.cuda.is_available(),
-        plugins=[Environment() if process.together else LightningEnvironment(), CheckpointFiles()],
+        plugins=_plugins(process.together),
         precision=_precision(options),
         max_epochs=epochs,
         check_val_every_n_epoch=options.validate_every,
@@ -73,15 +75,32 @@ def weight_averaging(ema: float | None) -> list[Callback]:
     return [AveragedWeights(ema)] if ema else []
 
 
-class AveragedWeights(EMAWeightAveraging):
+class AveragedWeights(WeightAveraging):
     """The moving average of weights and buffers; of buffers that count or index, the newest."""
 
     def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay)
-        average = self._kwargs["avg_fn"]
-        self._kwargs["avg_fn"] = lambda averaged, current, updates: (
-            average(averaged, current, updates) if averaged.is_floating_point() else current
-        )
+        def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+            """All of one type. What is frozen stays as it is, to the bit."""
+            if averaged[0].is_floating_point():
+                torch._foreach_lerp_(averaged, current, 1 - decay)
+            else:
+                torch._foreach_copy_(averaged, current)
+
+        super().__init__(multi_avg_fn=update)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device  # where the model is going to be
+        super().setup(trainer, pl_module, stage)
+
+
+class SynchronisedNorms(LayerSync):
+    """Batch norms that see the batches of all processes, with the activations that timm's have within."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return model  # after the training they are as any other
 
 
 @contextmanager
@@ -98,6 +117,13 @@ def products_rounded(tf32: bool) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def _plugins(together: bool) -> list[ClusterEnvironment | CheckpointIO | LayerSync]:
+    if not together:
+        return [LightningEnvironment(), CheckpointFiles()]
+    norms = [SynchronisedNorms()] if torch.cuda.is_available() else []
+    return [Environment(), CheckpointFiles(), *norms]
 
 
 def _strategy(options: TrainConfig, together: bool) -> DDPStrategy | Literal["auto"]:
