@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -31,8 +32,11 @@ def modulated(name: str, **options: Any) -> nn.Module:
     """With basic queries that differ, so that mistakes show."""
     model = build(name)
     torch.manual_seed(3)
-    ratio = model.config.group_detr if seam_of(name).groups else RATIO
-    adapter.modulate(model, **{"ratio": ratio, "hidden": 16, "perturbation": 1.0, "groups": "mean"} | options)
+    of_groups = {"ratio": getattr(model.config, "group_detr", None), "groups": "mean"}
+    started = of_groups if seam_of(name).groups else {"ratio": RATIO}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*perturbation has no effect")
+        adapter.modulate(model, **{"hidden": 16, "perturbation": 1.0} | started | options)
     with torch.no_grad():  # coefficients that differ between images
         for parameter in model.queries.coefficients.parameters():
             parameter += torch.randn_like(parameter)

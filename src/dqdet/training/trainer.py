@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import CheckpointIO, LayerSync
+from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -119,7 +119,7 @@ def products_rounded(tf32: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def _plugins(together: bool) -> list[ClusterEnvironment | CheckpointIO | LayerSync]:
+def _plugins(together: bool) -> list[Precision | ClusterEnvironment | CheckpointIO | LayerSync]:
     if not together:
         return [LightningEnvironment(), CheckpointFiles()]
     norms = [SynchronisedNorms()] if torch.cuda.is_available() else []
