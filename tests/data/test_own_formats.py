@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import query_size
 
 import own_data
 from dqdet.data.annotations import part
+from dqdet.data.kinds import kind_of
 
 # Of the places of boxes in pixels: as many digits as the formats have, and those that supervision writes.
 PRECISION = {"yolo": 5e-3, "voc": 1e-4, "labelme": 1e-4}
@@ -308,6 +309,70 @@ def test_a_list_of_voc_may_have_names_with_spaces_and_a_second_column(tmp_path, 
     assert opened(tmp_path, kind="voc").images.file_names.tolist() == [f"{name}.png"]
     listed.write_text("\n")
     assert error_of(tmp_path, kind="voc") == f"{listed}: lists no images; write the name of one in each line"
+
+
+def annotated_of_voc(image: Path, xml: Path, size: tuple[int, int] = (60, 40)) -> None:
+    picture(image, size)
+    xml.parent.mkdir(parents=True, exist_ok=True)
+    xml.write_text(f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size></annotation>")
+
+
+def annotated(root: Path, kind: str, name: str, suffix: str = "") -> None:
+    """An image without objects and its file: for one of Pascal VOC without splits these are in folders of their own."""
+    if kind == "voc":
+        folders = ("", "") if "train" in name else ("JPEGImages", "Annotations")
+        annotated_of_voc(root / folders[0] / f"{name}.png", root / folders[1] / f"{name}{suffix or '.xml'}")
+    else:
+        picture(root / f"{name}.png")
+        document = {"shapes": [], "imagePath": f"{Path(name).name}.png", "imageHeight": 40, "imageWidth": 60}
+        (root / f"{name}{suffix or '.json'}").write_text(json.dumps(document))
+
+
+def test_images_of_voc_are_those_of_the_subfolder_of_their_annotations(tmp_path):
+    for name, size in (("x", (60, 40)), ("sub/x", (30, 20))):
+        annotated_of_voc(tmp_path / f"JPEGImages/{name}.png", tmp_path / f"Annotations/{name}.xml", size)
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("sub/x\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    dataset = opened(tmp_path, kind="voc")
+    assert dataset.images.file_names.tolist() == ["sub/x.png"]
+    assert dataset.file_faults() == []
+    (tmp_path / "Annotations/x.xml").unlink()
+    assert kind_of(tmp_path) == "voc"
+
+
+@pytest.mark.parametrize("kind", ["voc", "labelme"])
+def test_a_split_may_be_a_link_to_another(tmp_path, kind):
+    for number in range(2):
+        annotated(tmp_path, kind, f"train/{number}")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (tmp_path / "valid").symlink_to("train")
+    for split, folder in (("train", "train"), ("val", "valid")):
+        dataset = opened(tmp_path, split, kind=kind)
+        assert dataset.images.file_names.tolist() == [f"{folder}/0.png", f"{folder}/1.png"]
+
+
+@pytest.mark.parametrize("kind", ["voc", "labelme"])
+def test_annotations_without_splits_are_found_in_subfolders_and_whatever_their_letters(tmp_path, kind):
+    suffix = {"voc": ".XML", "labelme": ".JSON"}[kind]
+    for name, of_file in (("a", ""), ("b", suffix), ("sub/c", ""), ("sub/deeper/d", suffix)):
+        annotated(tmp_path, kind, name, of_file)
+    hidden = tmp_path / {"voc": "Annotations/._a.xml", "labelme": "._a.json"}[kind]
+    hidden.write_bytes(b"\0")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    splits = [opened(tmp_path, split, kind=kind).images.file_names.tolist() for split in ("train", "val")]
+    assert sorted(splits[0] + splits[1]) == ["a.png", "b.png", "sub/c.png", "sub/deeper/d.png"]
+    assert [len(names) for names in splits] == [3, 1]
+
+
+def test_a_set_with_one_split_is_not_divided(tmp_path):
+    """Its other annotations are those of a split with another name."""
+    for name in ("train/a", "validation/b", "validation/c"):
+        annotated(tmp_path, "labelme", name)
+    (tmp_path / "classes.txt").write_text("cat\n")
+    assert len(opened(tmp_path, kind="labelme")) == 1
+    assert "no annotations of the val split; looked for NAME/*.json" in error_of(tmp_path, "val", kind="labelme")
+    assert len(opened(tmp_path, "val", kind="labelme", val="validation")) == 2
 
 
 def test_entities_of_voc_are_not_expanded(tmp_path):

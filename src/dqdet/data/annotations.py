@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
 from dqdet.config import DataConfig
-from dqdet.data.coco_files import root_of
+from dqdet.data.coco_files import SPLIT_NAMES, root_of
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, printable
 from dqdet.formats.folders import files_below
-from dqdet.formats.image_files import is_image_name, opened_image, sizes
+from dqdet.formats.image_files import opened_image, sizes
 from dqdet.formats.image_headers import AT_ONCE
 from dqdet.formats.shards import Shards
 from dqdet.formats.yolo import read_names
@@ -65,7 +67,7 @@ def as_document(images: Iterable[Annotated], classes: Sequence[str]) -> dict[str
 
 def images_in(folder: Path) -> list[Path]:
     """The image files in a folder and its subfolders, also linked ones, sorted."""
-    return files_below(folder, is_image_name)
+    return files_below(folder, IMG_EXTENSIONS)
 
 
 def upright_sizes(files: Sequence[Path]) -> tuple[list[tuple[int, int]], list[str]]:
@@ -92,27 +94,43 @@ Read = tuple[dict[str, Any], list[dict[str, Any]], list[str]]
 
 
 def files_of_splits(
-    config: DataConfig, split: Split, files_of: Callable[[DataConfig, Split, Path], list[Path]], places: str
+    config: DataConfig,
+    split: Split,
+    files_of: Callable[[Path, str], list[Path]],
+    whole_of: Callable[[Path], list[Path]],
+    places: str,
 ) -> tuple[Path, list[Path], list[Path]]:
-    """The root of a data set, the annotation files of a split, and those of the other one.
+    """The root of a data set, the annotation files of a split, and those of the other one, sorted.
+
+    A set where neither has files, and none is named, is divided.
 
     Args:
         config: of the data set.
         split: that is wanted.
-        files_of: gives those of a split; none where there are none.
-        places: where it looks, for the message.
+        files_of: gives those in a folder of the split with a name; none where there are none.
+        whole_of: gives those of a set without splits.
+        places: where these look, for the message.
 
     Raises:
         DqdetError: there are none of the split.
     """
     root = root_of(config)
-    files = files_of(config, split, root)
-    if not files:
+    other: Split = "val" if split == "train" else "train"
+    found: dict[Split, list[Path]] = {}
+    for which in (split, other):
+        chosen = getattr(config, which)
+        of_names = (files_of(root, name) for name in ([chosen] if chosen else SPLIT_NAMES[which]))
+        found[which] = next(filter(None, of_names), [])
+    if not any((*found.values(), config.train, config.val)) and (whole := whole_of(root)):
+        names = part([str(file) for file in whole], split, config.val_share)
+        for file in whole:
+            found[split if str(file) in names else other].append(file)
+    if not found[split]:
         raise DqdetError(
             f"{root}: no annotations of the {split} split; looked for {places}; set data.{split} to the name of the "
             "split"
         )
-    return root, files, files_of(config, "val" if split == "train" else "train", root)
+    return root, found[split], found[other]
 
 
 def of_files(

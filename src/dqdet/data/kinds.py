@@ -12,7 +12,7 @@ from dqdet.formats.remote import is_address
 SIGNS = {
     "coco": ("annotations/instances_*.json", "*/_annotations.coco.json", "_annotations.coco.json", "result.json"),
     "yolo": ("data.yaml", "dataset.yaml", "labels", "*/labels"),
-    "voc": ("Annotations/*.xml", "*/*.xml"),
+    "voc": ("Annotations/**/*.xml", "*/*.xml"),
     "webdataset": ("*-[0-9]*.tar",),  # before labelme: an index is a JSON file, too
     "labelme": ("*.json", "*/*.json", "images/*/*.json"),
 }

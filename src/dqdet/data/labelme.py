@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dqdet.config import DataConfig
-from dqdet.data.annotations import Annotations, files_of_splits, of_files, part
-from dqdet.data.coco_files import SPLIT_NAMES
+from dqdet.data.annotations import Annotations, files_of_splits, of_files
 from dqdet.data.dataset import Split
 from dqdet.formats.folders import files_below
 from dqdet.formats.labelme import read_annotation
+
+JSON = (".json",)
 
 
 def read_labelme(config: DataConfig, split: Split) -> Annotations:
@@ -24,7 +25,7 @@ def read_labelme(config: DataConfig, split: Split) -> Annotations:
     Raises:
         DqdetError: there are none.
     """
-    root, files, others = files_of_splits(config, split, _files, "NAME/*.json and *.json")
+    root, files, others = files_of_splits(config, split, _files, _whole, "NAME/*.json and *.json")
 
     def image_of(file: Path, record: dict[str, Any]) -> str | None:
         places = [file.parent / record["file_name"], file.parent / Path(record["file_name"]).name]
@@ -33,15 +34,9 @@ def read_labelme(config: DataConfig, split: Split) -> Annotations:
     return of_files(root, root, files, others, read_annotation, image_of)
 
 
-def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
-    """The JSON files of a split, sorted; none where there are no annotations of it."""
-    chosen = getattr(config, split)
-    for name in [chosen] if chosen else SPLIT_NAMES[split]:
-        for folder in (root / name, root / "images" / name):
-            if files := files_below(folder, lambda file: file.suffix == ".json"):
-                return files
-    whole = sorted(root.glob("*.json"))
-    if chosen or not whole:
-        return []
-    chosen_names = part([str(file) for file in whole], split, config.val_share)
-    return [file for file in whole if str(file) in chosen_names]
+def _files(root: Path, name: str) -> list[Path]:
+    return files_below(root / name, JSON) or files_below(root / "images" / name, JSON)
+
+
+def _whole(root: Path) -> list[Path]:
+    return files_below(root, JSON)

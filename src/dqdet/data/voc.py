@@ -4,25 +4,28 @@
   such lists the set is divided,
 - folders ``NAME`` with images and XML files side by side (Roboflow).
 
-An image belongs to the XML file of its name. Classes are in the order of ``classes.txt``, or else of their names.
+An image belongs to the XML file of its name, which is beside it or in the same subfolder of ``Annotations``. Classes
+are in the order of ``classes.txt``, or else of their names.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dqdet.config import DataConfig
-from dqdet.data.annotations import Annotations, files_of_splits, images_in, of_files, part
-from dqdet.data.coco_files import SPLIT_NAMES
+from dqdet.data.annotations import Annotations, files_of_splits, of_files
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError
 from dqdet.formats.folders import files_below
+from dqdet.formats.image_files import is_image_name
 from dqdet.formats.records import TEXT
 from dqdet.formats.voc import read_annotation
 
+XML = (".xml",)
 PRESENCE = re.compile(r"\s+(-1|0|1)$")  # of a class
 
 
@@ -33,30 +36,32 @@ def read_voc(config: DataConfig, split: Split) -> Annotations:
         DqdetError: there are none.
     """
     places = "ImageSets/Main/NAME.txt, NAME/*.xml and Annotations/*.xml"
-    root, files, others = files_of_splits(config, split, _files, places)
-    folder = root / "JPEGImages" if os.path.isdir(root / "JPEGImages") else root
-    names = {file.with_suffix("").relative_to(folder): str(file.relative_to(folder)) for file in images_in(folder)}
+    root, files, others = files_of_splits(config, split, _files, _whole, places)
+    pictures, annotations = root / "JPEGImages", root / "Annotations"
+    folder = pictures if os.path.isdir(pictures) else root
+
+    @cache
+    def images_of(inside: Path) -> dict[str, Path]:
+        images = filter(is_image_name, inside.iterdir()) if os.path.isdir(inside) else ()
+        return {image.stem: image for image in sorted(images)}
 
     def image_of(file: Path, record: dict[str, Any]) -> str | None:
-        return names.get(Path(file.stem) if folder != root else file.with_suffix("").relative_to(root))
+        subfolder = file.parent.relative_to(annotations) if file.is_relative_to(annotations) else Path()
+        found = (images_of(inside).get(file.stem) for inside in (file.parent, pictures / subfolder))
+        return next((os.path.relpath(image, folder) for image in found if image), None)
 
     return of_files(root, folder, files, others, read_annotation, image_of)
 
 
-def _files(config: DataConfig, split: Split, root: Path) -> list[Path]:
-    """The XML files of a split, sorted; none where there are no annotations of it."""
-    chosen = getattr(config, split)
-    for name in [chosen] if chosen else SPLIT_NAMES[split]:
-        listed = root / "ImageSets" / "Main" / f"{name}.txt"
-        if os.path.isfile(listed):
-            return sorted(_listed(listed, root / "Annotations"))
-        if files := files_below(root / name, lambda file: file.suffix == ".xml"):
-            return files
-    whole = sorted((root / "Annotations").glob("*.xml"))
-    if chosen or not whole or os.path.isdir(root / "ImageSets" / "Main"):
-        return []
-    chosen_names = part([str(file) for file in whole], split, config.val_share)
-    return [file for file in whole if str(file) in chosen_names]
+def _files(root: Path, name: str) -> list[Path]:
+    listed = root / "ImageSets" / "Main" / f"{name}.txt"
+    if os.path.isfile(listed):
+        return sorted(_listed(listed, root / "Annotations"))
+    return files_below(root / name, XML)
+
+
+def _whole(root: Path) -> list[Path]:
+    return [] if os.path.isdir(root / "ImageSets" / "Main") else files_below(root / "Annotations", XML)
 
 
 def _listed(file: Path, folder: Path) -> list[Path]:

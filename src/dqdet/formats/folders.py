@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 
@@ -20,10 +20,15 @@ def folders_below(
         yield Path(folder), subfolders, names
 
 
-def files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """The files in a folder and its subfolders whose names are wanted, sorted."""
+def files_below(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """The files in a folder and its subfolders with one of these suffixes, of small letters, sorted; no hidden ones."""
     files = (inside / name for inside, _, names in folders_below(folder) for name in names)
-    return sorted(file for file in files if wanted(file) and file.is_file())
+    return sorted(file for file in files if has_suffix(file, suffixes) and file.is_file())
+
+
+def has_suffix(file: Path, suffixes: Container[str]) -> bool:
+    """Whether a file has one of them, in letters of any size, and is not hidden (``._1.xml``)."""
+    return file.suffix.lower() in suffixes and not file.name.startswith(".")
 
 
 def numbered(names: Iterable[str]) -> list[str]:

@@ -28,6 +28,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dqdet.errors import DqdetError
+from dqdet.formats.folders import has_suffix
 from dqdet.formats.writing import replacing
 
 Size = tuple[int, int]  # width, height
@@ -290,7 +291,7 @@ def image_files(source: Path) -> list[Path]:
 
 
 def is_image_name(file: Path) -> bool:
-    return file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
+    return has_suffix(file, IMG_EXTENSIONS)
 
 
 def irregular(file: str | Path) -> str | None:
