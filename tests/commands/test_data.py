@@ -178,6 +178,12 @@ def test_converted_images_never_share_a_name():
     assert names == ["x.jpg", "y.jpg"]
 
 
+def test_converted_images_never_leave_their_folder():
+    """Lists of YOLO have absolute paths of images beside the data set, and may lead through its parents."""
+    names = conversion._names(["/a/x.jpg", "/b/x.jpg", "/x.jpg", "../../x.jpg", "a/../../x.jpg"])
+    assert names == ["a_x.jpg", "b_x.jpg", "x.jpg", "x-2.jpg", "a_x-2.jpg"]
+
+
 def test_images_that_cannot_be_used_are_not_converted(run, tmp_path):
     """The fault is that of the image, not of the folder that is written, which is not begun."""
     root = data_of(tmp_path / "data", (60, 40), {"train": ["cat"], "val": ["cat"]})

@@ -113,5 +113,9 @@ def _suffix(file: Path | Member) -> str:
 
 def _names(paths: list[str]) -> list[str]:
     counts = Counter(Path(path).name for path in paths)
-    names = [Path(path).name if counts[Path(path).name] == 1 else "_".join(Path(path).parts[-3:]) for path in paths]
-    return numbered(names)
+    return numbered(name if counts[name := Path(path).name] == 1 else _with_folders(Path(path)) for path in paths)
+
+
+def _with_folders(path: Path) -> str:
+    """The name with those of its folders, as that of a file in one folder, whatever the path leads through."""
+    return "_".join([part for part in path.parts if part not in (path.anchor, "..")][-3:])
