@@ -193,19 +193,23 @@ def test_polygons_become_masks_and_parts_of_a_group_one_object(tmp_path):
         assert dataset.ground_truth()["annotations"][0]["area"] == 200
 
 
-def test_difficult_objects_of_voc_are_crowds(tmp_path):
+@pytest.mark.parametrize(("easy", "difficult"), [("0", "1"), ("", "1.0"), ("False", "True"), ("Unspecified", "yes")])
+def test_difficult_objects_of_voc_are_crowds(tmp_path, easy, difficult):
     picture(tmp_path / "train/a.png")
     objects = "".join(
         f"<object><name>cat</name><difficult>{flag}</difficult><bndbox><xmin>{left}</xmin><ymin>1</ymin>"
-        f"<xmax>{left + 9}</xmax><ymax>9</ymax></bndbox></object>"
-        for left, flag in ((1, 0), (20, 1))
+        f"<xmax>{left + 9}</xmax><ymax>9</ymax></bndbox></object>\n"
+        for left, flag in ((1, easy), (20, difficult))
     )
-    (tmp_path / "train/a.xml").write_text(
-        f"<annotation><size><width>60</width><height>40</height></size>{objects}</annotation>"
-    )
+    text = f"<annotation><size><width>60</width><height>40</height></size>\n{objects}</annotation>"
+    (tmp_path / "train/a.xml").write_text(text)
     dataset = opened(tmp_path, kind="voc", val="train")
     assert dataset.boxes.tolist() == [[0, 0, 10, 9]]
     assert [one["iscrowd"] for one in dataset.ground_truth()["annotations"]] == [0, 1]
+    (tmp_path / "train/a.xml").write_text(text.replace(f"<difficult>{difficult}<", "<difficult>perhaps<"))
+    assert f"{tmp_path}/train/a.xml:3 has the difficult 'perhaps', which is neither 0 nor 1" in error_of(
+        tmp_path, kind="voc"
+    )
 
 
 def test_yolo_pictures_turned_by_exif_have_the_size_that_people_see(tmp_path):

@@ -15,6 +15,7 @@ from dqdet.errors import printable, value_text
 from dqdet.formats.records import FARTHEST, are_numbers, image_fault, is_text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+EASY, DIFFICULT = ("", "0", "0.0", "false", "no", "unspecified"), ("1", "1.0", "true", "yes")
 
 
 @dataclass
@@ -95,12 +96,18 @@ def _object(element: Element) -> dict[str, Any]:
         given = ", ".join(f"{corner}={value_text(box.value(corner))}" for corner in CORNERS)
         raise ValueError(f"({printable(name)}) has corners that are not numbers within {FARTHEST:.0f}: {given}")
     left, top, right, bottom = corners[0] - 1, corners[1] - 1, *corners[2:]
-    found = {"name": name, "bbox": [left, top, right - left, bottom - top], "iscrowd": 0}
-    if element.value("difficult") not in ("", "0"):
-        found["iscrowd"] = 1
+    found = {"name": name, "bbox": [left, top, right - left, bottom - top], "iscrowd": _difficult(element)}
     if polygons := [_polygon(child) for child in element.children if child.tag == "polygon"]:
         found["segmentation"] = polygons
     return found
+
+
+def _difficult(element: Element) -> int:
+    text = element.value("difficult")
+    for flag, texts in enumerate((EASY, DIFFICULT)):
+        if text.lower() in texts:
+            return flag
+    raise ValueError(f"has the difficult {value_text(text)}, which is neither 0 nor 1")
 
 
 def _polygon(element: Element) -> list[float]:
