@@ -140,6 +140,14 @@ def test_crowds_and_images_without_objects(tmp_path):
     assert file == dataset.annotation_file
 
 
+def test_areas_that_are_left_out_are_those_of_masks_also_of_images_that_are(tmp_path):
+    """An image with a crowd alone is no part of a training split without empty images, but of its ground truth."""
+    write(tmp_path, [SQUARE], compressed(square()), iscrowd=1)
+    dataset = opened(tmp_path, skip_empty=True)
+    assert len(dataset) == 0
+    assert [one["area"] for one in dataset.ground_truth()["annotations"]] == [600, 600]
+
+
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [

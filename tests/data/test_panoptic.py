@@ -201,6 +201,9 @@ def test_the_official_file_of_instances_is_the_ground_truth_of_things(tmp_path):
     truth = opened(tmp_path).ground_truth()
     assert truth["images"] == instances["images"][:1]
     assert truth["annotations"] == instances["annotations"][:1]
+    bare = {key: value for key, value in instances["annotations"][0].items() if key not in ("area", "iscrowd")}
+    file.write_text(json.dumps(instances | {"annotations": [bare]}))
+    assert opened(tmp_path).ground_truth()["annotations"] == [bare | {"area": 3, "iscrowd": 0}]  # pixels of the mask
 
     file.write_text(json.dumps(instances | {"categories": [{"id": 2, "name": "cats"}, {"id": 4, "name": "dog"}]}))
     with pytest.raises(DqdetError) as caught:

@@ -22,6 +22,7 @@ from dqdet.errors import DqdetError, printable
 from dqdet.formats.folders import files_below
 from dqdet.formats.image_files import opened_image, sizes
 from dqdet.formats.image_headers import AT_ONCE
+from dqdet.formats.masks import compress, mask_area
 from dqdet.formats.shards import Shards
 from dqdet.formats.yolo import read_names
 
@@ -199,6 +200,23 @@ def part(names: Sequence[str], split: Split, share: float) -> set[str]:
     drawn = sorted(names, key=lambda name: hashlib.blake2b(Path(name).name.encode(errors="surrogateescape")).digest())
     count = min(max(1, round(share * len(names))), len(names) - 1)
     return set(drawn[:count] if split == "val" else drawn[count:])
+
+
+def completed(document: dict[str, Any], masks: bool) -> dict[str, Any]:
+    """A checked document with the fields that evaluation needs and some tools leave out, ``iscrowd`` and ``area``.
+
+    Args:
+        document: is changed.
+        masks: whether the areas are those of masks, not of boxes.
+    """
+    sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in document["images"]}
+    for annotation in document["annotations"]:
+        annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
+        if "area" not in annotation and masks:
+            size = sizes[annotation["image_id"]]
+            annotation["area"] = mask_area(compress(annotation["segmentation"], *size), *size)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    return document
 
 
 def divided(document: dict[str, Any], split: Split, share: float) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import torch
 from torchvision import tv_tensors
 
 from dqdet.config import DataConfig
-from dqdet.data.annotations import Annotations, divided
+from dqdet.data.annotations import Annotations, completed, divided
 from dqdet.data.coco_faults import find_faults
 from dqdet.data.coco_files import SPLIT_NAMES, CocoImages, find_split, first_folder, refuse
 from dqdet.data.dataset import DetectionDataset, Split
@@ -226,12 +226,6 @@ class CocoDataset(DetectionDataset):
         """The annotations, with the fields that evaluation needs and some tools leave out."""
         document = self.read_annotations().document
         document.setdefault("info", {})
-        sizes = dict(zip(self.image_ids, self.images.sizes.tolist(), strict=True))
         for annotation in document["annotations"]:
             annotation.pop("place", None)
-            annotation["iscrowd"] = int(annotation.get("iscrowd", 0))
-            if "area" not in annotation and self.task == "instance":
-                size = sizes[annotation["image_id"]]
-                annotation["area"] = mask_area(compress(annotation["segmentation"], *size), *size)
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        return document
+        return completed(document, masks=self.task == "instance")

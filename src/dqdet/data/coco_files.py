@@ -115,9 +115,8 @@ class CocoImages:
         self.folder = folder
         records = sorted(records, key=lambda record: record["id"])
         self.ids = [record["id"] for record in records]
-        self.sizes = np.array(
-            [[record["height"], record["width"]] for record in records], dtype=np.int64
-        )  # [images, 2]
+        sizes = [(record["height"], record["width"]) for record in records]
+        self.sizes = np.array(sizes, dtype=np.int64).reshape(-1, 2)  # [images, 2]
         self.file_names = np.array([record["file_name"] for record in records])
         self.unwarned = multiprocessing.Lock()  # taken once, by whichever process of the loader is the first to warn
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dqdet.config import DataConfig
+from dqdet.data.annotations import completed
 from dqdet.data.coco_faults import find_faults
 from dqdet.data.coco_files import CocoImages, find_split, first_folder, refuse
 from dqdet.data.dataset import Split
@@ -225,4 +226,4 @@ class CocoPanopticDataset(SegmentsDataset):
             )
         images = [image for image in document["images"] if image["id"] in wanted]
         annotations = [annotation for annotation in document["annotations"] if annotation["image_id"] in wanted]
-        return {"info": {}, **document, "images": images, "annotations": annotations}
+        return completed({"info": {}, **document, "images": images, "annotations": annotations}, masks=True)
