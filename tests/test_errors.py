@@ -65,14 +65,29 @@ def test_kinds_of_errors_are_those_of_hotcoco(recorded, tmp_path):
 
 @pytest.mark.parametrize("least", [0.0, 0.4])
 def test_confusion_and_calibration_are_those_of_hotcoco(recorded, tmp_path, least):
-    truth, results = recorded
+    """Without crowds: with them hotcoco takes detections on these for some on no object."""
+    truth, results = without_crowds(recorded[0]), recorded[1]
     evaluation = reference(tmp_path, truth, results)
     found = confusion(truth, results, lambda entry: entry["score"] >= least)
     np.testing.assert_array_equal(found, evaluation.confusion_matrix(min_score=least)["matrix"])
     assert found[:-1].sum() > 500
-    plain = without_crowds(truth)
-    expected = reference(tmp_path, plain, results).calibration()["ece"]
-    assert calibration_error(match(plain, results)) == pytest.approx(expected, abs=1e-12)
+    assert calibration_error(match(truth, results)) == pytest.approx(evaluation.calibration()["ece"], abs=1e-12)
+
+
+def test_detections_on_a_crowd_of_their_class_are_no_part_of_the_confusion():
+    """As of the matches; one of another class lies on no object."""
+    document = {
+        "images": [{"id": 1, "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "iscrowd": 1},
+            {"image_id": 1, "category_id": 1, "bbox": [60, 60, 9, 9], "iscrowd": 0},
+        ],
+    }
+    found = ((1, [5, 5, 9, 9], 0.9), (1, [25, 5, 9, 9], 0.8), (2, [5, 5, 9, 9], 0.7), (1, [60, 60, 9, 9], 0.6))
+    entries = [{"image_id": 1, "category_id": label, "bbox": box, "score": score} for label, box, score in found]
+    assert match(document, {1: entries}).kinds.tolist() == [IGNORED, IGNORED, "background", RIGHT]
+    assert confusion(document, {1: entries}, lambda entry: True).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
 def test_average_precision_is_the_official_one_with_crowds_too(recorded, shared):

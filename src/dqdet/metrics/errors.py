@@ -313,7 +313,8 @@ def confusion(
     """How often an object of one class is found as another ``[C + 1, C + 1]``: rows are objects, columns detections.
 
     Each detection, best first, takes the object with the greatest overlap that is free, whatever its class. The last
-    row has detections that lie on no object, the last column objects without a detection. Crowds do not count.
+    row has detections that lie on no object, the last column objects without a detection. Crowds do not count, nor do
+    detections that find none but a crowd of their class.
 
     Args:
         ground_truth: COCO's document.
@@ -325,24 +326,28 @@ def confusion(
     categories = sorted(category["id"] for category in ground_truth["categories"])
     number = {category_id: label for label, category_id in enumerate(categories)}
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    truths = _by_image(one for one in ground_truth["annotations"] if not one.get("iscrowd"))
+    truths = _by_image(ground_truth["annotations"])
     none = len(categories)
     matrix = np.zeros((none + 1, none + 1), dtype=np.int64)
     for image_id, entries in results.items():
         found = sorted((e for e in entries if e["category_id"] in number and kept(e)), key=lambda e: -e["score"])[:MOST]
         of_image = truths.get(image_id, [])
-        free = np.ones(len(of_image), dtype=bool)
+        truth_labels = np.array([number[one["category_id"]] for one in of_image], dtype=np.int64)
+        crowd = np.array([bool(one.get("iscrowd")) for one in of_image], dtype=bool)
+        free = ~crowd
         overlaps = _overlaps(found, of_image, iou_type, sizes[image_id])
         for entry, row in zip(found, overlaps, strict=True):
+            own = number[entry["category_id"]]
             places = np.flatnonzero(free & (row >= iou))
             label = none
             if len(places):
                 best = int(places[row[places].argmax()])
                 free[best] = False
-                label = number[of_image[best]["category_id"]]
-            matrix[label, number[entry["category_id"]]] += 1
-        for place in np.flatnonzero(free):
-            matrix[number[of_image[place]["category_id"]], none] += 1
+                label = int(truth_labels[best])
+            elif (crowd & (truth_labels == own) & (row >= iou)).any():
+                continue
+            matrix[label, own] += 1
+        np.add.at(matrix[:, none], truth_labels[free], 1)
     return matrix
 
 
