@@ -5,10 +5,15 @@ import re
 from collections.abc import Sequence
 from reprlib import Repr
 
+import yaml
+
 SHOWN = 5  # entries that a message spells out
 LONGEST = 4000  # characters of a message
 LONGEST_NAME = 100  # characters of a name in a message
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, none for this user, or for this file
+
+# What reading text that is none raises; the two others are of numbers and dates, and of deep nesting.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 # What PyTorch, CUDA and its libraries say in a RuntimeError where there is not enough memory.
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")

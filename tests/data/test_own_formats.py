@@ -151,6 +151,36 @@ def test_faults_of_labelme_are_told_together_with_file_and_shape(tmp_path):
     )
 
 
+@pytest.mark.parametrize("encoding", ["gbk", "unheard-of"])
+def test_an_encoding_of_voc_that_cannot_be_read_is_named(tmp_path, encoding):
+    """Of several bytes a character, and of no such name."""
+    annotated(tmp_path, "voc", "train/a")
+    xml = tmp_path / "train/a.xml"
+    xml.write_text(f'<?xml version="1.0" encoding="{encoding}"?>{xml.read_text()}')
+    assert f"{xml} is no XML (" in error_of(tmp_path, kind="voc")
+
+
+def test_sizes_of_labelme_may_be_fractions_without_a_remainder(tmp_path):
+    picture(tmp_path / "train/a.png")
+    buffer = io.BytesIO()
+    PIL.Image.new("1", (2, 3), 1).save(buffer, "PNG")
+    shape = {"label": "cat", "shape_type": "mask", "points": [[1, 1], [2, 3]]}
+    shape["mask"] = base64.b64encode(buffer.getvalue()).decode()
+    document = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 40.0, "imageWidth": 60.0}
+    (tmp_path / "train/a.json").write_text(json.dumps(document))
+    assert opened(tmp_path, kind="labelme", task="instance").ground_truth()["annotations"][0]["area"] == 6
+
+
+def test_odd_lines_and_values_of_yolo_are_named(tmp_path):
+    picture(tmp_path / "images/train/a.png")
+    (tmp_path / "data.yaml").write_text("train: list.txt\nnames: [cat]\n")
+    for line in ("images/train/a.png\0", "/", "."):
+        (tmp_path / "list.txt").write_text(f"{line}\n")
+        assert error_of(tmp_path, kind="yolo").startswith(str(tmp_path)), line
+    (tmp_path / "data.yaml").write_text("names: [cat]\ndate: 2024-02-30\n")
+    assert f"{tmp_path}/data.yaml: cannot be read as YAML (day is out of range" in error_of(tmp_path, kind="yolo")
+
+
 def test_a_set_without_classes_or_splits_is_named(tmp_path):
     picture(tmp_path / "pictures/a.png")
     assert error_of(tmp_path, kind="yolo") == (

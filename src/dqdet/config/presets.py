@@ -17,14 +17,11 @@ from pydantic import ValidationError
 from dqdet.config.length import DROPS, LENGTH, moved_drops, without_the_other
 from dqdet.config.schema import Config
 from dqdet.config.section import Section
-from dqdet.errors import DqdetError, listed, printable, value_text
+from dqdet.errors import NOT_YAML, DqdetError, listed, printable, value_text
 
 logger = logging.getLogger(__name__)
 
 Overrides = Iterable[str] | Mapping[str, Any]  # ["train.epochs=12"], or {"train.epochs": 12}, nested or not
-
-# What reading text that is none raises; the two others are of numbers and dates, and of deep nesting.
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 FILES = (".yaml", ".yml")  # of configurations, where the name of a preset is expected
 FIXED = ("preset", "model.family")  # what a preset is; another one is chosen by its name

@@ -112,7 +112,7 @@ def _listed(place: Path, root: Path) -> list[Path]:
 
 
 def _labels_of(image: Path) -> Path:
-    parts = list(image.with_suffix(".txt").parts)
+    parts = [*image.parent.parts, f"{image.stem}.txt"]  # lists may name "/"
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":
             parts[index] = "labels"

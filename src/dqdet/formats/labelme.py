@@ -43,6 +43,7 @@ def read_annotation(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]], l
     image |= {"height": document.get("imageHeight"), "width": document.get("imageWidth")}
     if fault := image_fault(image):
         return image, [], [f"{file} {fault.replace('file_name', 'imagePath')}"]
+    image |= {side: int(image[side]) for side in ("height", "width")}  # which may be 30.0
     objects: dict[tuple[Any, ...], dict[str, Any]] = {}
     faults = []
     for number, shape in enumerate(shapes, 1):

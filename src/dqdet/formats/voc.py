@@ -37,7 +37,7 @@ class Element:
 
 
 def parse(content: bytes) -> Element:
-    """The root of an XML file. Raises ExpatError, whose text has the line."""
+    """The root of an XML file. Raises ExpatError, whose text has the line; ValueError or LookupError: its encoding."""
     parser = expat.ParserCreate()
     path = [Element("", 0)]
 
@@ -69,7 +69,7 @@ def read_annotation(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]], l
         root = parse(file.read_bytes())
     except OSError as error:
         return {}, [], [f"{file} cannot be read ({error.strerror})"]
-    except expat.ExpatError as error:
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the last two are of encodings
         return {}, [], [f"{file} is no XML ({error})"]
     size = root.find("size") or Element("size", root.line)
     image = {"file_name": root.value("filename")} | {side: _whole(size.value(side)) for side in ("height", "width")}

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dqdet.errors import DqdetError, value_text
+from dqdet.errors import NOT_YAML, DqdetError, value_text
 from dqdet.formats.records import TEXT, is_text
 
 SLACK = 0.01  # beyond the image, from rounding and from objects that it cuts; boxes are clipped anyway
@@ -32,7 +32,7 @@ def read_labels(file: Path, classes: int, height: int, width: int) -> tuple[list
         text = file.read_text(encoding=TEXT)
     except FileNotFoundError:
         return [], []
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         return [], [f"{file}: cannot be read as text ({error})"]
     objects, faults = [], []
     for number, line in enumerate(text.splitlines(), 1):
@@ -82,7 +82,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     try:
         document = yaml.safe_load(file.read_text(encoding=TEXT))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, *NOT_YAML) as error:
         raise DqdetError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, dict):
