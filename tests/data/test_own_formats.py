@@ -432,3 +432,41 @@ def test_yolo_takes_lists_of_images_and_divides_what_has_no_splits(tmp_path):
     assert [len(opened(tmp_path, split, kind="yolo")) for split in ("train", "val")] == [2, 1]
     (tmp_path / "val.txt").write_text("images/gone.png\n")
     assert f"{tmp_path}/images/gone.png: no such file" in error_of(tmp_path, "val", kind="yolo")
+
+
+def yolo_folders(root: Path, described: str, **images: int) -> None:
+    """Folders with so many images, and their labels."""
+    for name, count in images.items():
+        for number in range(count):
+            picture(root / f"images/{name}/{number}.png")
+            labels = root / f"labels/{name}/{number}.txt"
+            labels.parent.mkdir(parents=True, exist_ok=True)
+            labels.touch()
+    (root / "data.yaml").write_text(f"{described}\nnames: [cat]\n")
+
+
+def test_places_of_yolo_that_are_not_there_are_named(tmp_path, caplog):
+    """Several of them; for one that may be of another machine the folder of the split is taken, with a warning."""
+    yolo_folders(tmp_path, "train: [images/a, images/B, images/C]", a=2, b=1)
+    assert error_of(tmp_path, kind="yolo") == (
+        f"{tmp_path}: data.yaml has places that are not there (train: images/B, train: images/C); correct it"
+    )
+    yolo_folders(tmp_path, "train: /elsewhere/train\nval: images/a\ntest: images/b", train=3)
+    assert len(opened(tmp_path, kind="yolo")) == 3
+    assert [entry.getMessage() for entry in caplog.records] == [
+        f"{tmp_path}: data.yaml has train: /elsewhere/train, which is not there; {tmp_path}/images/train is taken "
+        "instead"
+    ]
+    caplog.clear()
+    assert len(opened(tmp_path, "val", kind="yolo")) == 2
+    assert not caplog.records
+    yolo_folders(tmp_path, "val: images/gone\ntest: images/b")
+    assert len(opened(tmp_path, "val", kind="yolo")) == 1
+    assert [entry.getMessage() for entry in caplog.records] == [
+        f"{tmp_path}: data.yaml has val: images/gone, which is not there; {tmp_path}/images/b is taken instead"
+    ]
+
+
+def test_what_the_description_of_yolo_says_is_before_other_names_of_a_split(tmp_path):
+    yolo_folders(tmp_path, "train: images/few", train2017=3, few=1)
+    assert len(opened(tmp_path, kind="yolo")) == 1

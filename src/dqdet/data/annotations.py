@@ -39,6 +39,7 @@ class Annotations:
     folder: Path  # of the images
     document: dict[str, Any]  # of COCO: images, categories, annotations
     faults: list[str] = field(default_factory=list)  # of the files that the document is made of
+    warnings: list[str] = field(default_factory=list)  # of what may not be as meant
     shards: Shards | None = None  # of the images, where they are no files of their own
 
 

@@ -144,6 +144,8 @@ class CocoDataset(DetectionDataset):
         annotations = self.read_annotations() if read_keys is None else read_keys(config, split, needed)
         self.annotation_file, folder, document = annotations.file, annotations.folder, annotations.document
         faults = annotations.faults or find_faults(document, masks=self.task == "instance")
+        for warning in annotations.warnings:
+            logger.warning(warning)
         shards = annotations.shards
         refuse(self.annotation_file, faults, {} if shards is not None else {"images": (folder, document["images"])})
 

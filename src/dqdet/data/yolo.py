@@ -25,7 +25,7 @@ from dqdet.data.annotations import (
 )
 from dqdet.data.coco_files import SPLIT_NAMES, root_of
 from dqdet.data.dataset import Split
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, listed
 from dqdet.formats.records import TEXT
 from dqdet.formats.yolo import read_labels, read_yaml
 
@@ -46,7 +46,7 @@ def read_yolo(config: DataConfig, split: Split) -> Annotations:
         raise DqdetError(
             f"{root}: no names of the classes; add data.yaml with names, or classes.txt with one in each line"
         )
-    files = _images(config, split, root, document)
+    files, warnings = _images(config, split, root, document)
     found_sizes, faults = upright_sizes(files)
     labels = [_labels_of(file) for file in files]
     if not faults and not any(map(os.path.isfile, labels)):
@@ -59,34 +59,45 @@ def read_yolo(config: DataConfig, split: Split) -> Annotations:
         objects, wrong = read_labels(of_file, len(classes), height, width)
         faults += wrong
         images.append(Annotated(_relative(file, root), height, width, objects))
-    return Annotations(described or root, root, as_document(images, classes), faults)
+    return Annotations(described or root, root, as_document(images, classes), faults, warnings)
 
 
-def _images(config: DataConfig, split: Split, root: Path, document: dict[str, Any]) -> list[Path]:
+def _images(config: DataConfig, split: Split, root: Path, document: dict[str, Any]) -> tuple[list[Path], list[str]]:
+    """The images of a split, and a warning for each place in ``data.yaml`` that they are not in: of another machine?"""
     chosen = getattr(config, split)
-    names = [chosen] if chosen else list(SPLIT_NAMES[split])
+    # What data.yaml says of a split is before folders that other names of it have.
+    names = [chosen] if chosen else sorted(SPLIT_NAMES[split], key=lambda name: name != split or name not in document)
     looked: list[Path] = []
+    absent: list[str] = []
     for name in names:
         given = document.get(name)
         entries = [entry for entry in (given if isinstance(given, list) else [given]) if isinstance(entry, str)]
-        places = [place for entry in entries if (place := _place(entry, root, document))]
-        places = (
-            places or [place for place in (root / "images" / name, root / name / "images") if os.path.isdir(place)][:1]
-        )
-        looked += [root / entry for entry in entries] or [root / "images" / name, root / name / "images"]
+        found = {entry: _place(entry, root, document) for entry in entries}
+        missing = [f"{name}: {entry}" for entry, place in found.items() if place is None]
+        if missing and len(found) > 1:  # one folder cannot stand for several
+            raise DqdetError(f"{root}: data.yaml has places that are not there ({listed(missing)}); correct it")
+        absent += missing
+        own = [root / "images" / name, root / name / "images"]
+        places = [place for place in found.values() if place] or [place for place in own if os.path.isdir(place)][:1]
+        looked += [root / entry for entry in entries] or own
         if files := [file for place in places for file in _listed(place, root)]:
-            return sorted(dict.fromkeys(files))
+            return sorted(dict.fromkeys(files)), _taken_instead(root, absent, str(places[0]))
     whole = images_in(root / "images") if os.path.isdir(root / "images") else []
     if whole and not (
         config.train or config.val or any(os.path.isdir(folder) for folder in (root / "images").iterdir())
     ):
         chosen_names = part([str(file) for file in whole], split, config.val_share)
-        return [file for file in whole if str(file) in chosen_names]
+        files = [file for file in whole if str(file) in chosen_names]
+        return files, _taken_instead(root, absent, f"a part of {root / 'images'}")
     shown = ", ".join(str(place) for place in looked)
     raise DqdetError(
         f"{root}: no images of the {split} split; looked in {shown}; set data.{split} to the name of the split, or "
         "correct data.yaml"
     )
+
+
+def _taken_instead(root: Path, absent: list[str], place: str) -> list[str]:
+    return [f"{root}: data.yaml has {one}, which is not there; {place} is taken instead" for one in absent]
 
 
 def _place(entry: str, root: Path, document: dict[str, Any]) -> Path | None:
