@@ -470,3 +470,18 @@ def test_places_of_yolo_that_are_not_there_are_named(tmp_path, caplog):
 def test_what_the_description_of_yolo_says_is_before_other_names_of_a_split(tmp_path):
     yolo_folders(tmp_path, "train: images/few", train2017=3, few=1)
     assert len(opened(tmp_path, kind="yolo")) == 1
+
+
+def test_keypoints_of_yolo_are_no_corners_of_polygons(tmp_path):
+    """Those that are not seen are at 0, 0; a third number says whether they are."""
+    yolo_folders(tmp_path, "train: images/train\nkpt_shape: [2, 3]", train=1)
+    label = tmp_path / "labels/train/0.txt"
+    label.write_text("0 0.5 0.5 0.2 0.2 0.45 0.45 2 0 0 0\n")
+    assert opened(tmp_path, kind="yolo").boxes.tolist() == [[24, 16, 36, 24]]
+    assert error_of(tmp_path, kind="yolo", task="instance") == (
+        f"{tmp_path}/data.yaml: objects have keypoints (kpt_shape) but no polygons; set data.task=detection"
+    )
+    label.write_text("0 0.5 0.5 0.2 0.2 0.45 0.45\n")
+    assert f"{label}:1 has 7 values; a box with keypoints has 11 (class, " in error_of(tmp_path, kind="yolo")
+    yolo_folders(tmp_path, "train: images/train\nkpt_shape: 2")
+    assert "data.yaml: kpt_shape is 2, not how many keypoints and" in error_of(tmp_path, kind="yolo")

@@ -27,7 +27,7 @@ from dqdet.data.coco_files import SPLIT_NAMES, root_of
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
 from dqdet.formats.records import TEXT
-from dqdet.formats.yolo import read_labels, read_yaml
+from dqdet.formats.yolo import keypoint_numbers, read_labels, read_yaml
 
 YAML = ("data.yaml", "dataset.yaml")
 
@@ -46,6 +46,9 @@ def read_yolo(config: DataConfig, split: Split) -> Annotations:
         raise DqdetError(
             f"{root}: no names of the classes; add data.yaml with names, or classes.txt with one in each line"
         )
+    keypoints = keypoint_numbers(described or root, document)
+    if keypoints and config.task == "instance":
+        raise DqdetError(f"{described}: objects have keypoints (kpt_shape) but no polygons; set data.task=detection")
     files, warnings = _images(config, split, root, document)
     found_sizes, faults = upright_sizes(files)
     labels = [_labels_of(file) for file in files]
@@ -56,7 +59,7 @@ def read_yolo(config: DataConfig, split: Split) -> Annotations:
         )
     images = []
     for file, of_file, (height, width) in zip(files, labels, found_sizes, strict=True):
-        objects, wrong = read_labels(of_file, len(classes), height, width)
+        objects, wrong = read_labels(of_file, len(classes), height, width, keypoints)
         faults += wrong
         images.append(Annotated(_relative(file, root), height, width, objects))
     return Annotations(described or root, root, as_document(images, classes), faults, warnings)

@@ -1,7 +1,8 @@
 """Label files of YOLO: of each image a text file with a line for each object.
 
 A line has the number of the class, and either a box (centre x, centre y, width, height) or the corners of a polygon
-(x1, y1, x2, y2, ...), relative to the image. The names of the classes are in ``data.yaml`` or ``classes.txt``.
+(x1, y1, x2, y2, ...), relative to the image. The names of the classes are in ``data.yaml`` or ``classes.txt``. Where
+``data.yaml`` has ``kpt_shape``, keypoints follow the box, which are not used.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Any
 import yaml
 
 from dqdet.errors import NOT_YAML, DqdetError, value_text
-from dqdet.formats.records import TEXT, is_text
+from dqdet.formats.records import TEXT, is_id, is_text
 
 SLACK = 0.01  # beyond the image, from rounding and from objects that it cuts; boxes are clipped anyway
 
 
-def read_labels(file: Path, classes: int, height: int, width: int) -> tuple[list[dict[str, Any]], list[str]]:
+def read_labels(
+    file: Path, classes: int, height: int, width: int, keypoints: int = 0
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of one image as COCO has them, and what is wrong, with the line.
 
     An object has the index of its class (``label``), its ``bbox`` in pixels, and the ``segmentation`` of a polygon.
@@ -27,6 +30,7 @@ def read_labels(file: Path, classes: int, height: int, width: int) -> tuple[list
         classes: how many there are.
         height: of the image, as its width in pixels.
         width: see ``height``.
+        keypoints: numbers of them after each box.
     """
     try:
         text = file.read_text(encoding=TEXT)
@@ -39,7 +43,7 @@ def read_labels(file: Path, classes: int, height: int, width: int) -> tuple[list
         if not (values := line.split()):
             continue
         try:
-            found = _object(values, classes, height, width)
+            found = _object(values, classes, height, width, keypoints)
         except ValueError as error:
             faults.append(f"{file}:{number} {error}")
         else:
@@ -47,8 +51,14 @@ def read_labels(file: Path, classes: int, height: int, width: int) -> tuple[list
     return objects, faults
 
 
-def _object(values: list[str], classes: int, height: int, width: int) -> dict[str, Any]:
+def _object(values: list[str], classes: int, height: int, width: int, keypoints: int) -> dict[str, Any]:
     """Raises ValueError with the reason where a line is no object."""
+    if keypoints:
+        if len(values) != 5 + keypoints:
+            raise ValueError(
+                f"has {len(values)} values; a box with keypoints has {5 + keypoints} (class, x, y, width, height, ...)"
+            )
+        values = values[:5]
     if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
         raise ValueError(f"has {len(values)} values; a box has 5 (class, x, y, width, height), a polygon 7, 9, ...")
     if not values[0].isdecimal() or int(values[0]) >= classes:
@@ -90,6 +100,22 @@ def read_yaml(file: Path) -> dict[str, Any]:
             raise DqdetError(f"{file}: names has the keys {value_text(list(names))}; number the classes from 0")
         names = [names[number] for number in range(len(names))]
     return document | {"names": checked_names(file, names)} if isinstance(document, dict) else {"names": names}
+
+
+def keypoint_numbers(file: Path, document: dict[str, Any]) -> int:
+    """How many numbers of keypoints, by what ``data.yaml`` says of their shape, an object has after its box.
+
+    Raises:
+        DqdetError: it is no shape.
+    """
+    shape = document.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(is_id(n) and n > 0 for n in shape)):
+        raise DqdetError(
+            f"{file}: kpt_shape is {value_text(shape)}, not how many keypoints and numbers of each; correct it"
+        )
+    return int(shape[0] * shape[1])
 
 
 def read_names(file: Path) -> list[str]:
