@@ -485,3 +485,29 @@ def test_keypoints_of_yolo_are_no_corners_of_polygons(tmp_path):
     assert f"{label}:1 has 7 values; a box with keypoints has 11 (class, " in error_of(tmp_path, kind="yolo")
     yolo_folders(tmp_path, "train: images/train\nkpt_shape: 2")
     assert "data.yaml: kpt_shape is 2, not how many keypoints and" in error_of(tmp_path, kind="yolo")
+
+
+def test_images_of_yolo_that_links_lead_to_in_vain_are_faults(tmp_path):
+    yolo_folders(tmp_path, "train: images/train", train=2)
+    (tmp_path / "images/train/1.png").unlink()
+    (tmp_path / "images/train/1.png").symlink_to("gone.png")
+    assert f"{tmp_path}/images/train/1.png: no such file" in error_of(tmp_path, kind="yolo")
+
+
+def test_images_of_yolo_may_have_any_suffix_of_images(tmp_path):
+    yolo_folders(tmp_path, "train: images/train", train=1)
+    for number, suffix in enumerate((".avif", ".gif", ".jfif", ".jp2", ".JPE", ".mpo", ".webp"), 1):
+        picture(tmp_path / f"images/train/{number}{suffix}")
+    dataset = opened(tmp_path, kind="yolo")
+    assert len(dataset) == 8
+    assert dataset.file_faults() == []
+
+
+def test_labels_of_yolo_without_an_image_are_told(tmp_path, caplog):
+    yolo_folders(tmp_path, "train: images/train", train=3)
+    (tmp_path / "images/train/2.png").rename(tmp_path / "images/train/2.heic")
+    (tmp_path / "labels/train/classes.txt").write_text("cat")
+    assert len(opened(tmp_path, kind="yolo")) == 2
+    assert [entry.getMessage() for entry in caplog.records] == [
+        f"{tmp_path}/labels/train: 1 label files have no image in {tmp_path}/images/train: 2.txt"
+    ]

@@ -146,6 +146,29 @@ def test_shards_are_recognised_checked_and_converted_back(run, few, tmp_path):
             assert (tmp_path / "back" / "images" / split / file.name).read_bytes() == file.read_bytes()
 
 
+def test_images_of_every_format_are_found_in_their_shards(tmp_path):
+    """Whatever their names are: shards have those of a list of suffixes, and Pillow reads more formats."""
+    names = ["a.jp2", "b.avif", "c.gif", "d.jfif", "e.tga", "f", "g.h.png"]
+    for split in SPLITS:
+        folder = tmp_path / "coco" / split
+        folder.mkdir(parents=True)
+        for name in names:
+            PIL.Image.new("RGB", (60, 40)).save(folder / name, None if "." in name else "JPEG2000")
+        document = {
+            "images": [{"id": n, "file_name": name, "height": 40, "width": 60} for n, name in enumerate(names)],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [],
+        }
+        (folder / "_annotations.coco.json").write_text(json.dumps(document))
+    out = tmp_path / "shards"
+    write_shards({split: opened(tmp_path / "coco", split) for split in SPLITS}, out)
+    found = opened_shards(out, "val")
+    assert found.images.file_names.tolist() == names
+    assert found.file_faults() == []
+    suffixes = [Path(found.images.stored(index).name).suffix for index in range(len(names))]
+    assert suffixes == [".jp2", ".avif", ".gif", ".jfif", ".jpg", ".jp2", ".png"]
+
+
 @pytest.mark.slow
 def test_two_workers_read_the_batches_of_none(few):
     batches = []

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from dqdet.config import DataConfig
 from dqdet.data.coco_files import SPLIT_NAMES, root_of
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, printable
 from dqdet.formats.folders import files_below
-from dqdet.formats.image_files import opened_image, sizes
+from dqdet.formats.image_files import IMAGE_SUFFIXES, opened_image, sizes
 from dqdet.formats.image_headers import AT_ONCE
 from dqdet.formats.masks import compress, mask_area
 from dqdet.formats.shards import Shards
@@ -69,7 +67,7 @@ def as_document(images: Iterable[Annotated], classes: Sequence[str]) -> dict[str
 
 def images_in(folder: Path) -> list[Path]:
     """The image files in a folder and its subfolders, also linked ones, sorted."""
-    return files_below(folder, IMG_EXTENSIONS)
+    return files_below(folder, IMAGE_SUFFIXES)
 
 
 def upright_sizes(files: Sequence[Path]) -> tuple[list[tuple[int, int]], list[str]]:

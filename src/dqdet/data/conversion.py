@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dqdet.data.coco import CocoDataset
 from dqdet.data.webdataset import index_file, indexed, scan
 from dqdet.errors import DqdetError
 from dqdet.formats.folders import numbered
-from dqdet.formats.image_files import REPLACE, is_image_name, opened_image
+from dqdet.formats.image_files import IMAGE_SUFFIXES, REPLACE, is_image_name, opened_image
 from dqdet.formats.shards import Member, ShardWriter
 
 LARGEST_SHARD = 256 * 2**20  # bytes
@@ -103,12 +105,16 @@ def _document(dataset: CocoDataset) -> tuple[dict[str, Any], list[Path | Member]
 
 
 def _suffix(file: Path | Member) -> str:
-    """The suffix of an image file by its content, where its name has none that tells it: Pascal VOC's may be wrong."""
+    """The suffix of an image file; by its content, where its name has none that shards have: Pascal VOC's may be wrong.
+
+    Of a format without such a suffix it is another one, because all are read by their content.
+    """
     name = Path(file.name)
     if is_image_name(name):
         return name.suffix
     with opened_image(file.encoded() if isinstance(file, Member) else file, REPLACE) as image:
-        return f".{(image.format or 'jpeg').lower()}"
+        formats = Image.registered_extensions()
+        return next((suffix for suffix in IMAGE_SUFFIXES if formats.get(suffix) == image.format), IMAGE_SUFFIXES[0])
 
 
 def _names(paths: list[str]) -> list[str]:

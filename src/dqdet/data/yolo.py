@@ -4,17 +4,19 @@
 ``data.yaml`` says where the images of a split are, in a folder, a list of folders or a list of files. Without it, or
 where it does not, a split is in ``images/NAME`` or ``NAME/images``; a set with all images in ``images`` is divided. The
 labels of an image are in the file of its name under ``labels`` instead of ``images``; without one it has no objects,
-but where no image of a split has one, the labels are elsewhere.
+but where no image of a split has one, the labels are elsewhere. Labels without an image are told in a warning.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dqdet.config import DataConfig
 from dqdet.data.annotations import (
+    CLASS_FILES,
     Annotated,
     Annotations,
     as_document,
@@ -26,6 +28,8 @@ from dqdet.data.annotations import (
 from dqdet.data.coco_files import SPLIT_NAMES, root_of
 from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed
+from dqdet.formats.folders import has_suffix
+from dqdet.formats.image_files import is_image_name
 from dqdet.formats.records import TEXT
 from dqdet.formats.yolo import keypoint_numbers, read_labels, read_yaml
 
@@ -51,6 +55,7 @@ def read_yolo(config: DataConfig, split: Split) -> Annotations:
         raise DqdetError(f"{described}: objects have keypoints (kpt_shape) but no polygons; set data.task=detection")
     files, warnings = _images(config, split, root, document)
     found_sizes, faults = upright_sizes(files)
+    warnings += _without_image({file.parent for file in files})
     labels = [_labels_of(file) for file in files]
     if not faults and not any(map(os.path.isfile, labels)):
         raise DqdetError(
@@ -132,6 +137,19 @@ def _labels_of(image: Path) -> Path:
             parts[index] = "labels"
             break
     return Path(*parts)
+
+
+def _without_image(folders: Iterable[Path]) -> list[str]:
+    """Warnings of label files that belong to no image in folders of images."""
+    warnings = []
+    for images, labels in sorted((folder, _labels_of(folder / "image").parent) for folder in folders):
+        if images == labels or not (os.path.isdir(images) and os.path.isdir(labels)):
+            continue
+        known = {file.stem for file in images.iterdir() if is_image_name(file)}
+        named = {file.name for file in labels.iterdir() if has_suffix(file, (".txt",)) and file.stem not in known}
+        if alone := sorted(named.difference(CLASS_FILES)):
+            warnings.append(f"{labels}: {len(alone)} label files have no image in {images}: {listed(alone)}")
+    return warnings
 
 
 def _relative(file: Path, root: Path) -> str:

@@ -21,9 +21,12 @@ def folders_below(
 
 
 def files_below(folder: Path, suffixes: Container[str]) -> list[Path]:
-    """The files in a folder and its subfolders with one of these suffixes, of small letters, sorted; no hidden ones."""
+    """The files in a folder and its subfolders with one of these suffixes, of small letters, sorted; no hidden ones.
+
+    Links to nothing are among them, so that opening them says so.
+    """
     files = (inside / name for inside, _, names in folders_below(folder) for name in names)
-    return sorted(file for file in files if has_suffix(file, suffixes) and file.is_file())
+    return sorted(file for file in files if has_suffix(file, suffixes) and (file.is_file() or file.is_symlink()))
 
 
 def has_suffix(file: Path, suffixes: Container[str]) -> bool:

@@ -35,6 +35,9 @@ Size = tuple[int, int]  # width, height
 
 REPLACE = "replace or remove the file"
 
+# Files in folders and shards that are taken for pictures; of other formats only those that are named one by one.
+IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", ".jp2", ".jpe", ".mpo")
+
 ORIENTATION = 0x0112  # the tag of EXIF
 AS_STORED = 1
 UPRIGHT = {  # what turns a picture with this orientation upright
@@ -281,7 +284,7 @@ def image_files(source: Path) -> list[Path]:
         except OSError as error:
             raise DqdetError(f"{source}: cannot be read ({error.strerror}); check its permissions") from error
         if not files:
-            raise DqdetError(f"{source}: no images in this folder; looked for {', '.join(IMG_EXTENSIONS)}")
+            raise DqdetError(f"{source}: no images in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
         return files
     if reason := irregular(source):
         raise DqdetError(
@@ -291,7 +294,7 @@ def image_files(source: Path) -> list[Path]:
 
 
 def is_image_name(file: Path) -> bool:
-    return has_suffix(file, IMG_EXTENSIONS)
+    return has_suffix(file, IMAGE_SUFFIXES)
 
 
 def irregular(file: str | Path) -> str | None:

@@ -20,10 +20,9 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dqdet.errors import DqdetError, listed, printable
-from dqdet.formats.image_files import Encoded
+from dqdet.formats.image_files import IMAGE_SUFFIXES, Encoded
 from dqdet.formats.image_headers import AT_ONCE, opened_header_fault
 from dqdet.formats.remote import is_address, read_part
 from dqdet.formats.writing import replacing
@@ -203,7 +202,7 @@ def read_samples(shard: Path) -> tuple[list[Sample], list[str]]:
             for info in tar:
                 end, last = info.offset_data + -(-info.size // BLOCK) * BLOCK, info.name
                 key, suffix = split_name(info.name)
-                if not info.isfile() or suffix not in (*IMG_EXTENSIONS, ".json"):
+                if not info.isfile() or suffix not in (*IMAGE_SUFFIXES, ".json"):
                     continue
                 opened = tar.extractfile(info)
                 assert opened is not None, "a file can be extracted"
