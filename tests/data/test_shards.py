@@ -369,6 +369,16 @@ def test_all_that_is_wrong_with_samples_of_others_is_named_with_shard_and_file(t
     assert not (tmp_path / "cache").exists()
 
 
+def test_keys_of_others_may_have_dots_unless_files_of_a_sample_accompany_it(tmp_path):
+    samples = {"b_1.5s": (record("cat"), True), "img.rf.0a": (record("cat"), True), "c": (record("cat"), True)}
+    samples |= {"c.mask": (None, True), "._c": (None, True)}
+    webdataset(tmp_path, "train", samples)
+    names = opened_shards(tmp_path).images.file_names.tolist()
+    assert names == ["deep.er/b_1.5s.JPG", "deep.er/img.rf.0a.JPG", "deep.er/c.JPG"]
+    webdataset(tmp_path, "val", {"b_1.5s": (record("cat"), False)})
+    assert "val-000000.tar: deep.er/b_1.5s.json has no image of that name" in error_of_shards(tmp_path, "val")
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("left", [0.5, 0.999, 1.0])  # 1.0: without the zeros at the end
 def test_a_shard_cut_short_is_named(shards, indexed, left):

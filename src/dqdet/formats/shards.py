@@ -1,6 +1,7 @@
 """Shards: uncompressed tar files with many images and their annotations, as the webdataset library has them.
 
-The files of a sample have one key, their path up to the first dot of its last part: ``000017.jpg``, ``000017.json``.
+The files of a sample have one key, their path up to the first dot of its last part: ``000017.jpg``, ``000017.json``. So
+``a.2.jpg`` accompanies ``a.jpg`` or ``a.json`` and is not used; without these its key has dots, and is ``a.2``.
 Where each image lies is known from an index, so that it is read alone, in any order, from a disk or over HTTP.
 """
 
@@ -27,6 +28,7 @@ from dqdet.formats.image_headers import AT_ONCE, opened_header_fault
 from dqdet.formats.remote import is_address, read_part
 from dqdet.formats.writing import replacing
 
+USED = (*IMAGE_SUFFIXES, ".json")  # of the files of a sample
 BLOCK = 512  # bytes, of which tar files are made; one of zeros is the end
 BEGINNING = 2**16  # bytes of an image that most headers fit into
 REPAIR = "copy the shard again"
@@ -197,12 +199,15 @@ def read_samples(shard: Path) -> tuple[list[Sample], list[str]]:
     samples: dict[str, Sample] = {}
     faults: list[str] = []
     end, last = 0, ""
+    files: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
                 end, last = info.offset_data + -(-info.size // BLOCK) * BLOCK, info.name
-                key, suffix = split_name(info.name)
-                if not info.isfile() or suffix not in (*IMAGE_SUFFIXES, ".json"):
+                if info.isfile() and not PurePosixPath(info.name).name.startswith("."):
+                    files.append(info)
+            for info, key in zip(files, keys_of([info.name for info in files]), strict=True):
+                if key is None:
                     continue
                 opened = tar.extractfile(info)
                 assert opened is not None, "a file can be extracted"
@@ -245,11 +250,24 @@ def _add(sample: Sample, shard: Path, info: tarfile.TarInfo, content: bytes) -> 
         yield f"{place} is no JSON ({error})"
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix, of small letters, of a file in a shard."""
-    folder, _, last = name.rpartition("/")
+def keys_of(names: Sequence[str]) -> list[str | None]:
+    """The keys of files in a shard, as this module's docstring says; None: a file is not used."""
+    parted = [_split(name) for name in names]
+    plain = {key for key, suffix in parted if suffix in USED}
+    keys: list[str | None] = []
+    for name, (key, suffix) in zip(names, parted, strict=True):
+        if suffix in USED:
+            keys.append(key)
+        else:
+            keys.append(name.rpartition(".")[0] if suffix.endswith(USED) and key not in plain else None)
+    return keys
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The path of a file up to the first dot of its last part, and what follows, of small letters."""
+    folder, slash, last = name.rpartition("/")
     key, _, suffix = last.partition(".")
-    return f"{folder}/{key}" if folder else key, f".{suffix.lower()}"
+    return f"{folder}{slash}{key}", f".{suffix.lower()}"
 
 
 class ShardWriter:
