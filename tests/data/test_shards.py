@@ -451,6 +451,30 @@ def test_a_shard_that_came_after_the_index_is_not_left_out(shards):
     assert "index" not in message
 
 
+def test_a_class_that_came_after_the_index_of_another_split_is_told_with_what_to_do(tmp_path):
+    webdataset(tmp_path, "train", {"a": (record("cat"), True)})
+    webdataset(tmp_path, "val", {"a": (record("cat"), True)})
+    for split in SPLITS:
+        opened_shards(tmp_path, split)
+    webdataset(tmp_path, "train", {"b": (record("new"), True)}, 1)
+    (tmp_path / "index-train.json").unlink()
+    assert error_of_shards(tmp_path) == (
+        f"{tmp_path}/index-val.json: does not have the classes new of the train shards; correct these, or remove all "
+        "indices (index-*.json), which are then made anew"
+    )
+    (tmp_path / "index-val.json").unlink()
+    assert [opened_shards(tmp_path, split).classes for split in SPLITS] == [["cat", "new"]] * 2
+
+
+def test_ids_of_objects_need_not_differ_from_those_in_other_samples(tmp_path):
+    two = record("cat", "cat")
+    for number, one in enumerate(two["objects"]):
+        one["id"] = number
+    webdataset(tmp_path, "train", {"a": (two, True), "b": (two, True)})
+    annotations = opened_shards(tmp_path).ground_truth()["annotations"]
+    assert [one["id"] for one in annotations] == [1, 2, 3, 4]
+
+
 def test_what_is_no_shard_is_named_and_has_no_index(tmp_path):
     """An index would outlive the faults of its shards."""
     shard = webdataset(tmp_path, "train", {"a": (record("cat"), True)})

@@ -174,7 +174,7 @@ def _index(root: Path, name: str, masks: bool) -> Path:
     if os.path.isfile(kept := index_file(_cache(f"{root.resolve()}\n{states}"), name)):
         return kept
     scanned = {other: scan(files) for other, files in shards.items()}
-    categories = _categories(root, [one["category"] for found in scanned.values() for one in found["annotations"]])
+    categories = _categories(root, name, scanned)
     document = indexed(scanned[name], categories, root)
     refuse(root, find_faults(document, masks), {})
     content = json.dumps(document).encode()
@@ -208,11 +208,18 @@ def _write(file: Path, content: bytes) -> None:
         ) from error
 
 
-def _categories(root: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def _categories(root: Path, name: str, scanned: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of another split that has an index, of a list of classes, or all that are named, by their names."""
+    named = {split: {one["category"] for one in found["annotations"]} for split, found in scanned.items()}
     if other := next(iter(sorted(root.glob("index-*.json"))), None):
-        return read_document(other, keys=())["categories"]
-    classes = listed_classes(root) or sorted(set(names))
+        categories = read_document(other, keys=())["categories"]
+        if unknown := sorted(named[name].difference(category["name"] for category in categories)):
+            raise DqdetError(
+                f"{other}: does not have the classes {listed(unknown)} of the {name} shards; correct these, or remove "
+                "all indices (index-*.json), which are then made anew"
+            )
+        return categories
+    classes = listed_classes(root) or sorted(set().union(*named.values()))
     return [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
 
 
@@ -243,8 +250,10 @@ def scan(files: Sequence[Path]) -> dict[str, Any]:
             if sample.image is not None and sample.place and not wrong:
                 faults += _add(document, sample, sample.image.name, ids)
     refuse(files[0].parent, faults, {})
-    for kind in ("images", "annotations"):  # where some have no ids, those of the others cannot be used
-        if any("id" not in record for record in document[kind]):
+    for kind in ("images", "annotations"):
+        given = [record.get("id") for record in document[kind]]
+        # Where some have no ids, or objects have one that others have in their samples, those of all cannot be used.
+        if None in given or (all(map(is_id, given)) and len(set(given)) < len(given)):
             for number, record in enumerate(document[kind], 1):
                 record["id"] = number
     return document
