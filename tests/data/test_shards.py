@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import pickle
 import re
 import shutil
 import tarfile
@@ -188,7 +189,7 @@ def served(few, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(remote, "PAUSE", 0.0)
     asked: list[tuple[str, str | None]] = []
-    state = {"ranges": True, "failing": 0}
+    state = {"ranges": True, "failing": 0, "missing": 404}
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -203,7 +204,9 @@ def served(few, monkeypatch):
                 state["failing"] -= 1
                 return self.send_error(503)
             file = Path(self.translate_path(self.path))
-            if not (given and state["ranges"] and file.is_file()):
+            if not file.is_file():
+                return self.send_error(state["missing"])
+            if not (given and state["ranges"]):
                 return super().do_GET()
             content = file.read_bytes()
             first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", given).groups())
@@ -276,6 +279,22 @@ def test_a_server_without_parts_or_without_the_shards_is_named(served, few):
     state["ranges"] = False
     assert f"{address}/val-000000.tar: the server does not give parts of files" in error_of_shards(address, "val")
     assert "cannot be fetched" in error_of_shards("http://127.0.0.1:1", "val")
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "404", "410 Gone"])
+def test_a_name_that_a_server_does_not_have_is_passed_over_whatever_it_says(served, status):
+    """Those of COCO are the first that are looked for."""
+    address, asked, state = served
+    state["missing"] = int(status[:3])
+    assert len(opened_shards(address, "train")) == 12
+    assert asked[0][0] == "/index-train2017.json"
+    with pytest.raises(DqdetError) as caught:  # as processes of a loader pass it on
+        remote.read_part(f"{address}/gone", 0, 1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    shown = "" if status == "404" else f" ({status})"
+    assert error_of_shards(address, "val", val="holdout").startswith(
+        f"{address}: no shards of the val split; looked for index-holdout.json{shown}, which `dqdet data check` "
+    )
 
 
 def test_what_to_do_about_shards_behind_an_address_is_to_be_done_there(served, few, shards, monkeypatch):

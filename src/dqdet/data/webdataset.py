@@ -28,7 +28,7 @@ from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed, printable
 from dqdet.formats.image_headers import AT_ONCE
 from dqdet.formats.records import image_fault, is_id, is_text, read_document
-from dqdet.formats.remote import is_address, read_whole
+from dqdet.formats.remote import WithheldFile, is_address, read_whole
 from dqdet.formats.shards import ANEW, REPAIR, Member, Sample, Shards, read_samples
 from dqdet.formats.writing import replacing
 
@@ -136,18 +136,24 @@ def shards_of(root: Path) -> dict[str, list[Path]]:
 
 def _fetched(config: DataConfig, split: Split, folder: Path) -> Path:
     """The index of shards behind an address, in a folder for copies."""
-    names = _names(config, split)
-    for name in names:
+    looked = []
+    for name in _names(config, split):
         address = f"{str(config.root).rstrip('/')}/index-{name}.json"
-        content = read_whole(address)
-        if content is not None:
-            if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):  # a page that asks for a password
-                raise DqdetError(f"{address}: is no index of shards, as it is no object of JSON; open it in a browser")
-            file = index_file(folder, name)
-            _write(file, content)
-            return file
-    looked = ", ".join(f"index-{name}.json" for name in names)
-    raise _missing(config, split, f"{looked}, which `dqdet data check` makes where the shards are on a disk")
+        status = ""
+        try:
+            content = read_whole(address)
+        except WithheldFile as error:
+            content, status = None, f" ({error.status})"
+        if content is None:
+            looked.append(f"index-{name}.json{status}")
+            continue
+        if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):  # a page that asks for a password
+            raise DqdetError(f"{address}: is no index of shards, as it is no object of JSON; open it in a browser")
+        file = index_file(folder, name)
+        _write(file, content)
+        return file
+    tried = ", ".join(looked)
+    raise _missing(config, split, f"{tried}, which `dqdet data check` makes where the shards are on a disk")
 
 
 def _refuse_others(index: Path, known: Sequence[str], there: Sequence[Path]) -> None:

@@ -14,6 +14,7 @@ from dqdet.errors import DqdetError
 
 TIMEOUT = 30.0  # seconds without a byte
 TRIES, PAUSE = 3, 1.0  # of a request, and seconds before the second one; twice as many before the next
+WITHHELD = (HTTPStatus.FORBIDDEN, HTTPStatus.GONE)  # statuses that may mean that there is no such file
 PASSING = (HTTPStatus.TOO_MANY_REQUESTS, 500, 502, 503, 504)  # statuses that may be others a second later
 
 
@@ -22,10 +23,19 @@ def is_address(source: str) -> bool:
     return source.lower().startswith(("http://", "https://"))
 
 
+class WithheldFile(DqdetError):
+    """A file that a server does not give, maybe because there is none: stores do not tell everyone what they have."""
+
+    def __init__(self, message: str, status: str = "") -> None:  # of another process it comes without, which follows
+        super().__init__(message)
+        self.status = status
+
+
 def read_whole(address: str) -> bytes | None:
     """All bytes; None: there is no such file.
 
     Raises:
+        WithheldFile: there may be none.
         DqdetError: it cannot be had.
     """
     answer = _get(address, {})
@@ -79,6 +89,7 @@ def _get(address: str, headers: dict[str, str]) -> httpx.Response:
 
 def _right(address: str, answer: httpx.Response) -> httpx.Response:
     if not answer.is_success:
-        reason = f"{answer.status_code} {answer.reason_phrase}"
-        raise DqdetError(f"{address}: cannot be fetched ({reason}); correct the address")
+        status = f"{answer.status_code} {answer.reason_phrase}"
+        message = f"{address}: cannot be fetched ({status}); correct the address"
+        raise WithheldFile(message, status) if answer.status_code in WITHHELD else DqdetError(message)
     return answer
