@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import threading
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from dqdet.predict.predictor import Predictor
 from dqdet.predict.sources import predict
 from test_cli import SMALL_MASKS
 from test_predictor import ColourFinder, config, painted
+from test_video_prediction import encode
 from tiny import TINY
 
 IMAGES = [
@@ -263,6 +267,31 @@ def test_what_cannot_be_fetched_is_said_and_the_others_are_done(predictor, serve
     assert all("\n" not in message for message in messages)
 
 
+def test_a_video_at_an_address_is_named_by_it_in_its_results(predictor, server, tree, tmp_path):
+    encode(tree / "a.mp4", IMAGES[2:] * 3)
+    source = f"{server}/a.mp4".replace("//", "//ada:secret@")
+    for _ in range(2):  # the second time over results of the same source
+        assert predict(predictor, [source], tmp_path / "out") == []
+    assert json.loads((tmp_path / "out" / "images.json").read_text())["info"]["source"] == f"{server}/a.mp4"
+
+
+def test_messages_about_addresses_have_no_passwords(predictor, server, tmp_path):
+    server = server.replace("//", "//ada:secret@")
+    failures = predict(predictor, [f"{server}/none.png", f"{server}/b/readme.txt", f"{server}/b/1.png"], tmp_path / "o")
+    assert len(failures) == 2
+    with pytest.raises(DqdetError) as caught:
+        predictor(f"{server}/b/readme.txt")
+    for failure in (*failures, caught.value):
+        assert str(failure).startswith("http://127.0.0.1:")
+        assert "secret" not in str(failure)
+
+
+def test_long_names_are_cut_where_file_systems_count_bytes(server, tree, tmp_path):
+    shutil.copy(tree / "a" / "1.png", tree / f"{'x' * 70}{'街' * 60}.png")
+    fetched = addresses.fetch(f"{server}/{'x' * 70}{quote('街' * 60)}.png", tmp_path / "new")
+    assert fetched.name == f"{'街' * 32}.png"
+
+
 # Forms of an image in Python.
 
 
@@ -277,6 +306,14 @@ def test_tensors_bytes_and_file_objects_give_what_the_image_gives(predictor, tmp
     for form in forms:
         np.testing.assert_array_equal(predictor(form).xyxy, expected.xyxy)
     assert [len(found) for found in predictor([pixels, file.read_bytes(), IMAGES[1]])] == [2, 2, 1]
+
+
+def test_several_frames_are_no_image_in_whatever_form(predictor, tmp_path):
+    file = tmp_path / "moving.gif"
+    IMAGES[2].save(file, save_all=True, append_images=IMAGES[:2], duration=100)
+    for form in (file, file.read_bytes(), io.BytesIO(file.read_bytes())):
+        with pytest.raises(DqdetError, match="has 3 frames or pages, of which only one would be used"):
+            predictor(form)
 
 
 def test_bytes_are_turned_upright(predictor):
@@ -434,6 +471,21 @@ def test_several_videos_have_a_folder_each(run, of_tasks, tmp_path):
         assert files_in(tmp_path / "out" / video) == {f"{video}.mp4", "results.json", "videos.json"}
     predict(dqdet.load(of_tasks["video"]), [tmp_path / "videos" / "one"], tmp_path / "single")
     assert files_in(tmp_path / "single") == {"one.mp4", "results.json", "videos.json"}
+
+
+def test_an_interruption_ends_all_videos(run, predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(dqdet, "load", lambda *given, **options: predictor)
+    videos = [encode(tmp_path / f"{name}.mp4", IMAGES[2:] * 6) for name in "ab"]
+
+    def interrupt(*arguments):
+        if len(predictor.model.batches) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    predictor.model.register_forward_hook(interrupt)
+    status, _, err = run("predict", "RUN", *videos, "--out", tmp_path / "out")
+    assert (status, err.count("\n")) == (130, 1)
+    assert re.match(r"stopped; \d frames are done: ", err)
+    assert not (tmp_path / "out" / "b").exists()
 
 
 def test_the_version_is_printed(run):

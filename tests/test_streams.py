@@ -199,6 +199,7 @@ def test_who_never_sends_is_left(predictor, camera, tmp_path):
         ("rtsp://ada:secret@127.0.0.1:9/cam", "rtsp://127.0.0.1:9/cam"),
         ("rtmp://127.0.0.1:9/live", "rtmp://127.0.0.1:9/live"),
         ("http://127.0.0.1:9/live.m3u8", "http://127.0.0.1:9/live.m3u8"),
+        ("rtsp://ada:my@secret@127.0.0.1:9/cam", "rtsp://127.0.0.1:9/cam"),
         ("webcam:987", "webcam:987"),
     ],
 )

@@ -12,6 +12,7 @@ from dqdet.errors import DqdetError
 from dqdet.formats.remote import TIMEOUT, is_address
 
 LARGEST = 256 * 2**20  # bytes of a file
+LONGEST_NAME = 100  # bytes of its name here, of which file systems take 255
 
 STREAM = re.compile(r"(rtsps?|rtmps?|srt|udp|tcp)://", re.I)
 PLAYLIST = re.compile(r"https?://[^?#]*\.m3u8($|[?#])", re.I)
@@ -30,7 +31,7 @@ def is_stream(source: str) -> bool:
 
 def public(address: str) -> str:
     """An address without the name and password of a user."""
-    return re.sub(r"//[^/@]*@", "//", address)
+    return re.sub(r"//[^/?#]*@", "//", address)
 
 
 def fetch(address: str, folder: Path, largest: int = LARGEST) -> Path:
@@ -40,7 +41,8 @@ def fetch(address: str, folder: Path, largest: int = LARGEST) -> Path:
         DqdetError: it cannot be had, or has more than ``largest`` bytes.
     """
     try:
-        name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)[-100:].lstrip(".")
+        name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)
+        name = name.encode()[-LONGEST_NAME:].decode(errors="ignore").lstrip(".")
         file = folder / (name or "image")
         folder.mkdir(parents=True)
         with httpx.stream("GET", address, follow_redirects=True, timeout=TIMEOUT) as answer, file.open("wb") as opened:
@@ -49,14 +51,14 @@ def fetch(address: str, folder: Path, largest: int = LARGEST) -> Path:
             for part in answer.iter_bytes():
                 if max(received, opened.tell() + len(part)) > largest:
                     raise DqdetError(
-                        f"{address}: more than {largest / 2**20:g} MiB; fetch it yourself, and give the file"
+                        f"{public(address)}: more than {largest / 2**20:g} MiB; fetch it yourself, and give the file"
                     )
                 opened.write(part)
     except httpx.HTTPStatusError as error:
         reason = f"{error.response.status_code} {error.response.reason_phrase}"
-        raise DqdetError(f"{address}: cannot be fetched ({reason}); correct the address") from error
+        raise DqdetError(f"{public(address)}: cannot be fetched ({reason}); correct the address") from error
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ValueError) as error:
-        raise DqdetError(f"{address}: cannot be fetched ({error}); check address and connection") from error
+        raise DqdetError(f"{public(address)}: cannot be fetched ({error}); check address and connection") from error
     except OSError as error:
         raise DqdetError(f"{folder}: cannot be written ({error.strerror}); make space there") from error
     return file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from dqdet.errors import DqdetError, value_text
-from dqdet.formats.image_files import as_rgb, one_line, read_image
-from dqdet.predict.addresses import fetch, is_download
+from dqdet.formats.image_files import Encoded, as_rgb, one_line, read_image
+from dqdet.predict.addresses import fetch, is_download, public
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -57,7 +56,7 @@ def as_image(source: ImageSource) -> Image.Image:
 def _as_image(source: ImageSource) -> Image.Image:
     if isinstance(source, str) and is_download(source):
         with TemporaryDirectory() as folder:
-            return read_image(fetch(source, Path(folder) / "fetched"))
+            return read_image(Encoded(public(source), fetch(source, Path(folder) / "fetched").read_bytes()))
     if isinstance(source, str | Path):
         return read_image(source)
     if isinstance(source, Tensor):
@@ -105,10 +104,4 @@ def _from_tensor(image: Tensor) -> Image.Image:
 def _from_bytes(content: object) -> Image.Image:
     if not isinstance(content, bytes):
         raise DqdetError(f"a file object gives {type(content).__name__}, no bytes; open the file with mode 'rb'")
-    name = f"{len(content)} bytes"
-    try:
-        opened = Image.open(io.BytesIO(content))
-    except Exception as error:  # of Pillow, see opened_image
-        raise DqdetError(f"{name}: cannot be read as an image ({one_line(error)}); give other ones") from error
-    with opened:
-        return _from_pillow(opened, name)
+    return read_image(Encoded(f"{len(content)} bytes", content), "give other ones")

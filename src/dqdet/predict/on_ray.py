@@ -28,6 +28,7 @@ from dqdet.errors import DqdetError, Interrupted
 from dqdet.formats.image_files import one_line
 from dqdet.formats.results import GrowingList, IouType, coco_results
 from dqdet.formats.writing import move_files, replacing, unfinished_folder
+from dqdet.predict.addresses import public
 from dqdet.predict.images import found_in
 from dqdet.predict.output import RESULTS, described
 from dqdet.predict.predictor import Predictor, objects
@@ -290,7 +291,7 @@ def _found(
 
 
 def _without_survivors(job: Job) -> dict[str, Any]:
-    error = f"{job.place}: every worker that looked at it was killed, {KILLED}; give a smaller one"
+    error = f"{public(job.place)}: every worker that looked at it was killed, {KILLED}; give a smaller one"
     return {"id": job.image_id, "file_name": job.name, "error": error}
 
 

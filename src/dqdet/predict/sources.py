@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dqdet.drawing.pictures import Threshold
-from dqdet.errors import DqdetError, listed
+from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.formats.folders import folders_below, numbered
 from dqdet.formats.image_files import image_files, is_image_name
 from dqdet.formats.records import is_id, is_text
@@ -56,6 +56,7 @@ def predict(
     Raises:
         DqdetError: there is nothing to look at, ``out`` cannot be written, the model is one of videos and
             ``annotations`` are given, or it cannot track, or an image should be tracked.
+        Interrupted: by Ctrl-C or SIGTERM; results that are found are kept, and nothing else is begun.
     """
     of_videos = predictor.config.data.task == "video"
     if tracking:
@@ -89,7 +90,10 @@ def predict(
         for path, name in zip(videos, numbered(path.stem for path in videos), strict=True):
             try:
                 place = out if alone else out / name
-                failures += predict_video(predictor, path, place, threshold, force, say, tracking)
+                address = addresses.get(str(path))
+                failures += predict_video(predictor, path, place, threshold, force, say, tracking, address)
+            except Interrupted:
+                raise
             except DqdetError as error:
                 if alone and not addresses:
                     raise
@@ -101,8 +105,9 @@ def _by_address(failure: DqdetError, addresses: Mapping[str, str]) -> DqdetError
     """The same about an address instead of the file that was fetched from there."""
     message = str(failure)
     for file, address in addresses.items():
-        message = message.replace(file, address)
-    return DqdetError(message)
+        message = message.replace(file, public(address))
+    failure.args = (message,)
+    return failure
 
 
 def _distinct(paths: Iterable[Path]) -> list[Path]:

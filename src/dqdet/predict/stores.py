@@ -14,6 +14,7 @@ from dqdet.errors import DqdetError
 from dqdet.formats.folders import numbered
 from dqdet.formats.image_files import Encoded, is_image_name, one_line, read_image
 from dqdet.formats.remote import is_address, read_whole
+from dqdet.predict.addresses import public
 from dqdet.predict.images import Picture, image_ids
 from dqdet.predict.sources import ids_from, images_of
 
@@ -35,7 +36,7 @@ def read_job(job: Job) -> Image.Image:
         return read_image(Path(job.place))
     if is_address(job.place):
         if (content := read_whole(job.place)) is None:
-            raise DqdetError(f"{job.place}: there is no such image; correct the address")
+            raise DqdetError(f"{public(job.place)}: there is no such image; correct the address")
     else:
         from pyarrow import fs
 
@@ -44,8 +45,10 @@ def read_job(job: Job) -> Image.Image:
             with system.open_input_file(path) as file:
                 content = file.read()
         except (OSError, ValueError) as error:
-            raise DqdetError(f"{job.place}: cannot be read ({one_line(error)}); check address and rights") from error
-    return read_image(Encoded(job.place, content))
+            raise DqdetError(
+                f"{public(job.place)}: cannot be read ({one_line(error)}); check address and rights"
+            ) from error
+    return read_image(Encoded(public(job.place), content))
 
 
 def jobs_of(sources: Sequence[str], out: Path, annotations: Path | None) -> list[Job]:
@@ -89,11 +92,11 @@ def _stored(source: str) -> Iterator[tuple[str, str]]:
         system, base = fs.FileSystem.from_uri(folder)
         found = system.get_file_info(fs.FileSelector(base, recursive=True))
     except (OSError, ValueError) as error:
-        raise DqdetError(f"{source}: cannot be listed ({one_line(error)}); check address and rights") from error
+        raise DqdetError(f"{public(source)}: cannot be listed ({one_line(error)}); check address and rights") from error
     names = sorted(info.path.removeprefix(base).lstrip("/") for info in found if info.is_file)
     names = [name for name in names if is_image_name(Path(name)) and wanted.fullmatch(name)]
     if not names:
-        raise DqdetError(f"{source}: no images there; give a folder or a pattern, such as {folder}/**")
+        raise DqdetError(f"{public(source)}: no images there; give a folder or a pattern, such as {public(folder)}/**")
     # Stores list names as they are, and open addresses, in which some characters mean something else.
     yield from ((f"{folder}/{quote(name)}", name) for name in names)
 

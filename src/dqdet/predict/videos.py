@@ -68,6 +68,7 @@ def predict_video(
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
     tracking: bool = False,
+    address: str | None = None,
 ) -> list[DqdetError]:
     """Detect in a video file, an animation, a folder of frames, or a stream, and write into ``out``:
 
@@ -78,9 +79,10 @@ def predict_video(
     - of an image model the files of `ResultFiles`, with the numbers of frames, from 1, as ids of images; with
       ``tracking`` the detections of a `Tracker` have the ``track_id`` of their object, and these are drawn.
 
-    ``say`` is given a line on what was done. Frames are read when they are needed, so that the memory does not depend
-    on the length of the video. A video ends before the first frame that cannot be read, a stream also with the first
-    Ctrl-C or SIGTERM; all files are then as if it had ended there by itself.
+    ``say`` is given a line on what was done. Results name the ``address`` that the file was fetched from, if it was.
+    Frames are read when they are needed, so that the memory does not depend on the length of the video. A video ends
+    before the first frame that cannot be read, a stream also with the first Ctrl-C or SIGTERM; all files are then as
+    if it had ended there by itself.
 
     Returns:
         what was wrong with that frame, if there was one; the frames before it are done.
@@ -101,7 +103,7 @@ def predict_video(
     tally = Tally("frames", "tracks" if of_videos or tracking else "objects")
     failures: list[DqdetError] = []
     with (
-        results_folder(out, [source], predictor.source, force) as output,
+        results_folder(out, [address or source], predictor.source, force) as output,
         replacing(output.folder / f"{video.name}.mp4") as unfinished,
         video_writer(unfinished, video.rate) as append,
     ):
