@@ -90,15 +90,15 @@ class GrowingList:
     def __init__(self, file: Path, name: str | None = None, **others: Any) -> None:
         self.file = file.open("wb", buffering=0)
         self.tail = b"]" if name is None else b"]}"
-        self.empty = True
         self.end = 0  # where the next entry goes
         self._write("[" if name is None else json.dumps({**others, name: []})[:-2])
+        self.start = self.end  # of the first entry
 
     def extend(self, entries: Entries) -> None:
         """Raises OSError when they cannot be written; see `cut`."""
         if entries:
-            self._write(("\n" if self.empty else ",\n") + ",\n".join(map(json.dumps, entries)))
-            self.empty = False
+            separator = "\n" if self.end == self.start else ",\n"
+            self._write(separator + ",\n".join(map(json.dumps, entries)))
 
     def finish(self, **others: Any) -> None:
         """Close the file, with more entries of the object after the list."""
