@@ -361,6 +361,41 @@ def test_frames_are_in_the_order_of_their_numbers_and_named(predictor, tmp_path)
     assert [(image["id"], image["file_name"]) for image in images] == [*enumerate(names, 1)]
 
 
+def recorded(file, times):
+    """A file with frames at ``times``, in ms, that says nothing on their rate."""
+    with av.open(file, "w", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx", rate=30)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for t, time in enumerate(times):
+            picture = av.VideoFrame.from_image(frame(t % 10))
+            picture.pts, picture.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    content = bytearray(file.read_bytes())
+    place = content.index(b"\x23\xe3\x83")  # DefaultDuration, which becomes a Void element of the same length
+    length = content[place + 3] & 0x7F
+    content[place : place + 4] = bytes([0xEC, 0x80 | (length + 2), 0, 0])
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (np.arange(60) * 33 + np.arange(60) % 7, Fraction(59 * 1000, 59 * 33 + 3)),
+        ([0], 6),
+    ],
+)
+def test_a_file_without_a_rate_has_that_of_its_frames(tmp_path, times, expected):
+    file = recorded(tmp_path / "screen.webm", list(map(int, times)))
+    with av.open(file) as container:
+        assert container.streams.video[0].average_rate in (None, 1000)
+    assert VideoFile(file).rate == expected
+    predict_video(Predictor(ColourFinder(), boxes_config(), device="cpu"), file, tmp_path / "out")
+    assert VideoFile(tmp_path / "out" / "screen.mp4").rate == pytest.approx(expected, rel=1e-3)
+
+
 def animated(file):
     first, *others = [frame(t) for t in range(5)]
     options = {"lossless": True} if file.suffix == ".webp" else {}

@@ -7,7 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from dqdet.formats.image_files import (
 )
 
 FOLDER_RATE = Fraction(6)  # frames a second of a folder of frames; that of YouTube-VIS
+FASTEST = 240  # frames a second that a container may say; above are the units of its times
 LARGEST_DENOMINATOR = 65535  # of a rate, in MPEG-4
 
 
@@ -64,12 +65,25 @@ class VideoFile(Video):
         self.file = file
         self.name = file.stem
         with self._opened() as stream:
-            self.rate = stream.average_rate or stream.guessed_rate or FOLDER_RATE
+            rate = said_rate(stream)
             self.length = stream.frames
             first = next(self._decoded(stream), None)
         if first is None:
             raise DqdetError(f"{file}: has no frame; give another video")
         self.size = first.size
+        self.rate = rate or self._measured_rate()
+
+    def _measured_rate(self) -> Fraction:
+        """Frames a second by the times of all frames, where there are several."""
+        times = []
+        with self._opened() as stream, suppress(av.FFmpegError):  # up to where it is damaged
+            container = stream.container
+            assert isinstance(container, av.container.InputContainer)
+            for packet in container.demux(stream):
+                if packet.pts is not None:
+                    times.append(packet.pts * packet.time_base)
+        duration = max(times, default=0) - min(times, default=0)
+        return (len(times) - 1) / Fraction(duration) if duration else FOLDER_RATE
 
     @contextmanager
     def _opened(self) -> Iterator[av.VideoStream]:
@@ -206,6 +220,12 @@ def is_video_file(source: Path) -> bool:
 def natural(name: str) -> list[tuple[str, int]]:
     """A key that sorts the numbers in names by value: 2.png before 10.png."""
     return [(text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def said_rate(stream: av.VideoStream) -> Fraction | None:
+    """Frames a second, on average, as the container says; None where it does not, or says what cannot be."""
+    rate = stream.average_rate or stream.guessed_rate
+    return rate if rate and 1 <= rate <= FASTEST else None
 
 
 def upright(frame: av.VideoFrame) -> Image.Image:

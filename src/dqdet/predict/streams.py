@@ -16,11 +16,10 @@ from PIL import Image
 
 from dqdet.errors import DqdetError
 from dqdet.predict.addresses import CAMERA, public
-from dqdet.predict.frames import Video, upright
+from dqdet.predict.frames import Video, said_rate, upright
 
 WAIT = 10.0  # seconds without anything that a stream may take to open, or between two frames
 RATE = Fraction(25)  # frames a second, of streams that do not say it, or say what cannot be
-FASTEST = 240
 
 
 class Stream(Video):
@@ -53,8 +52,7 @@ class Stream(Video):
             raise DqdetError(f"{self.address}: has no pictures; give another stream")
         stream = self.container.streams.video[0]
         stream.thread_type = "AUTO"
-        rate = stream.average_rate or stream.guessed_rate or RATE
-        self.rate = rate if 1 <= rate <= FASTEST else RATE
+        self.rate = said_rate(stream) or RATE
         self.coming = self._decoded(stream)
         first = next(self.coming, None)
         if first is None:
