@@ -417,6 +417,29 @@ def test_animations_and_pages_are_videos(predictor, tmp_path, suffix):
     assert {len(entry["segmentations"]) for entry in results} == {5}
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_the_rate_of_an_animation_is_that_of_all_its_frames(tmp_path, suffix):
+    first, *others = [frame(t) for t in range(11)]
+    file = tmp_path / f"moving{suffix}"
+    first.save(file, save_all=True, append_images=others, duration=[2000, *[100] * 10])
+    assert open_video(file).rate == Fraction(11, 3)
+
+
+def test_a_damaged_animation_has_the_rate_of_the_frames_before(tmp_path):
+    file = tmp_path / "moving.png"
+    first, *others = [frame(t) for t in range(5)]
+    first.save(file, save_all=True, append_images=others, duration=50)
+    parts = file.read_bytes().split(b"fdAT")
+    parts[3] = parts[3][:4] + bytes(len(parts[3]) - 4)  # the fourth frame
+    file.write_bytes(b"fdAT".join(parts))
+    video = open_video(file)
+    assert video.rate == 20
+    frames = iter(video)
+    assert len([next(frames) for _ in range(3)]) == 3
+    with pytest.raises(DqdetError, match=r"moving\.png: cannot be read as an image"):
+        next(frames)
+
+
 def test_earlier_results_stay_when_a_video_is_bad(predictor, clip, tmp_path):
     out = tmp_path / "out"
     predict_video(predictor, clip, out)

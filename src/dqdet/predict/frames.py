@@ -152,10 +152,17 @@ class PageFile(Video):
         self.file = file
         self.name = file.stem
         with opened_image(file, REPLACE) as image:
-            self.length = len(pages(image))
+            numbers = pages(image)
+            self.length = len(numbers)
             self.size = as_rgb(image).size
-            duration = round(image.info.get("duration", 0))  # ms, of WebP only known now
-            self.rate = Fraction(1000, duration) if duration > 0 else FOLDER_RATE
+            durations = []  # ms
+            with suppress(Exception):  # of Pillow, see opened_image: up to where it is damaged
+                for page in numbers:
+                    image.seek(page)
+                    image.load()  # before, that of a WebP is not known
+                    durations.append(image.info.get("duration", 0))
+            duration = round(sum(durations))
+            self.rate = Fraction(1000 * len(durations), duration) if duration > 0 else FOLDER_RATE
 
     def __iter__(self) -> Iterator[Image.Image]:
         with opened_image(self.file, REPLACE) as image:
