@@ -202,6 +202,15 @@ def test_files_without_ids_are_refused(predictor, tree, tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("source", "expected"), [("a.mp4", "are videos alone"), ("webcam:0", "webcam:0 is a stream")])
+def test_ids_of_images_are_not_for_videos(predictor, tmp_path, source, expected):
+    encode(tmp_path / "a.mp4", IMAGES[2:] * 3)
+    sources = [source if source.startswith("webcam") else tmp_path / source]
+    with pytest.raises(DqdetError, match=rf"annotations\.json: has ids of images, but .*{expected}; leave it out"):
+        predict(predictor, sources, tmp_path / "out", annotations=annotations(tmp_path, "a.png"))
+    assert not (tmp_path / "out").exists()
+
+
 # Addresses.
 
 
@@ -371,6 +380,10 @@ def test_options_of_inference_and_preparation_are_taken(run, detector, tree, tmp
         ),
         (["x.png", "inference.limits=3"], "unknown option 'inference.limits', did you mean inference.limit?"),
         (["x.png", "data.val_size=[9, 9]"], "data.val_size has no effect on data.val_fit=shorter; set"),
+        (
+            ["x.png", "inference.object_threshold=0.9"],
+            "inference.object_threshold=0.9 has no effect with data.task=detection; leave it out",
+        ),
         (["x.png", "--threshold", "0.4", "inference.object_threshold=0.4"], "leave out one of them"),
         (["inference.limit=3"], "nothing to look at"),
         (["x.png", "device=cpu"], "unknown option 'device'"),

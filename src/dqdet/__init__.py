@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dqdet.config import Precision, override_some, resolve
+from dqdet.config import Precision, override_some, parse_overrides, resolve
 from dqdet.errors import DqdetError, Interrupted, MissingExtra
 from dqdet.exporting.formats import is_exported
 
@@ -114,6 +114,7 @@ def load(
         DqdetError: there is no such model, it is not whole, reading it would execute code, or an option is wrong or has
             no effect on a prediction.
     """
+    from dqdet.config.effects import check_used
     from dqdet.models.fast import made_fast, warn_if_slow
     from dqdet.predict.predictor import Predictor
     from dqdet.runs.folder import NOT_PREDICTED, PREDICTED
@@ -125,9 +126,11 @@ def load(
         exported = ExportedModel(Path(source))
         exported.refuse_changes(precision, compile)
         config = exported.configured(overrides, PREDICTED, NOT_PREDICTED)
+        check_used(config, parse_overrides(overrides))
         return Predictor(exported, config, device="cpu", source=source)
     model, config, metrics = load_model(source)
     config = override_some(config, overrides, PREDICTED, NOT_PREDICTED)
+    check_used(config, parse_overrides(overrides))
     fast = made_fast(model, precision, compile)
     warn_if_slow(precision)
     return Predictor(fast, config, metrics, device=device, trained=model, source=source)

@@ -16,6 +16,7 @@ from dqdet.config.length import drop_places, total_steps
 from dqdet.config.losses import LossConfig, SequenceLossConfig
 from dqdet.config.presets import changes, for_trained_weights
 from dqdet.config.schema import Config, QueriesConfig
+from dqdet.errors import DqdetError
 
 DIVIDED = ("coco", "yolo", "voc", "labelme")  # formats of detection that may come without splits
 DETECTION_FILES = (*DIVIDED, "webdataset")  # formats of detection, whose images are listed one by one
@@ -113,6 +114,12 @@ def unread(queries: QueriesConfig, given: Collection[str]) -> list[str]:
 def unused(config: Config, given: Collection[str]) -> list[str]:
     """A line for each of the ``given`` options, by their dotted paths, that nothing reads."""
     return _lines(UNUSED, config, given)
+
+
+def check_used(config: Config, given: Collection[str]) -> None:
+    """Raise DqdetError where nothing reads one of the ``given`` options."""
+    if lines := unused(config, given):
+        raise DqdetError(f"{lines[0]}; leave it out")
 
 
 def _lines(rules: Sequence[Unused], config: Any, given: Collection[str]) -> list[str]:

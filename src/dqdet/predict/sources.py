@@ -55,7 +55,7 @@ def predict(
 
     Raises:
         DqdetError: there is nothing to look at, ``out`` cannot be written, the model is one of videos and
-            ``annotations`` are given, or it cannot track, or an image should be tracked.
+            ``annotations`` are given, which are for images, or it cannot track, or an image should be tracked.
         Interrupted: by Ctrl-C or SIGTERM; results that are found are kept, and nothing else is begun.
     """
     of_videos = predictor.config.data.task == "video"
@@ -66,6 +66,8 @@ def predict(
     streams = [str(source) for source in sources if is_stream(str(source))]
     if streams and len(sources) > 1:
         raise DqdetError(f"{public(streams[0])}: all else would wait for the end of this stream; give it alone")
+    if streams and annotations is not None:
+        raise DqdetError(f"{annotations}: has ids of images, but {public(streams[0])} is a stream; leave it out")
     if streams:
         return predict_video(predictor, streams[0], out, threshold, force, say, tracking)
     failures: list[DqdetError] = []
@@ -83,6 +85,8 @@ def predict(
         pictures = named(_distinct(file for path in images for file in _images(path, out)), given, downloads)
         if pictures and tracking:
             raise DqdetError(f"{pictures[0].file}: is an image, which has no tracks; give videos alone")
+        if annotations is not None and not pictures:
+            raise DqdetError(f"{annotations}: has ids of images, but the sources are videos alone; leave it out")
         if pictures:
             ids = None if annotations is None else ids_from(annotations, pictures)
             failures += predict_pictures(predictor, pictures, sources, out, threshold, ids, force, say)
