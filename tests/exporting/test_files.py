@@ -17,6 +17,7 @@ from dqdet.data import open_dataset
 from dqdet.errors import DqdetError
 from dqdet.exporting.formats import FORMATS, format_of
 from dqdet.models import create_model
+from dqdet.predict.sources import predict
 from dqdet.runs.folder import save_folder
 from tiny import tiny, tiny_family
 
@@ -134,11 +135,69 @@ def test_half_precision_halves_the_weights_and_finds_the_same(folder, file, tmp_
     assert np.median(np.abs(got.xyxy - wanted.xyxy)) < 0.5  # pixels; of equal scores the order may change
 
 
+def unkind(images):
+    raise Exception("no such kernel\non this processor")  # a runtime has exceptions of its own
+
+
+def without_memory(images):
+    raise MemoryError
+
+
+def without_memory_in_onnxruntime(images):
+    """Which shall fill 10^15 numbers."""
+    shape = onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [1])
+    filled = onnx.helper.make_tensor_value_info("filled", onnx.TensorProto.FLOAT, [None])
+    node = onnx.helper.make_node("ConstantOfShape", ["shape"], ["filled"])
+    graph = onnx.helper.make_graph([node], "graph", [shape], [filled])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session.run(None, {"shape": np.array([10**15])})
+
+
+def without_memory_in_openvino(images):
+    raise RuntimeError(
+        "Exception from src/inference/src/cpp/infer_request.cpp:224:\n"
+        "[CPU] Broadcast node with name 'y' Check 'ptr' failed at src/plugins/intel_cpu/src/cpu_memory.cpp:257:\n"
+        "Failed to allocate 4000000000000 bytes of memory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected"),
+    [
+        (unkind, "model.onnx: fails on images of 64x64 pixels (no such kernel on this processor)"),
+        (without_memory, "not enough memory for 64x64 pixels"),
+        (without_memory_in_onnxruntime, "not enough memory for 64x64 pixels"),
+        (without_memory_in_openvino, "not enough memory for another 4000000000000 bytes for 64x64 pixels"),
+    ],
+)
+def test_an_image_that_a_runtime_fails_on_costs_no_other(file, pictures, tmp_path, monkeypatch, fail, expected):
+    Image.new("RGB", (SIZE, SIZE), "white").save(pictures / "white.png")
+    predictor = dqdet.load(file)
+    run = predictor.model.session.run
+
+    def run_or_fail(images, sizes):
+        if (images == 255).all((1, 2, 3)).any():
+            fail(images)
+        return run(images, sizes)
+
+    monkeypatch.setattr(predictor.model.session, "run", run_or_fail)
+    (failure,) = predict(predictor, [pictures], tmp_path / "out")
+    assert str(failure).startswith("white.png: ")
+    assert expected in str(failure)
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["0.png", "1.png", "2.png", "3.png"]
+
+
 def test_fewer_objects_can_be_asked_for_and_not_more(file):
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     assert len(dqdet.load(file, inference={"limit": 3})(image, 0.0)) == 3
     with pytest.raises(DqdetError, match=f"inference.limit={LIMIT + 1}.*selects {LIMIT} objects"):
         dqdet.load(file, inference={"limit": LIMIT + 1})
+    with pytest.raises(DqdetError, match=r"inference\.window=2 has no effect with data\.task=detection"):
+        dqdet.load(file, inference={"window": 2})
 
 
 def test_a_file_of_one_size_takes_no_other(file):

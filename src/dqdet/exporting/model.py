@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,12 +15,16 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from dqdet.config import Config, Overrides, override_some, parse_overrides
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, UnfitImage, lack_of_memory
 from dqdet.exporting.formats import FORMATS, check_installed
 from dqdet.exporting.meaning import Meaning, outputs
+from dqdet.formats.image_files import one_line
 from dqdet.nn.padding import valid_sizes
 from dqdet.runs.folder import PREPARED
 from dqdet.types import Candidates, Masks, Predictions
+
+# What ONNX Runtime and OpenVINO say, in exceptions of their own, where there is not enough memory.
+NO_MEMORY = re.compile(r"failed to allocate|out of memory|bad[ _]alloc", re.I)
 
 
 class Session(Protocol):
@@ -89,7 +94,7 @@ class ExportedModel(nn.Module):
         limit, most = config.inference.limit, self.config.inference.limit
         if limit > most and "scores" in outputs(config):
             raise DqdetError(
-                f"inference.limit={limit}: {self.file} selects {most} objects; export it with a higher one"
+                f"inference.limit={limit}: {self.file} selects {most} objects; ask for no more, or load the run"
             )
         return config
 
@@ -97,7 +102,7 @@ class ExportedModel(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         if self.meaning.size not in (None, size):
             height, width = self.meaning.size or size
-            raise DqdetError(
+            raise UnfitImage(
                 f"{self.file}: takes images of {height}x{width} pixels, not of {size[0]}x{size[1]}; export it with "
                 "--dynamic"
             )
@@ -105,7 +110,11 @@ class ExportedModel(nn.Module):
         try:
             arrays = self.session.run(images.cpu().numpy(), sizes.numpy())
         except Exception as error:  # each runtime has its own
-            raise DqdetError(f"{self.file}: fails on images of {size[0]}x{size[1]} pixels ({error})") from error
+            if lack_of_memory(error) or NO_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from error
+            raise UnfitImage(
+                f"{self.file}: fails on images of {size[0]}x{size[1]} pixels ({one_line(error)})"
+            ) from error
         names = outputs(self.config)
         found = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
         masks = None
