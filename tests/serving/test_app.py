@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import sys
 import threading
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 import dqdet
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, UnfitImage
 from dqdet.formats.results import coco_results
 from dqdet.models import create_model
 from dqdet.predict.predictor import Predictor, objects
@@ -122,6 +123,33 @@ def test_what_is_no_image_is_answered(client, content, status, message):
     assert answer.status_code == status
     assert message in answer.json()["detail"]
     assert client.post("/predict", content=picture()).status_code == 200  # the next one is served
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_limit_of_pixels_is_that_of_the_application(predictor, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with TestClient(serving.make_app(predictor, serving.Limits(megapixels=0.006))) as client:
+        assert client.post("/predict?coefficients=true", content=picture(90, 60)).status_code == 200
+        assert client.post("/predict", content=picture(90, 70)).status_code == 413
+        answer = client.post("/predict", content=picture(200, 100))
+        assert answer.status_code == 413
+        assert answer.json()["detail"].startswith("the image has more than 0.006 megapixels")
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_an_upload_that_breaks_off_is_no_failure(predictor):
+    messages = [{"type": "http.request", "body": b"beginning", "more_body": True}, {"type": "http.disconnect"}]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(serving.make_app(predictor, serving.Limits())(scope, receive, send))
+    assert sent[0]["status"] == 400
 
 
 def test_wrong_parameters_are_answered(client):
@@ -272,6 +300,26 @@ def test_images_without_enough_memory_together_go_alone(predictor, monkeypatch):
         answer = client.post("/predict", content=picture(44, 33))
     assert answer.status_code == 507
     assert answer.json()["detail"].startswith("not enough memory for another 4000000000000000 bytes for this image")
+
+
+def test_an_image_that_the_model_cannot_take_is_answered_alone(predictor, monkeypatch):
+    def outcomes_of(batch, threshold=None):
+        if any(image.size == (33, 44) for image in batch):
+            raise UnfitImage("images of this size have 200 cells to propose")
+        return Predictor.outcomes_of(predictor, batch, threshold)
+
+    monkeypatch.setattr(predictor, "outcomes_of", outcomes_of)
+    line = Line(predictor, 8, at_once=1)
+    images = [predictor.prepared(Image.new("RGB", size)) for size in ((60, 60), (44, 33), (60, 60))]
+    first, unfit, last = (line.join(lambda image=image: image, lambda *_: b"found") for image in images)
+    line.start()
+    assert (first.result(60), last.result(60)) == (b"found", b"found")
+    with pytest.raises(UnfitImage):
+        unfit.result(60)
+    line.stop()
+    with TestClient(serving.make_app(predictor, serving.Limits())) as client:
+        answer = client.post("/predict", content=picture(44, 33))
+    assert (answer.status_code, answer.json()["detail"]) == (422, "images of this size have 200 cells to propose")
 
 
 def test_models_of_videos_are_refused():

@@ -16,9 +16,10 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from dqdet.data.scenes.scene import draw_scene, render
-from dqdet.errors import DqdetError, lack_of_memory
+from dqdet.errors import DqdetError, UnfitImage, lack_of_memory
 from dqdet.formats.image_files import as_rgb, one_line, pages
 from dqdet.formats.results import coco_results
 from dqdet.predict.predictor import Predictor, Prepared, objects
@@ -55,9 +56,13 @@ def make_app(predictor: Predictor, limits: Limits, at_once: int = 2) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        of_pillow = Image.MAX_IMAGE_PIXELS
+        if of_pillow is not None:  # from twice as many on it opens no file
+            Image.MAX_IMAGE_PIXELS = max(of_pillow, round(limits.megapixels * 1e6))
         line.start()
         yield
         await run_in_threadpool(line.stop)
+        Image.MAX_IMAGE_PIXELS = of_pillow
 
     app = FastAPI(title="dqdet", description="Objects in images, by one trained model.", lifespan=life)
 
@@ -103,6 +108,8 @@ def make_app(predictor: Predictor, limits: Limits, at_once: int = 2) -> FastAPI:
             raise HTTPException(503, f"{limits.waiting} requests wait already; try again", wait) from None
         try:
             return Response(await asyncio.wrap_future(answered), media_type="application/json")
+        except UnfitImage as error:
+            raise HTTPException(422, str(error)) from error
         except DqdetError as error:
             raise HTTPException(500, str(error)) from error
         except (MemoryError, RuntimeError) as error:
@@ -116,10 +123,13 @@ def make_app(predictor: Predictor, limits: Limits, at_once: int = 2) -> FastAPI:
 async def _body(request: Request, limits: Limits) -> bytes:
     """The body, of which no more is read than is allowed."""
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > limits.mebibytes * MEBI:
-            raise HTTPException(413, f"the file has more than {limits.mebibytes:g} MiB; send a smaller one")
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > limits.mebibytes * MEBI:
+                raise HTTPException(413, f"the file has more than {limits.mebibytes:g} MiB; send a smaller one")
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the upload broke off") from error  # which the log shows, and nobody receives
     if not content:
         raise HTTPException(400, "no image; send the bytes of an image file as the body")
     return bytes(content)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from dqdet.errors import lack_of_memory
+from dqdet.errors import UnfitImage, lack_of_memory
 from dqdet.predict.predictor import Predictor, Prepared
 from dqdet.types import Outcome
 
@@ -115,13 +115,14 @@ class Line:
             self._predict(prepared)
 
     def _predict(self, prepared: Sequence[tuple[Waiting, Prepared]]) -> None:
-        """Images for which there is not enough memory together go alone."""
+        """Images for which there is not enough memory together, or of which one is unfit for the model, go alone."""
         outcomes: list[Outcome] = []  # none, if the model fails
         with _told(*(entry for entry, _ in prepared)):
             try:
                 outcomes = self.predictor.outcomes_of([image for _, image in prepared])
-            except (MemoryError, RuntimeError) as error:
-                if len(prepared) == 1 or lack_of_memory(error) is None:
+            except (UnfitImage, MemoryError, RuntimeError) as error:
+                may_go_alone = isinstance(error, UnfitImage) or lack_of_memory(error) is not None
+                if len(prepared) == 1 or not may_go_alone:
                     raise
         if not outcomes and not any(entry.answered.done() for entry, _ in prepared):
             for one in prepared:
