@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dqdet.config import Config, resolve
-from dqdet.inference.windows import SHARED, best_tracks, continued, overlaps, track, windows
+from dqdet.inference.windows import SHARED, WindowTracks, best_tracks, continued, overlaps, track, windows
 from dqdet.nn.product_masks import ProductMasks
 from dqdet.training.module import DetectionModule
 from dqdet.types import ClipTracks, Predictions, Target, VideoStream
@@ -90,6 +90,16 @@ def test_objects_that_leave_and_enter():
     found = best_tracks(track(SeesColours(), iter(again), (SIDE, SIDE), options(8)), limit=10)
     assert len(found) == 3  # who comes back after a window is another one
     assert len(best_tracks(track(SeesColours(), iter(again), (SIDE, SIDE), options(8)), limit=2)) == 2
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_tracks_that_are_never_visible_take_no_place(windows):
+    masks = torch.zeros(2, 4, 8, 8, dtype=torch.bool)
+    masks[1, :, :4] = True
+    found = ClipTracks(torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks)
+    parts = [WindowTracks(4 * number, [2 * number, 2 * number + 1], found) for number in range(windows)]
+    assert [one.score for one in best_tracks(parts, limit=1)] == pytest.approx([0.8])
+    assert len(best_tracks(parts, limit=2)) == windows
 
 
 def test_frames_are_read_as_they_are_needed():

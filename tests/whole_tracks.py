@@ -45,21 +45,22 @@ def decompressed(tracks: Sequence[Track], length: int, height: int, width: int) 
 
 
 def whole(parts: Iterable[WindowTracks], limit: int) -> ClipTracks:
-    """The ``limit`` best tracks of all windows of a video."""
+    """The ``limit`` best tracks of all windows of a video, of those that are visible."""
     parts = list(parts)
     _, length, height, width = parts[-1].tracks.masks.shape
     labels = parts[-1].tracks.labels.new_zeros(1 + max((number for part in parts for number in part.ids), default=-1))
     sums, frames = labels.new_zeros(len(labels), dtype=torch.float), labels.new_zeros(len(labels))  # [tracks] each
+    seen = labels.bool()  # [tracks]
     for part in parts:
         labels[part.ids] = part.tracks.labels
+        seen[part.ids] |= part.tracks.masks.flatten(1).any(1)
         sums[part.ids] += part.tracks.scores.float() * part.tracks.masks.shape[1]
         frames[part.ids] += part.tracks.masks.shape[1]
-    scores, best = (sums / frames).topk(min(limit, len(labels)))  # [K]
+    scores, best = (sums / frames).where(seen, -torch.inf).topk(min(limit, int(seen.sum())))  # [K]
     masks = torch.zeros(len(best), parts[-1].start + length, height, width, dtype=torch.bool, device=best.device)
     for part in parts:
         for row, number in enumerate(best.tolist()):
             if number in part.ids:
                 of_part = part.tracks.masks[part.ids.index(number)]  # [T, H, W]
                 masks[row, part.start : part.start + len(of_part)] = of_part
-    seen = masks.flatten(1).any(1)
-    return ClipTracks(scores[seen], labels[best[seen]], masks[seen])
+    return ClipTracks(scores, labels[best], masks)

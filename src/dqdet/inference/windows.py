@@ -128,8 +128,9 @@ def best_tracks(windows: Iterable[WindowTracks], limit: int) -> list[Track]:
             seen[number] = before + frames
             visible = masks.flatten(1).any(1).nonzero()[:, 0]  # frames of the window
             one.masks.update(zip((visible + window.start).tolist(), encode(masks[visible]), strict=True))
-    return [one for one in _best([*ended, *tracks.values()], limit) if one.masks]
+    return _best([*ended, *tracks.values()], limit)
 
 
 def _best(tracks: list[Track], limit: int) -> list[Track]:
-    return sorted(tracks, key=lambda one: -one.score)[:limit]
+    """Of tracks that have ended; what is not visible then never is."""
+    return sorted((one for one in tracks if one.masks), key=lambda one: -one.score)[:limit]
