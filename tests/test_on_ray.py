@@ -297,6 +297,11 @@ def test_an_image_that_is_given_twice_is_looked_at_once(tmp_path):
     assert [job.place for job in jobs_of([place, place], tmp_path, None)] == [place]
 
 
+def test_addresses_that_mean_the_same_file_are_two_images(tmp_path):
+    places = ["https://example.org/a%20b.jpg", "https://example.org/a b.jpg"]
+    assert [(job.place, job.image_id) for job in jobs_of(places, tmp_path, None)] == [(places[0], 1), (places[1], 2)]
+
+
 def test_what_it_cannot_do_is_said(run, small_run, photos, tmp_path, monkeypatch):
     _, _, err = run("predict", small_run, photos, "--engine", "ray", "--threshold", "0.3", "--out", tmp_path / "out")
     assert "--threshold: not with --engine ray" in err

@@ -421,7 +421,7 @@ def test_unwritable_folder_is_named(predictor, images, tmp_path):
 
 def test_image_ids():
     def ids(*names):
-        return list(image_ids([Path(name) for name in names]).values())
+        return image_ids([Path(name) for name in names])
 
     assert ids("000139.jpg", "7.png") == [139, 7]
     assert ids("7.jpg", "7.png") == [1, 2]

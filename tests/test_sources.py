@@ -109,10 +109,17 @@ def test_names_are_relative_to_a_folder_even_if_all_images_are_in_one_below(pred
     assert files_in(tmp_path / "out") == {"deep/2.jpg"} | RESULTS
 
 
-def test_earlier_results_inside_the_folder_are_no_images(predictor, tree):
+@pytest.mark.parametrize("pattern", ["", "**", "**/*.*g", "*"])
+def test_earlier_results_inside_the_folder_are_no_images(predictor, tree, pattern):
+    (tree / "b" / "readme.txt").unlink()
     for _ in range(2):
-        predict(predictor, [tree], tree / "b" / "found")
+        predict(predictor, [str(tree / pattern)], tree / "b" / "found")
         assert len(described(tree / "b" / "found")) == 3
+
+
+def test_results_may_be_written_above_the_images_of_a_pattern(predictor, tree):
+    assert predict(predictor, [str(tree / "b" / "deep" / "*.jpg")], tree / "b") == []
+    assert set(described(tree / "b")) == {"2.jpg"}
 
 
 def test_an_image_that_the_model_cannot_take_costs_no_other(tree, tmp_path):
@@ -183,6 +190,7 @@ def test_results_have_the_ids_of_the_data_set(predictor, tree, tmp_path, prefix)
     [
         (("a/1.png", "b/1.png"), "no id, or more than one, for 1 of 3 images: b/deep/2.jpg"),
         (("x/1.png", "y/1.png", "2.jpg"), "no id, or more than one, for 2 of 3 images: a/1.png, b/1.png"),
+        (("a/1.png", "b/1.png", "b/deep/2.jpg", "a/1.png"), "no id, or more than one, for 1 of 3 images: a/1.png"),
         (("1.png", "2.jpg"), "a/1.png and b/1.png are the same image 700"),
     ],
 )

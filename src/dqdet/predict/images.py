@@ -208,8 +208,8 @@ def predict_pictures(
         Interrupted: by Ctrl-C or SIGTERM.
     """
     if ids is None:
-        by_file = image_ids([picture.file for picture in pictures])
-        ids = {picture.name: by_file[picture.file] for picture in pictures}
+        numbers = image_ids([picture.file for picture in pictures])
+        ids = {picture.name: number for picture, number in zip(pictures, numbers, strict=True)}
     if any((out / picture.name).resolve() == picture.file.resolve() for picture in pictures):
         raise DqdetError(f"{out}: has the images, which would be overwritten; choose another folder for the results")
     tally = Tally("images", "segments" if predictor.config.data.task == "panoptic" else "objects")
@@ -242,7 +242,7 @@ def predict_pictures(
     return failures
 
 
-def image_ids(files: Sequence[Path]) -> dict[Path, int]:
+def image_ids(files: Sequence[Path]) -> list[int]:
     """The numbers that the files are named by, where all are and none twice; otherwise 1, 2, 3, ..."""
     numbers = [int(file.stem) for file in files if file.stem.isdecimal()]
-    return dict(zip(files, numbers if len(set(numbers)) == len(files) else range(1, len(files) + 1), strict=True))
+    return numbers if len(set(numbers)) == len(files) else [*range(1, len(files) + 1)]

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,7 +75,7 @@ def predict(
     with TemporaryDirectory() as temporary:
         downloads = Path(temporary)
         addresses: dict[str, str] = {}  # of what was fetched, by its path
-        given = _distinct(path for source in sources for path in _paths(source, downloads, addresses, failures))
+        given = _distinct(path for source in sources for path in _paths(source, out, downloads, addresses, failures))
         if not given and failures:
             return failures
         if of_videos:
@@ -119,7 +120,9 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
     return list({path.resolve(): path for path in reversed(list(paths))}.values())[::-1]
 
 
-def _paths(source: str | Path, downloads: Path, addresses: dict[str, str], failures: list[DqdetError]) -> list[Path]:
+def _paths(
+    source: str | Path, out: Path, downloads: Path, addresses: dict[str, str], failures: list[DqdetError]
+) -> list[Path]:
     """The files and folders that a source means; ``addresses`` takes where they were fetched from."""
     if isinstance(source, str) and is_download(source):
         try:
@@ -129,17 +132,21 @@ def _paths(source: str | Path, downloads: Path, addresses: dict[str, str], failu
         except DqdetError as error:
             failures.append(error)
             return []
-    return _matches(source)
+    return _matches(source, out)
 
 
-def _matches(source: str | Path) -> list[Path]:
-    """A file or folder itself, or all that have a pattern."""
+def _matches(source: str | Path, out: Path) -> list[Path]:
+    """A file or folder itself, or all that have a pattern; of ``out``, only where the pattern begins there."""
     path = Path(source)
     if os.path.exists(path) or not glob.has_magic(str(source)):
         return [path]
-    if not (matches := sorted(glob.glob(str(source), recursive=True))):
+    matches = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]
+    start = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+    if not start.resolve().is_relative_to(out.resolve()):
+        matches = [match for match in matches if not match.resolve().is_relative_to(out.resolve())]
+    if not matches:
         raise DqdetError(f"{source}: no file or folder has such a name; give an image, a video or a folder of images")
-    return [Path(match) for match in matches]
+    return matches
 
 
 def images_of(sources: Sequence[str | Path], out: Path) -> list[Picture]:
@@ -148,7 +155,7 @@ def images_of(sources: Sequence[str | Path], out: Path) -> list[Picture]:
     Raises:
         DqdetError: there is nothing of a name.
     """
-    given = [path for source in sources for path in _matches(source)]
+    given = [path for source in sources for path in _matches(source, out)]
     given = _distinct(path for path in given if path in map(Path, sources) or path.is_dir() or is_image_name(path))
     return named(_distinct(file for path in given for file in _images(path, out)), given)
 
@@ -206,21 +213,20 @@ def ids_from(annotations: Path, pictures: Sequence[Picture]) -> dict[str, int]:
             the same one.
     """
     records = read_images(annotations)
-    by_path = {str(record["file_name"]): int(record["id"]) for record in records}
+    by_path: dict[str, list[int]] = {}
     by_name: dict[str, list[int]] = {}
     for record in records:
+        by_path.setdefault(record["file_name"], []).append(record["id"])
         by_name.setdefault(PurePosixPath(record["file_name"]).name, []).append(record["id"])
     ids, unknown = {}, []
     for picture in pictures:
         parts = picture.file.absolute().parts
         ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
-        known = next((by_path[end] for end in ends if end in by_path), None)
-        if known is None and len(by_name.get(parts[-1], [])) == 1:
-            (known,) = by_name[parts[-1]]
-        if known is None:
-            unknown.append(picture.name)
+        known = next((by_path[end] for end in ends if end in by_path), by_name.get(parts[-1], []))
+        if len(known) == 1:
+            ids[picture.name] = known[0]
         else:
-            ids[picture.name] = known
+            unknown.append(picture.name)
     if unknown:
         raise DqdetError(
             f"{annotations}: no id, or more than one, for {len(unknown)} of {len(pictures)} images: {listed(unknown)}; "

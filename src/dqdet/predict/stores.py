@@ -71,7 +71,7 @@ def jobs_of(sources: Sequence[str], out: Path, annotations: Path | None) -> list
         by_name = ids_from(annotations, pictures)
         ids = [by_name[name] for name in names]
     else:
-        ids = list(image_ids(files).values())
+        ids = image_ids(files)
     return [Job(*one) for one in zip(places, names, ids, strict=True)]
 
 
