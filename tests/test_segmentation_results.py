@@ -210,6 +210,19 @@ def saved(images, folder):
     return folder
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor, np.array])
+def test_a_threshold_of_segments_is_a_number_of_any_kind(images, kind):
+    model = predictor("panoptic")
+    assert model.panoptic(images[0]).segments
+    assert model.panoptic(images[0], threshold=kind(1.0)).segments == []
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 2, float("nan"), "much", [0.5], [0.5] * len(NAMES)])
+def test_thresholds_of_segments_that_are_none_are_refused(images, threshold):
+    with pytest.raises(DqdetError, match=r"^threshold=.*: no score in 0\.\.1$"):
+        predictor("panoptic").panoptic(images[0], threshold=threshold)
+
+
 def test_instance_results_evaluate_like_the_images_themselves(images, truths, tmp_path):
     model, truth = predictor("instance"), instance_truth(truths)
     predict(model, [saved(images, tmp_path / "in")], tmp_path / "out")

@@ -210,9 +210,14 @@ def test_image_models_find_no_tracks(clip):
         find_tracks(image_predictor("instance"), open_video(clip))
 
 
-def test_video_models_take_no_single_images(predictor):
+@pytest.mark.parametrize(
+    "use",
+    [Predictor.__call__, Predictor.coefficients, lambda *given: [*Predictor.predictions(*given)]],
+    ids=["call", "coefficients", "predictions"],
+)
+def test_video_models_take_no_single_images(predictor, use):
     with pytest.raises(DqdetError, match="takes no single images"):
-        predictor(frame(0))
+        use(predictor, frame(0))
 
 
 def audio_only(file):

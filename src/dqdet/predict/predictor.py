@@ -162,10 +162,9 @@ class Predictor:
             threshold: of the segments of panoptic maps, instead of ``config.inference.object_threshold``.
 
         Raises:
-            DqdetError: a file cannot be read as an image, the model is one of videos, or it predicts NaN.
+            DqdetError: a file cannot be read as an image, the model is one of videos, the threshold is no score, or
+                the model predicts NaN.
         """
-        if self.config.data.task == "video":
-            raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
         for batch in self._batches(images):
             yield from self.outcomes_of(batch, threshold)
 
@@ -173,8 +172,8 @@ class Predictor:
     def outcomes_of(self, batch: Sequence[Prepared], threshold: Threshold | None = None) -> list[Outcome]:
         """What was found in images that are prepared already and go through the model together, as :meth:`outcomes`."""
         config = self.config
-        if config.data.task == "panoptic" and isinstance(threshold, float | int):
-            config = override(config, {"inference.object_threshold": threshold})
+        if config.data.task == "panoptic" and threshold is not None:
+            config = override(config, {"inference.object_threshold": _checked(threshold)})
         outcomes = infer(*self._predicted(batch), config)
         for found in map(objects, outcomes):
             check_finite([*found.scores.tolist(), *found.boxes.flatten().tolist()])
@@ -210,11 +209,16 @@ class Predictor:
         """What the model gives for one batch after the other.
 
         With the images' heights and widths, first those within the padded batch, then those of the files.
+
+        Raises:
+            DqdetError: a file cannot be read as an image, or the model is one of videos.
         """
         for batch in self._batches(images):
             yield self._predicted(batch)
 
     def _batches(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[list[Prepared]]:
+        if self.config.data.task == "video":
+            raise DqdetError("a model of data.task=video takes no single images; give a video to `dqdet predict`")
         prepared = (self.prepared(as_image(image)) for image in as_images(images))
         return iter(lambda: list(islice(prepared, self.batch)), [])
 
@@ -332,16 +336,17 @@ class Predictor:
         ]
 
 
-def _checked(threshold: Any, classes: int) -> Threshold:
-    """A threshold of any kind of number as plain numbers."""
+def _checked(threshold: Any, classes: int | None = None) -> Threshold:
+    """A threshold of any kind of number as plain numbers: one, or one of each of the ``classes``."""
     try:
         scores = np.asarray(threshold, dtype=np.float64)
     except (TypeError, ValueError):
         scores = np.array(np.nan)
     if scores.shape not in ((), (classes,)) or not ((scores >= 0) & (scores <= 1)).all():
-        raise DqdetError(
-            f"threshold={value_text(threshold)}: neither a score in 0..1 nor one of each of the {classes} classes"
-        )
+        expected = "no score in 0..1"
+        if classes is not None:
+            expected = f"neither a score in 0..1 nor one of each of the {classes} classes"
+        raise DqdetError(f"threshold={value_text(threshold)}: {expected}")
     return float(scores) if scores.ndim == 0 else scores.tolist()
 
 
