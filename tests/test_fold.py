@@ -149,4 +149,4 @@ def test_command(tmp_path, monkeypatch, capsys):
         cli.main()
     assert not ended.value.code
     assert "5 static queries" in capsys.readouterr().out
-    assert dqdet.load(tmp_path / "static").metrics == {"AP": 0.25}
+    assert dqdet.load(tmp_path / "static").metrics == {"AP": 0.25, "step": 0}

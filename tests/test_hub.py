@@ -129,6 +129,15 @@ def test_the_command_in_the_card_makes_the_same_configuration(fake, run):
     assert resolve(preset, parse_overrides(options)) == published.model_copy(update={"classes": [], "category_ids": []})
 
 
+def test_the_command_in_the_card_has_values_of_any_kind():
+    options = {"train.ema": None, "train.lr": 1e-5, "data.train": "the größer part", "data.resize": [480, 512]}
+    options |= {"data.colour": True}
+    config = resolve("rf_detr_nano_finetune", options)
+    text = hub.model_card(NAME, config, {"step": 7})
+    _, _, preset, *given = shlex.split(re.search(r"^    (dqdet train .*) data\.root=\.\.\.$", text, re.M)[1])
+    assert resolve(preset, parse_overrides(given)) == config
+
+
 def test_the_example_in_the_card_runs(fake, run, tmp_path, capsys):
     dqdet.load(run).push_to_hub(NAME)
     Image.effect_noise((80, 60), 50).convert("RGB").save(tmp_path / "picture.jpg")
@@ -181,12 +190,31 @@ def test_the_card_of_a_model_of_videos(fake, tmp_path):
 def test_the_card_of_a_model_that_was_not_trained_here(fake, tmp_path):
     config = tiny(classes=["balloon"], queries__kind="static")
     config.init = "facebook/detr-resnet-50"
-    save_folder(tmp_path / "run", create_model(config), config, {})
+    save_folder(tmp_path / "run", create_model(config), config, {"step": 0})
     dqdet.load(tmp_path / "run").push_to_hub(NAME)
     text = (fake.folder / NAME / "README.md").read_text(encoding="utf-8")
     assert "Converted from `facebook/detr-resnet-50`." in text
     assert "None measured." in text
     assert "5 static queries." in text
+
+
+def test_the_card_of_an_upgraded_model_has_no_training(fake, tmp_path):
+    config = tiny(classes=["balloon"], queries__kind="static")
+    save_folder(tmp_path / "run", create_model(config), config, {"step": 500, "AP": 0.25})
+    dqdet.upgrade(tmp_path / "run", tmp_path / "upgraded")
+    dqdet.load(tmp_path / "upgraded").push_to_hub(NAME)
+    text = (fake.folder / NAME / "README.md").read_text(encoding="utf-8")
+    assert "Converted from `run`." in text
+    assert "500 steps" not in text
+    assert "| AP | 0.250 |" in text
+
+
+def test_the_card_of_the_newest_weights_claims_no_conversion(fake, run):
+    state = {f"model.{name}": tensor for name, tensor in load_folder(run)[0].state_dict().items()}
+    torch.save({"state_dict": state}, run / "last.ckpt")
+    dqdet.load(run / "last.ckpt").push_to_hub(NAME)
+    text = (fake.folder / NAME / "README.md").read_text(encoding="utf-8")
+    assert "Starting from `first`; the steps of the training are not known." in text
 
 
 def message(function, *arguments) -> str:

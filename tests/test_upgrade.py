@@ -118,8 +118,8 @@ def test_folders(tmp_path):
     save_folder(tmp_path / "static", *static("detr_r50"), {"step": 7, "AP": 0.25})
     assert dqdet.upgrade(tmp_path / "static", tmp_path / "same", ratio=2) == tmp_path / "same"
     dqdet.upgrade(tmp_path / "static", tmp_path / "other", perturbation=0.01)
-    assert load_metrics(tmp_path / "same") == {"step": 7, "AP": 0.25}
-    assert load_metrics(tmp_path / "other") == {}
+    assert load_metrics(tmp_path / "same") == {"step": 0, "AP": 0.25}
+    assert load_metrics(tmp_path / "other") == {"step": 0}
     assert load_config(tmp_path / "same").init == str(tmp_path / "static")
     model, config = load_folder(tmp_path / "same")
     assert (config.queries.kind, config.queries.count, config.queries.ratio) == ("modulated", 5, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -172,11 +173,15 @@ def _table(metrics: Mapping[str, float], reported: Sequence[str]) -> str:
 
 def _training(config: Config, metrics: Mapping[str, float]) -> str:
     start = f"`{config.init}`" if config.init else "ImageNet" if config.model.backbone.pretrained else "random weights"
-    if "step" not in metrics:
+    steps = metrics.get("step")
+    if steps == 0:
         return f"Converted from {start}."
-    command = shlex.join(
-        ["dqdet", "train", config.preset, *(f"{path}={value}" for path, value in changes(config).items())]
-    )
-    return (
-        f"{metrics['step']} steps of {config.train.batch} images, starting from {start}:\n\n    {command} data.root=..."
-    )
+    if steps is None:
+        return f"Starting from {start}; the steps of the training are not known."
+    # Text as it is, everything else as YAML.
+    texts = {
+        path: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for path, value in changes(config).items()
+    }
+    command = shlex.join(["dqdet", "train", config.preset, *(f"{path}={text}" for path, text in texts.items())])
+    return f"{steps} steps of {config.train.batch} images, starting from {start}:\n\n    {command} data.root=..."

@@ -28,6 +28,7 @@ from dqdet.weights import read_huggingface, read_official
 from dqdet.weights.huggingface import THEIR_CONFIG
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # user/name
+NOT_TRAINED = {"step": 0}  # metrics of a model that was converted, or derived from another one
 LISTED = 20  # names of parameters that a message spells out
 
 
@@ -36,7 +37,7 @@ class Trained(NamedTuple):
 
     model: Detector
     config: Config
-    metrics: dict[str, float]  # measured of it; empty when nothing was
+    metrics: dict[str, float]  # measured of it, and the ``step`` of its training that it is from, as far as is known
 
 
 def weights_of(source: str | Path) -> list[list[str | int]]:
@@ -76,7 +77,7 @@ def load_model(source: str | Path) -> Trained:
         raise DqdetError(f"{source}: {error}") from error
     model.load_state_dict(state)
     check_finite(model.state_dict(), str(source))
-    return Trained(model.eval(), config.model_copy(update={"init": str(source)}), {})
+    return Trained(model.eval(), config.model_copy(update={"init": str(source)}), dict(NOT_TRAINED))
 
 
 def write_derived(
@@ -100,7 +101,7 @@ def write_derived(
         raise DqdetError(f"{source}: {error}") from error
     config.init = str(source)
     with new_run(out, config):
-        save_folder(out, model, config, metrics if same else {})
+        save_folder(out, model, config, (metrics if same else {}) | NOT_TRAINED)
 
 
 def convert(source: str | Path, out: Path) -> None:
