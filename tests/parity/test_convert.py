@@ -362,7 +362,7 @@ def test_a_hugging_face_folder_becomes_the_same_model(tmp_path, name, older):
     theirs = huggingface_model(name)
     theirs.save_pretrained(tmp_path, save_original_format=older)
     model, config, metrics = load_model(tmp_path)
-    assert (config.classes, config.category_ids, metrics) == (NAMES, [], {})
+    assert (config.classes, config.category_ids, metrics) == (NAMES, [], {"step": 0})
     assert (config.model.heads, config.model.dropout) == (4, 0.1)
     assert (config.queries.kind, config.queries.count) == ("static", 12)
     assert_finds_the_same(model, theirs)
