@@ -173,7 +173,9 @@ def parse_overrides(overrides: Overrides) -> dict[str, Any]:
 
 def as_words(options: Mapping[str, Any]) -> list[str]:
     """Options by their dotted paths as words of a command line, which :func:`parse_overrides` reads."""
-    return [f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in options.items()]
+    # Text as it is, everything else as YAML.
+    texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in options.values())
+    return [f"{path}={text}" for path, text in zip(options, texts, strict=True)]
 
 
 def to_yaml(config: Config) -> str:

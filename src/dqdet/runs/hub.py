@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import nn
 
-from dqdet.config import Config, changes
+from dqdet.config import Config, as_words, changes
 from dqdet.config.section import Task
 from dqdet.errors import DqdetError
 from dqdet.metrics.scores import shown
@@ -178,10 +177,5 @@ def _training(config: Config, metrics: Mapping[str, float]) -> str:
         return f"Converted from {start}."
     if steps is None:
         return f"Starting from {start}; the steps of the training are not known."
-    # Text as it is, everything else as YAML.
-    texts = {
-        path: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for path, value in changes(config).items()
-    }
-    command = shlex.join(["dqdet", "train", config.preset, *(f"{path}={text}" for path, text in texts.items())])
+    command = shlex.join(["dqdet", "train", config.preset, *as_words(changes(config))])
     return f"{steps} steps of {config.train.batch} images, starting from {start}:\n\n    {command} data.root=..."
