@@ -19,7 +19,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
-from dqdet.nn.backbone import Backbone, freeze_norms
+from dqdet.nn.backbone import Backbone
+from dqdet.nn.frozen_norms import freeze_norms
 from dqdet.weights.backbones import read_backbone
 
 STRIDES = (8, 16, 32)
@@ -60,14 +61,22 @@ def test_what_has_no_stage_to_dilate_says_so():
         Backbone(config, STRIDES)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "test_resnet"])
-def test_frozen_norms_equal_batch_norms_in_value_and_gradient(name):
-    body = backbone(name).body.eval()
+def away_from_its_start(model: nn.Module) -> torch.Generator:
+    """Initial norms and biases are ones that hide mistakes."""
     generator = torch.Generator().manual_seed(1)
-    for module in body.modules():
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            module.bias.data.copy_(torch.rand(module.bias.shape, generator=generator) - 0.5)
+    return generator
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet"])
+def test_frozen_norms_equal_batch_norms_in_value_and_gradient(name):
+    body = backbone(name).body.eval()
+    generator = away_from_its_start(body)
     frozen = copy.deepcopy(body)
     freeze_norms(frozen)
     freeze_batch_norm_2d(frozen)
@@ -90,16 +99,13 @@ def test_frozen_norms_equal_batch_norms_in_value_and_gradient(name):
     [
         *("efficientnet_b0", "mobilenetv3_small_050", "regnetx_002", "resnetv2_50", "densenet121", "ghostnet_100"),
         *("cspresnet50", "repvgg_a0", "hrnet_w18_small"),
+        *("starnet_s1", "repvit_m0_9", "rexnet_100", "resnest14d"),
     ],
 )
-def test_frozen_norms_keep_the_activations_of_every_family(name):
-    """Some norms of timm have the activation inside."""
+def test_frozen_norms_change_no_family(name):
+    """Some norms of timm have the activation inside, some convolutions a bias, and some norms read a sum."""
     model = backbone(name).eval()
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    generator = away_from_its_start(model)
     images = torch.randn(1, 3, 64, 96, generator=generator)
     with torch.no_grad():
         expected = model(images)
@@ -108,6 +114,39 @@ def test_frozen_norms_keep_the_activations_of_every_family(name):
         for found, wanted in zip(model(images), expected, strict=True):
             scale = wanted.abs().max()
             torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-4)
+
+
+class ReadTwice(nn.Module):
+    """Norms of a sum, of an output that is added to the norm's, and of a convolution alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.conv2, self.bn2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.conv3, self.bn3 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv1(x) + x)
+        y = self.conv2(x)
+        return self.bn3(self.conv3(self.bn2(y) + y))
+
+
+def test_norms_become_part_of_convolutions_that_nothing_else_reads():
+    model = ReadTwice().eval()
+    images = torch.randn(1, 3, 8, 8, generator=away_from_its_start(model))
+    with torch.no_grad():
+        expected = model(images)
+        freeze_norms(model)
+        torch.testing.assert_close(model(images), expected)
+    assert [type(norm) for norm in (model.bn1, model.bn2, model.bn3)] == [nn.BatchNorm2d, nn.BatchNorm2d, nn.Identity]
+
+
+def test_no_parameter_is_left_without_effect():
+    """Several processes that train together end where there is one."""
+    model = backbone("rexnet_100", freeze=True)
+    sum(x.sum() for x in model(torch.randn(2, 3, 64, 64))).backward()
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
 
 
 def test_stochastic_depth_acts_in_training_only_and_more_in_later_blocks():

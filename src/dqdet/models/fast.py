@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dqdet.config import Precision
 from dqdet.errors import DqdetError
 from dqdet.models.detector import Detector
-from dqdet.nn.backbone import FrozenNormConv2d, freeze_norms
+from dqdet.nn.frozen_norms import FrozenNormConv2d, freeze_norms
 from dqdet.queries import PLACES, QuerySource
 from dqdet.types import Queries
 

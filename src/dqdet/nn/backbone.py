@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import timm
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
+from dqdet.nn.frozen_norms import freeze_norms
 
 # The paper's backbones, with the weights that the published recipes start from.
 SHORT_NAMES = {
@@ -26,53 +26,6 @@ SHORT_NAMES = {
     "swin_b": "swin_base_patch4_window12_384.ms_in22k",
     "swin_l": "swin_large_patch4_window12_384.ms_in22k",
 }
-
-
-class FrozenNormConv2d(nn.Conv2d):
-    """A convolution with the frozen batch norm that follows it.
-
-    Frozen, the norm is an affine map with constants, so it is applied to the weights instead of the outputs. The
-    weights themselves are kept as they are in checkpoints: learning rates and weight decay mean the same.
-    """
-
-    scale: Tensor  # [out]
-    shift: Tensor  # [out]
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> FrozenNormConv2d:
-        fused = cls.__new__(cls)
-        fused.__dict__.update(conv.__dict__)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
-        fused.register_buffer("scale", scale)
-        fused.register_buffer("shift", norm.bias.detach() - norm.running_mean * scale)
-        return fused
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.scale[:, None, None, None], self.shift)
-
-    def folded(self) -> nn.Conv2d:
-        """A plain convolution with the same outputs, which does not train as this one does."""
-        conv = nn.Conv2d.__new__(nn.Conv2d)
-        conv.__dict__.update({**self.__dict__, "_parameters": {}, "_buffers": {}})
-        conv.weight = nn.Parameter(self.weight * self.scale[:, None, None, None], requires_grad=False)
-        conv.bias = nn.Parameter(self.shift.clone(), requires_grad=False)
-        return conv
-
-
-def freeze_norms(module: nn.Module) -> None:
-    """Replace each convolution and the batch norm after it, in place, by one :class:`FrozenNormConv2d`.
-
-    Norms that have an activation inside, as those of many families of timm, stay where they are.
-    """
-    children = list(module.named_children())
-    for (name, conv), (norm_name, norm) in pairwise(children):
-        if isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
-            setattr(module, name, FrozenNormConv2d.of(conv, norm))
-            setattr(module, norm_name, nn.Identity())
-    for child in module.children():
-        freeze_norms(child)
 
 
 class PaddedSwinBlock(SwinTransformerBlock):
