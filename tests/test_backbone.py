@@ -31,9 +31,17 @@ def backbone(name: str, freeze: bool = False) -> Backbone:
     return Backbone(BackboneConfig(name=name, pretrained=False, freeze=freeze), STRIDES)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "test_resnet", "swin_tiny_patch4_window7_224"])
-def test_maps_of_any_image_size(name):
+@pytest.mark.parametrize(
+    ("name", "multiple"),
+    [
+        *(("resnet18", 1), ("test_resnet", 1), ("swin_tiny_patch4_window7_224", 4)),
+        *(("convnext_atto", 32), ("edgenext_xx_small", 32), ("hrnet_w18_small", 32), ("dla46_c", 32)),
+    ],
+)
+def test_maps_of_any_image_size(name, multiple):
+    """Some round down, some cannot add up maps of different roundings."""
     model = backbone(name).eval()
+    assert model.multiple == multiple
     with torch.inference_mode():
         maps = model(torch.randn(2, 3, 101, 150))
     assert [tuple(x.shape) for x in maps] == [

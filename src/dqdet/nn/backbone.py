@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
 from dqdet.nn.frozen_norms import freeze_norms
+from dqdet.nn.probe import probe
 
 # The paper's backbones, with the weights that the published recipes start from.
 SHORT_NAMES = {
@@ -50,6 +51,7 @@ class Backbone(nn.Module):
 
     Attributes:
         channels: of the maps, in the same order.
+        multiple: sides are padded to multiples of it, where maps would not cover all of the image; 1: they do.
 
     Raises:
         DqdetError: for an unknown name, a model without such maps, or weights that cannot be had.
@@ -60,7 +62,8 @@ class Backbone(nn.Module):
         dilated = {"output_stride": 16} if config.dilation else {}
         self.body = make_timm_model(config, weights, features_only=True, **dilated)
         info = self.body.feature_info
-        reductions, channels = info.reduction(), info.channels()
+        actual, channels = info.reduction(), info.channels()
+        reductions = list(actual)
         if config.dilation:
             reductions[-1] *= 2
         if missing := set(strides) - set(reductions):
@@ -71,10 +74,13 @@ class Backbone(nn.Module):
         self.channels = [channels[i] for i in self.picked]
         # Transformer backbones leave their stages without a final norm; detectors add one a map.
         self.channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
-        self.patch = min(reductions)
         self.norms = nn.ModuleList(nn.LayerNorm(c) if self.channels_last else nn.Identity() for c in self.channels)
+        self.multiple = min(actual) if self.channels_last else 1  # patches tile the image
+        self.steps = [actual[i] for i in self.picked]
+        if not self._spans(max(actual) + 1):
+            self.multiple = max(actual)
         if config.freeze:
-            freeze_norms(self.body)
+            freeze_norms(self)
             freeze_batch_norm_2d(self.body)  # those that follow no single convolution, or have an activation
         if config.freeze is True:
             for name, parameter in self.body.named_parameters():
@@ -87,11 +93,20 @@ class Backbone(nn.Module):
         Of a dilated stage it is half the stride.
         """
         height, width = images.shape[-2:]
-        if self.channels_last:  # patches tile the image, so its sides are made multiples of the patch's
-            images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
+        if self.multiple > 1:
+            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         maps = self.body(images.contiguous(memory_format=torch.channels_last))
         maps = [norm(maps[i]) for i, norm in zip(self.picked, self.norms, strict=True)]
-        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
+        if self.channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        if self.multiple > 1:  # cells of padding alone
+            maps = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, self.steps, strict=True)]
+        return maps
+
+    def _spans(self, side: int) -> bool:
+        """Whether maps of an image are as large as :meth:`forward` says; networks may round down, or take no such."""
+        maps = probe(self, side)
+        return maps is not None and [x.shape[-1] for x in maps] == [-(-side // step) for step in self.steps]
 
 
 def make_timm_model(config: BackboneConfig, weights: Mapping[str, Tensor] | None, **options: Any) -> Any:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-SIDES = (64, 64)  # of an image that shows which layer reads which
+from dqdet.nn.probe import probe
+
+SIDE = 64  # of an image that shows which layer reads which
 
 
 class FrozenNormConv2d(nn.Conv2d):
@@ -97,16 +98,10 @@ def _only_readers(backbone: nn.Module, followers: Sequence[Follower]) -> list[Fo
     handles = []
     for conv, norm in (follower.pair() for follower in followers):
         handles += [conv.register_forward_hook(note_output), norm.register_forward_pre_hook(note_input)]
-    image, training = next(backbone.parameters()).new_zeros(1, 3, *SIDES), backbone.training
-    try:
-        with torch.no_grad(), reads:
-            backbone.eval()(image)
-    except Exception:  # of many kinds: what takes images of one size only has its own way of saying so
-        return []
-    finally:
-        backbone.train(training)
-        for handle in handles:
-            handle.remove()
+    with reads:
+        probe(backbone, SIDE)
+    for handle in handles:
+        handle.remove()
 
     def alone(conv: nn.Module, norm: nn.Module) -> bool:
         both = zip_longest(made[conv], given[norm])
