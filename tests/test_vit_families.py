@@ -8,10 +8,11 @@ import torch
 from torchvision import tv_tensors
 
 import dqdet
-from dqdet.config import Config, override, resolve
+from dqdet.config import Config, WindowedVitConfig, override, resolve
 from dqdet.data.transforms import make_transform
 from dqdet.errors import DqdetError
 from dqdet.models import create_model
+from dqdet.nn.vit import WindowedVit
 from dqdet.queries import combine, random_coefficients
 from dqdet.runs.folder import load_config, load_folder, load_metrics, save_folder
 from dqdet.runs.transfer import start_from
@@ -231,10 +232,28 @@ def test_images_are_padded_to_what_patch_and_windows_divide(preset):
     assert padding.sum() == (3 * side) ** 2 - (3 * side - 5) * (2 * side + 1)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "vit_xsmall_patch16_clip_224", "flexivit_small"])
+def test_tokens_of_one_window_are_those_of_timm(name):
+    """Some have a norm before the blocks, some no position of the class token."""
+    torch.manual_seed(0)
+    sizes = {"patch": 16, "positions": 3, "windows": 1, "global_blocks": [0], "taps": [2]}
+    model = WindowedVit(WindowedVitConfig(name=name, **sizes)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    images = torch.randn(2, 3, 48, 48)
+    (found,) = model(images)
+    model.body.blocks = model.body.blocks[:2]
+    expected = model.body.forward_features(images)[:, 1:]
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"model.backbone.name": "resnet50"}, "model.backbone.name=resnet50: no plain vision transformer with a class"),
+        ({"model.backbone.name": "vit_little_patch16_reg1_gap_256"}, "no plain vision transformer with a class token"),
         ({"model.backbone.taps": [5, 9]}, "model.backbone.name=test_vit: no plain vision .* and 9 blocks"),
         ({"model.backbone": {"name": "cae_tiny", "pretrained": True}}, "its weights are not on the hub"),
     ],

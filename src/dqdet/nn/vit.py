@@ -48,7 +48,7 @@ class WindowedVit(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` -> one ``[B, C, H / patch, W / patch]`` a tap; patch times windows divides the sides."""
         body, side = self.body, self.config.windows
-        x = body.patch_embed.proj(images).permute(0, 2, 3, 1)  # [B, h, w, C]
+        x = body.patch_embed.norm(body.patch_embed.proj(images).permute(0, 2, 3, 1))  # [B, h, w, C]
         batch, height, width, _ = x.shape
         x = x + self.positions(height, width)
         x = x.unflatten(2, (side, -1)).unflatten(1, (side, -1)).transpose(2, 3)  # [B, windows, windows, h', w', C]
@@ -57,8 +57,9 @@ class WindowedVit(nn.Module):
         prefix = 0
         if body.cls_token is not None:  # every window has one
             prefix = 1
-            first = body.cls_token + body.pos_embed[:, :1]
+            first = body.cls_token if body.no_embed_class else body.cls_token + body.pos_embed[:, :1]
             x = torch.cat([first.expand(x.shape[0], -1, -1), x], 1)  # [B * windows^2, 1 + h' * w', C]
+        x = body.norm_pre(x)
         maps = []
         for number, block in zip(range(self.config.taps[-1]), body.blocks, strict=False):
             everywhere = number in self.config.global_blocks
@@ -92,12 +93,18 @@ def _make_body(config: WindowedVitConfig, weights: Mapping[str, Tensor] | None) 
     body = None
     if not timm.is_model(name) or is_model_in_modules(name, {"vision_transformer"}):  # others have no such sizes
         body = make_timm_model(config, weights, patch_size=config.patch, img_size=size, num_classes=0)
-    if not isinstance(body, VisionTransformer) or body.num_prefix_tokens != 1 or len(body.blocks) < depth:
+    if not isinstance(body, VisionTransformer) or not _is_plain(body) or len(body.blocks) < depth:
         raise DqdetError(
             f"model.backbone.name={config.name}: no plain vision transformer with a class token and {depth} blocks"
         )
-    body.blocks[depth:].requires_grad_(False)
+    for unread in (body.blocks[depth:], body.fc_norm, body.attn_pool or nn.Identity()):
+        unread.requires_grad_(False)
     return body
+
+
+def _is_plain(body: VisionTransformer) -> bool:
+    """Whether the only token beside the patches is that of the class, and all have learned positions."""
+    return body.num_prefix_tokens == 1 and body.cls_token is not None and body.pos_embed is not None
 
 
 def _make_cae(config: WindowedVitConfig, weights: Mapping[str, Tensor] | None) -> Any:
@@ -111,7 +118,7 @@ def _make_cae(config: WindowedVitConfig, weights: Mapping[str, Tensor] | None) -
         init_values=0.1,
         drop_path_rate=config.drop_path or 0.0,
     )
-    body.cls_token, body.norm, body.fc_norm = None, nn.Identity(), nn.Identity()
+    body.cls_token, body.norm, body.fc_norm, body.norm_pre = None, nn.Identity(), nn.Identity(), nn.Identity()
     if weights is not None:
         weights = {name.removeprefix("encoder."): tensor for name, tensor in weights.items()}
         own = body.state_dict()
