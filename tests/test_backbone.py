@@ -19,7 +19,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
-from dqdet.nn.backbone import Backbone
+from dqdet.nn.backbone import Backbone, make_timm_model
 from dqdet.nn.frozen_norms import freeze_norms
 from dqdet.weights.backbones import read_backbone
 
@@ -228,8 +228,28 @@ def test_local_weights_of_detectron2(tmp_path):
 
 def test_weights_of_another_backbone_are_refused(tmp_path):
     (tmp_path / "caffe2.pkl").write_bytes(pickle.dumps({"model": {"conv1_w": np.zeros((64, 3, 7, 7))}}))
-    with pytest.raises(DqdetError, match=r"caffe2\.pkl: not weights of resnet18 \(has other names\)"):
+    with pytest.raises(DqdetError, match=r"caffe2\.pkl: not weights of resnet18 \(has no conv1\.weight, .* more\)"):
         from_file(BackboneConfig(name="resnet18", weights=str(tmp_path / "caffe2.pkl")))
+
+
+@pytest.mark.parametrize(("name", "of", "missing"), [("resnet34", "resnet18", "layer1.2."), ("swin_s", "swin_t", "")])
+def test_weights_of_a_shallower_backbone_are_refused(name, of, missing):
+    weights = make_timm_model(BackboneConfig(name=of, pretrained=False), None).state_dict()
+    with pytest.raises(DqdetError, match=rf"not weights of .* \(has no {missing}.* and \d+ more\)"):
+        Backbone(BackboneConfig(name=name, weights="file", pretrained=False), STRIDES, weights)
+
+
+def test_weights_may_lack_what_counts_batches_or_be_of_half_precision():
+    weights = timm.create_model("test_resnet", pretrained=False).state_dict()
+    halved = {name: x.half() for name, x in weights.items() if "num_batches" not in name}
+    model = Backbone(BackboneConfig(name="test_resnet", freeze=False), STRIDES, halved)
+    assert all(torch.equal(x, halved[name].float()) for name, x in model.body.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "hrnet_w18_small", "densenet121"])
+def test_what_has_no_stochastic_depth_says_so(name):
+    with pytest.raises(DqdetError, match=rf"model\.backbone\.drop_path=0\.1: {name} has no stochastic depth"):
+        Backbone(BackboneConfig(name=name, pretrained=False, drop_path=0.1), STRIDES)
 
 
 def test_errors_name_the_option_and_the_way_out(tmp_path, monkeypatch):

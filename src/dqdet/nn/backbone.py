@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqdet.config import BackboneConfig
-from dqdet.errors import DqdetError
+from dqdet.errors import DqdetError, listed
 from dqdet.nn.frozen_norms import freeze_norms
 from dqdet.nn.probe import probe
 
@@ -122,15 +123,14 @@ def make_timm_model(config: BackboneConfig, weights: Mapping[str, Tensor] | None
     if "swin" in name:
         # Windows keep their size on small maps too: with images of any size, the input size of timm means nothing.
         options |= {"dynamic_img_size": True, "always_partition": True}
-    if weights is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
+    create = partial(timm.create_model, name, **options)
     try:
-        body: Any = timm.create_model(name, **options)
-        if weights is not None:
-            body.pretrained_cfg["state_dict"] = None  # it would be kept
-            if not any(torch.equal(tensor, next(body.parameters())) for tensor in weights.values()):
-                raise DqdetError("has other names")  # which timm passes over
+        body: Any = create() if weights is None else _load(create, weights)
     except TypeError as error:
+        if config.drop_path is not None and "drop_path" in str(error):
+            raise DqdetError(
+                f"model.backbone.drop_path={config.drop_path}: {name} has no stochastic depth; leave it out"
+            ) from error
         if config.dilation:
             raise DqdetError(f"model.backbone.dilation=true: {name} has no stage to dilate; leave it out") from error
         raise
@@ -147,3 +147,23 @@ def make_timm_model(config: BackboneConfig, weights: Mapping[str, Tensor] | None
         if type(module) is SwinTransformerBlock:
             module.__class__ = PaddedSwinBlock
     return body
+
+
+def _load(create: Callable[..., Any], weights: Mapping[str, Tensor]) -> Any:
+    """A model with all its parameters from a file.
+
+    Raises:
+        DqdetError: the file does not have them all.
+    """
+
+    def load(state: dict[str, Tensor]) -> Any:
+        body = create(pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        body.pretrained_cfg["state_dict"] = None  # it would be kept
+        return body
+
+    # timm renames and resizes what a file has, and passes over what it lacks: where no NaN of a file of NaNs arrives.
+    marked = {name: torch.full_like(x, torch.nan) if x.is_floating_point() else x for name, x in weights.items()}
+    arrived = {name: x.isnan().all() for name, x in load(marked).state_dict().items() if x.is_floating_point()}
+    if missing := [name for name, all_of_it in arrived.items() if not all_of_it]:
+        raise DqdetError(f"has no {listed(missing)}")
+    return load(dict(weights))
