@@ -19,7 +19,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from dqdet.config import BackboneConfig
 from dqdet.errors import DqdetError
-from dqdet.nn.backbone import Backbone, make_timm_model
+from dqdet.nn.backbone import Backbone
 from dqdet.nn.frozen_norms import freeze_norms
 from dqdet.weights.backbones import read_backbone
 
@@ -232,11 +232,10 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
         from_file(BackboneConfig(name="resnet18", weights=str(tmp_path / "caffe2.pkl")))
 
 
-@pytest.mark.parametrize(("name", "of", "missing"), [("resnet34", "resnet18", "layer1.2."), ("swin_s", "swin_t", "")])
-def test_weights_of_a_shallower_backbone_are_refused(name, of, missing):
-    weights = make_timm_model(BackboneConfig(name=of, pretrained=False), None).state_dict()
-    with pytest.raises(DqdetError, match=rf"not weights of .* \(has no {missing}.* and \d+ more\)"):
-        Backbone(BackboneConfig(name=name, weights="file", pretrained=False), STRIDES, weights)
+def test_weights_of_a_shallower_backbone_are_refused():
+    weights = timm.create_model("resnet18", pretrained=False).state_dict()
+    with pytest.raises(DqdetError, match=r"not weights of resnet34 \(has no layer1\.2\..* and \d+ more\)"):
+        Backbone(BackboneConfig(name="resnet34", weights="file", pretrained=False), STRIDES, weights)
 
 
 def test_weights_may_lack_what_counts_batches_or_be_of_half_precision():

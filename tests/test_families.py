@@ -130,6 +130,16 @@ def test_no_gradient_crosses_groups(name, group, own, other):
         assert table.grad.any(-1).all()  # every query
 
 
+@every_family
+def test_no_parameter_of_a_single_layer_is_left_without_effect(name):
+    """Several processes that train together end where there is one."""
+    model = build(name, {"decoder_layers": 1}).train()
+    predictions = model.forward_features(*inputs(model))
+    parts = [predictions, *([] if predictions.proposals is None else [predictions.proposals])]
+    sum(output.square().sum() for part in parts for output in outputs(part).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 SOURCES = {
     "static": {"kind": "static"},
     "grouped": {"kind": "grouped"},

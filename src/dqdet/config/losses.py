@@ -31,7 +31,7 @@ class LossConfig(Section):
     no_object_weight: NonNegative = 0.1
     """Weight of unmatched queries in the cross-entropy; no effect on other losses of classes."""
     box_epsilon: NonNegative = 0.0
-    """Added to the denominators of IoU and GIoU."""
+    """Added to both denominators of the generalised IoU, in loss and matching."""
     beta: NonNegative | None = 1.0
     """Weight of the basic queries' loss (Eq. 7); 0: they do not train by themselves; null: the mean over all groups."""
 

@@ -134,6 +134,7 @@ class ConditionalDetr(Detector):
         self.norm = nn.LayerNorm(hidden)
         self.reference_head = xavier_(MLP(hidden, hidden, 2))
         self.spatial_scale = xavier_(MLP(hidden, hidden, hidden))
+        self.spatial_scale.requires_grad_(config.decoder_layers > 1)  # the first layer does not read it
         self.class_head = class_head(hidden, num_classes)
         self.box_head = box_head(hidden)
         self.queries = make_queries(queries, {"position": hidden}, backbone=channels[-1], hidden=hidden)

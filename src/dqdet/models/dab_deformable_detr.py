@@ -31,6 +31,7 @@ class DabDeformableDetr(DeformableDetr):
     def add_query_layers(self, hidden: int) -> None:
         self.position_head = xavier_(MLP(2 * hidden, hidden, hidden))
         self.position_scale = xavier_(MLP(hidden, hidden, hidden))
+        self.position_scale.requires_grad_(len(self.decoder) > 1)  # the first layer does not read it
 
     def start_from_queries(self, feature: Tensor, padding: Tensor, targets: Sequence[Target] = ()) -> DecoderInput:
         queries = self.queries(feature, padding)

@@ -71,6 +71,7 @@ class DabDetr(Detector):
         self.norm = nn.LayerNorm(hidden)
         self.position_head = xavier_(MLP(2 * hidden, hidden, hidden))
         self.spatial_scale = xavier_(MLP(hidden, hidden, hidden))
+        self.spatial_scale.requires_grad_(config.decoder_layers > 1)  # the first layer does not read it
         self.size_head = xavier_(MLP(hidden, hidden, 2))
         self.class_head = class_head(hidden, num_classes)
         self.box_head = box_head(hidden)
