@@ -17,9 +17,9 @@ from timm.layers import DropPath, freeze_batch_norm_2d
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-from dqdet.config import BackboneConfig
+from dqdet.config import BackboneConfig, DataConfig
 from dqdet.errors import DqdetError
-from dqdet.nn.backbone import Backbone
+from dqdet.nn.backbone import SHORT_NAMES, Backbone, other_colours
 from dqdet.nn.frozen_norms import freeze_norms
 from dqdet.weights.backbones import read_backbone
 
@@ -249,6 +249,17 @@ def test_weights_may_lack_what_counts_batches_or_be_of_half_precision():
 def test_what_has_no_stochastic_depth_says_so(name):
     with pytest.raises(DqdetError, match=rf"model\.backbone\.drop_path=0\.1: {name} has no stochastic depth"):
         Backbone(BackboneConfig(name=name, pretrained=False, drop_path=0.1), STRIDES)
+
+
+def test_weights_for_images_of_other_colours_are_said():
+    imagenet = DataConfig()
+    half = BackboneConfig(name="tf_efficientnetv2_s.in21k_ft_in1k")
+    (line,) = other_colours(half, imagenet.mean, imagenet.std)
+    assert line.endswith("set data.mean=[0.5, 0.5, 0.5] and data.std=[0.5, 0.5, 0.5]")
+    assert list(other_colours(half, [0.5] * 3, [0.5] * 3)) == []
+    assert list(other_colours(half.model_copy(update={"pretrained": False}), imagenet.mean, imagenet.std)) == []
+    for name in (*SHORT_NAMES, "cae_small"):
+        assert list(other_colours(BackboneConfig(name=name), imagenet.mean, imagenet.std)) == []
 
 
 def test_errors_name_the_option_and_the_way_out(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -108,6 +108,16 @@ class Backbone(nn.Module):
         """Whether maps of an image are as large as :meth:`forward` says; networks may round down, or take no such."""
         maps = probe(self, side)
         return maps is not None and [x.shape[-1] for x in maps] == [-(-side // step) for step in self.steps]
+
+
+def other_colours(config: BackboneConfig, mean: Sequence[float], std: Sequence[float]) -> Iterator[str]:
+    """A line where a backbone's trained weights expect images of another normalisation than this, by what timm says."""
+    known = timm.get_pretrained_cfg(SHORT_NAMES.get(config.name, config.name))
+    if known is None or not (config.pretrained or config.weights):
+        return
+    options = {"mean": (mean, known.mean), "std": (std, known.std)}
+    if other := [f"data.{name}={list(theirs)}" for name, (ours, theirs) in options.items() if [*ours] != [*theirs]]:
+        yield f"model.backbone.name={config.name}: its weights expect other colours; set {' and '.join(other)}"
 
 
 def make_timm_model(config: BackboneConfig, weights: Mapping[str, Tensor] | None, **options: Any) -> Any:

@@ -16,6 +16,7 @@ from dqdet.data import check_files, open_dataset
 from dqdet.data.dataset import DetectionDataset
 from dqdet.data.loader import check_parts
 from dqdet.errors import DqdetError, listed, value_text
+from dqdet.nn.backbone import other_colours
 from dqdet.runs.folder import check_classes
 from dqdet.runs.processes import this_process
 from dqdet.training.data_module import DataModule
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 def ready(config: Config) -> tuple[DataModule, Config]:
     """The data of a training and its configuration, filled from it; says what has no effect."""
     warn(without_weights(config))
+    if config.init is None:
+        warn(other_colours(config.model.backbone, config.data.mean, config.data.std))
     data = open_data(config)
     objects = [split.has_objects() for split in (data.train_set, data.val_set)]
     warn(without_effect(config, data.steps_per_epoch, *objects))
