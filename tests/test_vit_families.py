@@ -155,7 +155,7 @@ def test_folders_of_several_groups(tmp_path):
     save_folder(tmp_path / "groups", *trained("rf_detr_nano"), {"AP": 0.25})
     dqdet.upgrade(tmp_path / "groups", tmp_path / "first")
     dqdet.upgrade(tmp_path / "groups", tmp_path / "mean", groups="mean")
-    assert (load_metrics(tmp_path / "first"), load_metrics(tmp_path / "mean")) == ({"AP": 0.25}, {})
+    assert (load_metrics(tmp_path / "first"), load_metrics(tmp_path / "mean")) == ({"AP": 0.25, "step": 0}, {"step": 0})
     assert load_config(tmp_path / "first").queries.ratio == GROUPS
     model, _ = load_folder(tmp_path / "first")
     expected, _ = load_folder(tmp_path / "groups")

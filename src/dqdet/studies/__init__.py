@@ -79,9 +79,9 @@ def study(
     from dqdet.studies.request import Request
 
     if page is not None:
+        check_place(Path(page))
         if Path(page).exists():  # perhaps with what somebody has written on it
             raise DqdetError(f"{page} exists already; remove it, or choose another page")
-        check_place(Path(page))
 
     request = Request(
         name,
