@@ -18,8 +18,9 @@ from PIL import Image
 
 import dqdet
 from dqdet.errors import DqdetError
+from dqdet.formats.remote import public
 from dqdet.predict import streams
-from dqdet.predict.addresses import is_download, is_stream, public
+from dqdet.predict.addresses import is_download, is_stream
 from dqdet.predict.frames import VideoFile
 from dqdet.predict.predictor import Predictor
 from dqdet.predict.sources import predict

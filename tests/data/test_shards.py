@@ -297,6 +297,17 @@ def test_a_name_that_a_server_does_not_have_is_passed_over_whatever_it_says(serv
     )
 
 
+def test_messages_about_shards_behind_an_address_have_no_password(served):
+    address, _, state = served
+    private = address.replace("//", "//ada:secret@")
+    assert "secret" not in error_of_shards(private, "val", val="valid")
+    state["failing"] = 10
+    for read in (remote.read_whole, lambda address: remote.read_part(address, 0, 1)):
+        with pytest.raises(DqdetError) as caught:
+            read(f"{private}/val-000000.tar")
+        assert str(caught.value).startswith(f"{address}/val-000000.tar: cannot be fetched (503")
+
+
 def test_what_to_do_about_shards_behind_an_address_is_to_be_done_there(served, few, shards, monkeypatch):
     """No index is made anew there."""
     address, _, state = served

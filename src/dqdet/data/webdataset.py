@@ -28,7 +28,7 @@ from dqdet.data.dataset import Split
 from dqdet.errors import DqdetError, listed, printable
 from dqdet.formats.image_headers import AT_ONCE
 from dqdet.formats.records import image_fault, is_id, is_text, read_document
-from dqdet.formats.remote import WithheldFile, is_address, read_whole
+from dqdet.formats.remote import WithheldFile, is_address, public, read_whole
 from dqdet.formats.shards import ANEW, REPAIR, Member, Sample, Shards, read_samples
 from dqdet.formats.writing import replacing
 
@@ -111,9 +111,9 @@ def _names(config: DataConfig, split: Split) -> list[str]:
 
 
 def _missing(config: DataConfig, split: Split, looked: str) -> DqdetError:
-    return DqdetError(
-        f"{config.root}: no shards of the {split} split; looked for {looked}; set data.{split} to its name"
-    )
+    root = str(config.root)
+    place = public(root) if is_address(root) else root
+    return DqdetError(f"{place}: no shards of the {split} split; looked for {looked}; set data.{split} to its name")
 
 
 def _name(config: DataConfig, split: Split, root: Path) -> str:
@@ -148,7 +148,9 @@ def _fetched(config: DataConfig, split: Split, folder: Path) -> Path:
             looked.append(f"index-{name}.json{status}")
             continue
         if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):  # a page that asks for a password
-            raise DqdetError(f"{address}: is no index of shards, as it is no object of JSON; open it in a browser")
+            raise DqdetError(
+                f"{public(address)}: is no index of shards, as it is no object of JSON; open it in a browser"
+            )
         file = index_file(folder, name)
         _write(file, content)
         return file

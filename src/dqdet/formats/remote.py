@@ -23,6 +23,11 @@ def is_address(source: str) -> bool:
     return source.lower().startswith(("http://", "https://"))
 
 
+def public(address: str) -> str:
+    """An address without the name and password of a user."""
+    return re.sub(r"//[^/?#]*@", "//", address)
+
+
 class WithheldFile(DqdetError):
     """A file that a server does not give, maybe because there is none: stores do not tell everyone what they have."""
 
@@ -54,8 +59,8 @@ def read_part(address: str, start: int, length: int) -> tuple[bytes, int]:
         return b"", int(found[1])
     if _right(address, answer).status_code != HTTPStatus.PARTIAL_CONTENT or found is None:
         raise DqdetError(
-            f"{address}: the server does not give parts of files (Range); take another one, such as nginx or an object "
-            "store, or copy the files to a disk"
+            f"{public(address)}: the server does not give parts of files (Range); take another one, such as nginx or "
+            "an object store, or copy the files to a disk"
         )
     return answer.content, int(found[1])
 
@@ -79,9 +84,11 @@ def _get(address: str, headers: dict[str, str]) -> httpx.Response:
                     return answer
         except httpx.TransportError as error:
             if not left:
-                raise DqdetError(f"{address}: cannot be fetched ({error}); check address and connection") from error
+                raise DqdetError(
+                    f"{public(address)}: cannot be fetched ({error}); check address and connection"
+                ) from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ValueError) as error:
-            raise DqdetError(f"{address}: cannot be fetched ({error}); correct the address") from error
+            raise DqdetError(f"{public(address)}: cannot be fetched ({error}); correct the address") from error
         time.sleep(pause)
         pause *= 2
     raise AssertionError("the last try returns or raises")
@@ -90,6 +97,6 @@ def _get(address: str, headers: dict[str, str]) -> httpx.Response:
 def _right(address: str, answer: httpx.Response) -> httpx.Response:
     if not answer.is_success:
         status = f"{answer.status_code} {answer.reason_phrase}"
-        message = f"{address}: cannot be fetched ({status}); correct the address"
+        message = f"{public(address)}: cannot be fetched ({status}); correct the address"
         raise WithheldFile(message, status) if answer.status_code in WITHHELD else DqdetError(message)
     return answer

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from dqdet.errors import DqdetError
-from dqdet.formats.remote import TIMEOUT, is_address
+from dqdet.formats.remote import TIMEOUT, is_address, public
 
 LARGEST = 256 * 2**20  # bytes of a file
 LONGEST_NAME = 100  # bytes of its name here, of which file systems take 255
@@ -27,11 +27,6 @@ def is_download(source: str) -> bool:
 def is_stream(source: str) -> bool:
     """Whether frames come from there one after the other; ``webcam:0`` and ``/dev/video0`` are cameras."""
     return any(known.match(source) for known in (STREAM, PLAYLIST, CAMERA))
-
-
-def public(address: str) -> str:
-    """An address without the name and password of a user."""
-    return re.sub(r"//[^/?#]*@", "//", address)
 
 
 def fetch(address: str, folder: Path, largest: int = LARGEST) -> Path:

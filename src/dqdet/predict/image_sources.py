@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dqdet.errors import DqdetError, value_text
 from dqdet.formats.image_files import Encoded, as_rgb, one_line, read_image
-from dqdet.predict.addresses import fetch, is_download, public
+from dqdet.formats.remote import public
+from dqdet.predict.addresses import fetch, is_download
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -26,9 +26,9 @@ from typing import Any
 from dqdet.config import Precision
 from dqdet.errors import DqdetError, Interrupted
 from dqdet.formats.image_files import one_line
+from dqdet.formats.remote import public
 from dqdet.formats.results import GrowingList, IouType, coco_results
 from dqdet.formats.writing import move_files, replacing, unfinished_folder
-from dqdet.predict.addresses import public
 from dqdet.predict.images import found_in
 from dqdet.predict.output import RESULTS, described
 from dqdet.predict.predictor import Predictor, objects

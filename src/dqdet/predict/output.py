@@ -11,8 +11,9 @@ from pathlib import Path
 import av
 
 from dqdet.errors import DqdetError, Interrupted
+from dqdet.formats.remote import public
 from dqdet.formats.writing import move_files, unfinished_folder
-from dqdet.predict.addresses import is_stream, public
+from dqdet.predict.addresses import is_stream
 from dqdet.runs.lock import held
 
 RESULTS = ("results.json", "panoptic.json", "images.json", "videos.json")

@@ -16,7 +16,8 @@ from dqdet.errors import DqdetError, Interrupted, listed
 from dqdet.formats.folders import folders_below, numbered
 from dqdet.formats.image_files import image_files, is_image_name
 from dqdet.formats.records import is_id, is_text
-from dqdet.predict.addresses import fetch, is_download, is_stream, public
+from dqdet.formats.remote import public
+from dqdet.predict.addresses import fetch, is_download, is_stream
 from dqdet.predict.frames import is_video_file
 from dqdet.predict.images import Picture, predict_pictures
 from dqdet.predict.predictor import Predictor

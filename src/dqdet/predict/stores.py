@@ -13,8 +13,7 @@ from PIL import Image
 from dqdet.errors import DqdetError
 from dqdet.formats.folders import numbered
 from dqdet.formats.image_files import Encoded, is_image_name, one_line, read_image
-from dqdet.formats.remote import is_address, read_whole
-from dqdet.predict.addresses import public
+from dqdet.formats.remote import is_address, public, read_whole
 from dqdet.predict.images import Picture, image_ids
 from dqdet.predict.sources import ids_from, images_of
 

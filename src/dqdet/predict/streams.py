@@ -15,7 +15,8 @@ import av
 from PIL import Image
 
 from dqdet.errors import DqdetError
-from dqdet.predict.addresses import CAMERA, public
+from dqdet.formats.remote import public
+from dqdet.predict.addresses import CAMERA
 from dqdet.predict.frames import Video, said_rate, upright
 
 WAIT = 10.0  # seconds without anything that a stream may take to open, or between two frames

@@ -15,10 +15,11 @@ from PIL import Image
 
 from dqdet.drawing.pictures import Threshold, annotated
 from dqdet.errors import DqdetError
+from dqdet.formats.remote import public
 from dqdet.formats.results import video_results
 from dqdet.formats.writing import replacing
 from dqdet.inference.windows import best_tracks, track
-from dqdet.predict.addresses import is_stream, public
+from dqdet.predict.addresses import is_stream
 from dqdet.predict.frames import Video, open_video, video_writer
 from dqdet.predict.images import ResultFiles, found_in
 from dqdet.predict.output import Output, results_folder
