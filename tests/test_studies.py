@@ -165,6 +165,13 @@ def test_a_part_of_a_training_is_named(tmp_path):
         study("generated", tmp_path, seeds=1, only=("static",), report=True, **SMALL)
 
 
+def test_a_report_of_other_numbers_of_queries_says_what_is_there(tmp_path):
+    only = ("DAB-Deformable-DETR", "1 static")
+    study("queries", tmp_path, seeds=1, jobs=1, only=only, **SMALL)
+    with pytest.raises(DqdetError, match=r"trainings \(dab-deformable-detr-1-static-0\) are others than asked for"):
+        study("queries", tmp_path, seeds=1, report=True)
+
+
 def test_a_page_that_is_there_is_kept(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("**Learned:** a lot.")

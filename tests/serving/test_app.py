@@ -281,6 +281,16 @@ def test_a_model_that_fails_fails_one_batch(predictor, monkeypatch):
         assert client.post("/predict", content=picture()).status_code == 200
 
 
+def answers_to_a_batch(predictor):
+    """Of images of 60x60, 44x33 and 60x60 pixels that wait together."""
+    line = Line(predictor, 8, at_once=1)
+    images = [predictor.prepared(Image.new("RGB", size)) for size in ((60, 60), (44, 33), (60, 60))]
+    answers = [line.join(lambda image=image: image, lambda *_: b"found") for image in images]
+    line.start()
+    line.stop()  # when all have their answers
+    return answers
+
+
 def test_images_without_enough_memory_together_go_alone(predictor, monkeypatch):
     def outcomes_of(batch, threshold=None):
         if len(batch) > 1 or batch[0].size == (33, 44):
@@ -288,14 +298,10 @@ def test_images_without_enough_memory_together_go_alone(predictor, monkeypatch):
         return Predictor.outcomes_of(predictor, batch, threshold)
 
     monkeypatch.setattr(predictor, "outcomes_of", outcomes_of)
-    line = Line(predictor, 8, at_once=1)
-    images = [predictor.prepared(Image.new("RGB", size)) for size in ((60, 60), (44, 33), (60, 60))]
-    first, large, last = (line.join(lambda image=image: image, lambda *_: b"found") for image in images)
-    line.start()
+    first, large, last = answers_to_a_batch(predictor)
     assert (first.result(60), last.result(60)) == (b"found", b"found")
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         large.result(60)
-    line.stop()
     with TestClient(serving.make_app(predictor, serving.Limits())) as client:
         answer = client.post("/predict", content=picture(44, 33))
     assert answer.status_code == 507
@@ -309,14 +315,10 @@ def test_an_image_that_the_model_cannot_take_is_answered_alone(predictor, monkey
         return Predictor.outcomes_of(predictor, batch, threshold)
 
     monkeypatch.setattr(predictor, "outcomes_of", outcomes_of)
-    line = Line(predictor, 8, at_once=1)
-    images = [predictor.prepared(Image.new("RGB", size)) for size in ((60, 60), (44, 33), (60, 60))]
-    first, unfit, last = (line.join(lambda image=image: image, lambda *_: b"found") for image in images)
-    line.start()
+    first, unfit, last = answers_to_a_batch(predictor)
     assert (first.result(60), last.result(60)) == (b"found", b"found")
     with pytest.raises(UnfitImage):
         unfit.result(60)
-    line.stop()
     with TestClient(serving.make_app(predictor, serving.Limits())) as client:
         answer = client.post("/predict", content=picture(44, 33))
     assert (answer.status_code, answer.json()["detail"]) == (422, "images of this size have 200 cells to propose")

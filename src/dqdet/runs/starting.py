@@ -14,13 +14,13 @@ from dqdet.errors import DqdetError, value_text
 from dqdet.queries import Constants, GroupedQueries, ModulatedQueries, QuerySource, StaticQueries
 from dqdet.weights.renaming import State
 
-APART = 0.01
+APART = 0.01  # share of the standard deviation that equal queries of a hull are moved by
 FIRST = 0.99  # share of the first group where a model with several groups starts from it
 Groups = Literal["first", "mean"]
 Learned = Mapping[str, Tensor]  # of each part query i of every group, that of inference first: [m, g, f]
 
 
-def check(perturbation: float, groups: Groups, trained: int) -> None:
+def check_start(perturbation: float, groups: Groups, trained: int) -> None:
     """Raise DqdetError unless queries can start like this.
 
     Args:

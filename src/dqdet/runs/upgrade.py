@@ -11,7 +11,7 @@ from dqdet.models.detector import Detector
 from dqdet.queries import ModulatedQueries
 from dqdet.runs.folder import without_pretraining
 from dqdet.runs.sources import write_derived
-from dqdet.runs.starting import Groups, check, learned_queries, perturb, start, with_all_proposals
+from dqdet.runs.starting import Groups, check_start, learned_queries, perturb, start, with_all_proposals
 
 RATIO = 4  # basic queries behind each modulated one, where a model has one group of queries
 
@@ -46,7 +46,7 @@ def upgrade(
         found = f"{config.queries.kind} ones" if config.queries.kind != "static" else "the encoder's proposals"
         raise DqdetError(f"only static queries can be upgraded; this model has {found}")
     trained = next(iter(learned.values())).shape[1]  # groups
-    check(perturbation, groups, trained)
+    check_start(perturbation, groups, trained)
     if trained > 1 and ratio not in (None, trained):
         raise DqdetError(f"has {trained} groups of queries, which all become basic ones; leave out --ratio {ratio}")
     options = {

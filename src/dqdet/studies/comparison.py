@@ -23,6 +23,7 @@ from dqdet.studies.running import (
     Training,
     check_options,
     is_finished,
+    none_finished,
     read_curve,
     run_all,
     small_name,
@@ -115,7 +116,7 @@ class Comparison:
             trained = {name: finished(request, label, subject, name, arm) for name, arm in arms[label].items()}
             rows.append(Row(self, label, subject, arms[label], trained, subject.config(request.overrides)))
         if not any(row.machines for row in rows):
-            raise DqdetError(f"{request.out}: no finished training of {request.name}; leave out --report to train")
+            raise none_finished(request.out, request.name)
         tables = [
             lines
             for _, alike in groupby(rows, key=lambda row: row.metrics)

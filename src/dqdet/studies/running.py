@@ -26,7 +26,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import dqdet
 from dqdet.config import parse_overrides, resolve
 from dqdet.data.loader import STOPPING
-from dqdet.errors import DISK_FULL, DqdetError, Interrupted
+from dqdet.errors import DISK_FULL, DqdetError, Interrupted, listed
 from dqdet.runs.folder import CONFIG, LAST, load_config, write_file
 from dqdet.training.engine import ELSEWHERE
 
@@ -252,6 +252,16 @@ def _step(entry: tuple[str, Any]) -> int:
 
 def is_finished(folder: Path) -> bool:
     return (folder / FINISHED).exists()
+
+
+def none_finished(out: Path, study: str) -> DqdetError:
+    """That there is nothing to report of a study, and what its folder has instead."""
+    if others := sorted(file.parent.name for file in out.glob(f"*/{FINISHED}")):
+        return DqdetError(
+            f"{out}: its finished trainings ({listed(others)}) are others than asked for; give the options that they "
+            "were trained with"
+        )
+    return DqdetError(f"{out}: no finished training of {study}; leave out --report to train")
 
 
 def trained_on(folder: Path) -> str:

@@ -13,7 +13,7 @@ from dqdet.runs.folder import MEASURED, NOT_MEASURED
 from dqdet.runs.sources import load_model
 from dqdet.studies.comparison import Arm, training
 from dqdet.studies.request import Request, Subject, subjects
-from dqdet.studies.running import is_finished, run_all
+from dqdet.studies.running import is_finished, none_finished, run_all
 from dqdet.training.evaluation import LOADED
 
 
@@ -58,7 +58,7 @@ def examined(request: Request, own: Mapping[str, Subject], arm: Arm, seeds: int)
         if is_finished(one.folder)
     ]
     if not found:
-        raise DqdetError(f"{request.out}: no finished training of {request.name}; leave out --report to train")
+        raise none_finished(request.out, request.name)
     return found
 
 

@@ -27,7 +27,7 @@ from dqdet.config import QueriesConfig
 from dqdet.config.effects import TRAINED, unread
 from dqdet.errors import DqdetError, value_text
 from dqdet.queries import GroupedQueries, ModulatedQueries, QuerySource
-from dqdet.runs.starting import Groups, Learned, check, perturb, start
+from dqdet.runs.starting import Groups, Learned, check_start, perturb, start
 
 # Options of queries that the models of the library decide, or whose training has no such thing.
 OF_OUR_TRAINING = {"count", "denoising", "label_noise", "box_noise"}
@@ -91,7 +91,7 @@ def modulate(
     config = _queries(name, {"count": 1, **fixed, **given})
     trained = seam.groups_of(model.config)
     try:
-        check(perturbation, groups, trained)
+        check_start(perturbation, groups, trained)
     except DqdetError as error:
         raise DqdetError(f"{name}: {error}") from error
     if beta is not None and not (isinstance(beta, int | float) and 0 <= beta < math.inf):
